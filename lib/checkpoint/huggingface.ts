@@ -1,0 +1,242 @@
+import { readdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import { throwIfAborted } from '../errors.js';
+import { detectFamily } from './family.js';
+import { readError, readSmallFile, readSmallFileIfAny } from './file.js';
+import { parseHuggingFaceConfig } from './huggingface-config.js';
+import { invalid, invalidTensor, shown } from './invalid.js';
+import { isObject, type JsonObject, parseJsonObject } from './json.js';
+import { EMBEDDING, OUTPUT, type TensorSpec, tensorLayout } from './layout.js';
+import type { RawTensor, RawTensorFile } from './raw-tensor.js';
+import { readSafetensors } from './safetensors.js';
+import { readSentencePiece } from './sentencepiece.js';
+import type { FloatType } from './tensor-types.js';
+import { readTorchFile } from './torch.js';
+import type { Checkpoint, FileRange, ModelFamily, TensorEntry, TensorType, TokenizerData } from './types.js';
+import { validateCheckpoint } from './validate.js';
+
+const CONFIG_LIMIT = 1 << 20;
+const TEXT_LIMIT = 16 << 20;
+
+/** What THUDM's names begin with; base models have been published without. */
+const PREFIX = 'transformer.';
+/** Positions of the rotary embedding, which are computed instead. */
+const IGNORED = new Set(['rotary_pos_emb.inv_freq']);
+
+const FLOAT_TYPES: Readonly<Record<string, FloatType>> = { F32: 'f32', F16: 'f16', BF16: 'bf16' };
+
+interface Container {
+  format: 'safetensors' | 'torch';
+  single: string;
+  index: string;
+  read(path: string): Promise<RawTensorFile>;
+}
+
+/** In the order of preference. */
+const CONTAINERS: readonly Container[] = [
+  { format: 'safetensors', single: 'model.safetensors', index: 'model.safetensors.index.json', read: readSafetensors },
+  { format: 'torch', single: 'pytorch_model.bin', index: 'pytorch_model.bin.index.json', read: readTorchFile },
+];
+
+/** Opens a directory as THUDM publishes it on Hugging Face. */
+export async function openHuggingFace(
+  directory: string,
+  wantedFamily: ModelFamily | undefined,
+  signal: AbortSignal | undefined,
+): Promise<Checkpoint> {
+  const configPath = join(directory, 'config.json');
+  const config = await readJson(configPath, CONFIG_LIMIT);
+  if (config === undefined) throw invalid(directory, 'has no config.json, so it is no checkpoint');
+  const family = wantedFamily ?? (await familyOfDirectory(directory, config)) ?? 'chatglm3';
+  const modelConfig = parseHuggingFaceConfig(config, family, configPath, directory);
+
+  const { format, files, list } = await readWeightFiles(directory, signal);
+  const tensors = namedTensors(files);
+  const quantizationBit = readQuantizationBit(config, configPath);
+  const fileIndex = new Map(files.map((file, i) => [file.path, i]));
+  const entries = new Map<string, TensorEntry>();
+  for (const spec of tensorLayout(modelConfig)) {
+    const entry = toEntry(spec, tensors, fileIndex, quantizationBit);
+    if (entry !== undefined) entries.set(spec.name, entry);
+  }
+  const embedding = entries.get(EMBEDDING);
+  if (config.tie_word_embeddings === true && !entries.has(OUTPUT) && embedding !== undefined) {
+    entries.set(OUTPUT, { ...embedding, name: OUTPUT });
+  }
+  refuseUnknown(tensors);
+
+  return validateCheckpoint({
+    format,
+    path: directory,
+    files: files.map((file) => file.path),
+    fileSizes: files.map((file) => file.size),
+    config: modelConfig,
+    tensors: entries,
+    tokenizer: await readDirectoryTokenizer(directory),
+    metadata: config,
+    nameInFile: (spec) => `${PREFIX}${spec.thudmName}`,
+    tensorList: list,
+  });
+}
+
+/** The directory's tokenizer.model, if it has one. */
+export async function readDirectoryTokenizer(directory: string): Promise<TokenizerData | undefined> {
+  const names = await list(directory);
+  return names.includes('tokenizer.model') ? readSentencePiece(join(directory, 'tokenizer.model')) : undefined;
+}
+
+/** The family as far as the directory tells; a config.json is not needed for it. */
+export async function familyOfDirectory(directory: string, config?: JsonObject): Promise<ModelFamily | undefined> {
+  const json = config ?? (await readJson(join(directory, 'config.json'), CONFIG_LIMIT));
+  const sources: string[] = [];
+  for (const name of ['tokenizer_config.json', 'tokenization_chatglm.py']) {
+    const text = await readSmallFileIfAny(join(directory, name), TEXT_LIMIT);
+    if (text !== undefined) sources.push(text.toString('utf8'));
+  }
+  const name = json?._name_or_path;
+  return detectFamily({
+    tokenizerSources: sources,
+    nameOrPath: typeof name === 'string' ? name : undefined,
+    directory,
+  });
+}
+
+async function readWeightFiles(
+  directory: string,
+  signal: AbortSignal | undefined,
+): Promise<{ format: Container['format']; files: RawTensorFile[]; list: string }> {
+  const names = await list(directory);
+  for (const container of CONTAINERS) {
+    const { format, single, index, read } = container;
+    if (names.includes(single)) {
+      const path = join(directory, single);
+      return { format, files: [await read(path)], list: path };
+    }
+    if (names.includes(index)) {
+      const path = join(directory, index);
+      return { format, files: await readShards(directory, path, names, container, signal), list: path };
+    }
+  }
+  const wanted = CONTAINERS.map(({ single, index }) => `${single} or ${index}`).join(', ');
+  throw invalid(directory, `holds no weights: none of ${wanted}`);
+}
+
+async function readShards(
+  directory: string,
+  indexPath: string,
+  names: readonly string[],
+  container: Container,
+  signal: AbortSignal | undefined,
+): Promise<RawTensorFile[]> {
+  const weightMap = (await readJson(indexPath, TEXT_LIMIT))?.weight_map;
+  if (!isObject(weightMap)) throw invalid(indexPath, 'has no weight_map');
+  const shards = new Map<string, RawTensorFile>();
+  for (const shard of new Set(Object.values(weightMap))) {
+    throwIfAborted(signal);
+    if (typeof shard !== 'string' || !/^[\w-][\w.-]*$/.test(shard)) {
+      throw invalid(indexPath, `names ${shown(String(shard))} as a shard`);
+    }
+    if (!names.includes(shard)) throw invalid(indexPath, `the shard ${shard} is missing`, { shard });
+    shards.set(shard, await container.read(join(directory, shard)));
+  }
+  for (const [tensor, shard] of Object.entries(weightMap)) {
+    const file = shards.get(String(shard));
+    if (file !== undefined && !file.tensors.some(({ name }) => name === tensor)) {
+      throw invalidTensor(file.path, tensor, `is missing, although ${container.index} says that it is here`);
+    }
+  }
+  return [...shards.values()];
+}
+
+/** All tensors by THUDM's name without its prefix. */
+function namedTensors(files: readonly RawTensorFile[]): Map<string, RawTensor> {
+  const tensors = new Map<string, RawTensor>();
+  for (const file of files) {
+    for (const tensor of file.tensors) {
+      const name = tensor.name.startsWith(PREFIX) ? tensor.name.slice(PREFIX.length) : tensor.name;
+      const before = tensors.get(name);
+      if (before !== undefined) throw invalidTensor(tensor.file, tensor.name, `is in ${shown(before.file)} too`);
+      tensors.set(name, tensor);
+    }
+  }
+  return tensors;
+}
+
+function readQuantizationBit(config: JsonObject, file: string): 0 | 4 | 8 {
+  const bits = config.quantization_bit ?? 0;
+  if (bits === 0 || bits === 4 || bits === 8) return bits;
+  throw invalid(file, `quantization_bit is ${shown(String(bits))}; 4 and 8 are known`);
+}
+
+/** Takes the spec's tensor, and its scales, out of `tensors`. */
+function toEntry(
+  spec: TensorSpec,
+  tensors: Map<string, RawTensor>,
+  fileIndex: ReadonlyMap<string, number>,
+  quantizationBit: 0 | 4 | 8,
+): TensorEntry | undefined {
+  const take = (name: string) => {
+    const tensor = tensors.get(name);
+    tensors.delete(name);
+    return tensor;
+  };
+  const range = ({ file, offset, length }: RawTensor): FileRange => ({
+    file: fileIndex.get(file) ?? -1,
+    offset,
+    length,
+  });
+  const raw = take(spec.thudmName);
+  if (raw === undefined) return undefined;
+  const float = FLOAT_TYPES[raw.dtype];
+  if (float !== undefined) return { name: spec.name, type: float, shape: raw.shape, data: range(raw) };
+
+  const type = quantizedType(raw, quantizationBit);
+  const scales = take(`${spec.thudmName}_scale`);
+  if (scales === undefined) throw invalidTensor(raw.file, `${raw.name}_scale`, 'is missing');
+  const scaleType = FLOAT_TYPES[scales.dtype];
+  if (scaleType === undefined) throw invalidTensor(scales.file, scales.name, `has the dtype ${scales.dtype}`);
+  if (scales.shape.length !== 1 || scales.shape[0] !== raw.shape[0]) {
+    throw invalidTensor(
+      scales.file,
+      scales.name,
+      `has the shape ${scales.shape.join(' x ')}; one scale a row is needed`,
+    );
+  }
+  // Two weights of int4 share a byte.
+  const shape = raw.shape.map((size, i) => (type === 'int4' && i === raw.shape.length - 1 ? 2 * size : size));
+  return { name: spec.name, type, shape, data: range(raw), scale: { ...range(scales), type: scaleType } };
+}
+
+/** THUDM's quantization.py: int8 tensors; for 4 bits, two weights in each of their bytes. */
+function quantizedType(raw: RawTensor, quantizationBit: 0 | 4 | 8): TensorType {
+  if (raw.dtype === 'I8' && quantizationBit === 8) return 'int8';
+  if ((raw.dtype === 'I8' || raw.dtype === 'U8') && quantizationBit === 4) return 'int4';
+  const config = quantizationBit === 0 ? 'names no quantization_bit' : `has quantization_bit ${quantizationBit}`;
+  throw invalidTensor(raw.file, raw.name, `has the dtype ${raw.dtype}, but config.json ${config}`);
+}
+
+/** What is left after the model's own tensors were taken. */
+function refuseUnknown(tensors: ReadonlyMap<string, RawTensor>): void {
+  for (const [name, { file, name: nameInFile }] of tensors) {
+    if (IGNORED.has(name)) continue;
+    if (name.startsWith('prefix_encoder.')) {
+      throw invalidTensor(file, nameInFile, 'belongs to a P-tuning prefix, which is not supported');
+    }
+    throw invalidTensor(file, nameInFile, 'is not part of a model of this config');
+  }
+}
+
+async function readJson(path: string, limit: number): Promise<JsonObject | undefined> {
+  const names = await list(join(path, '..'));
+  return names.includes(path.split(/[\\/]/).at(-1) ?? '')
+    ? parseJsonObject(await readSmallFile(path, limit), path)
+    : undefined;
+}
+
+async function list(directory: string): Promise<string[]> {
+  try {
+    return await readdir(directory);
+  } catch (error) {
+    throw readError(directory, error);
+  }
+}

@@ -1,0 +1,71 @@
+import { isUtf8 } from 'node:buffer';
+import { invalid } from './invalid.js';
+import { PieceType, type TokenizerData } from './types.js';
+
+/** One piece while a tokenizer is read. */
+export interface Piece {
+  text: Uint8Array;
+  score: number;
+  type: number;
+}
+
+const BYTE_PIECES = 256;
+/** `<unk>`, `<s>` and `</s>` come first. */
+export const FIRST_BYTE_PIECE = 3;
+const FIRST_ORDINARY_PIECE = FIRST_BYTE_PIECE + BYTE_PIECES;
+const HEAD_TYPES = [PieceType.unknown, PieceType.control, PieceType.control] as const;
+
+/** `<0xNN>`: the piece of a byte that no other piece covers. */
+export function bytePiece(byte: number): string {
+  return `<0x${byte.toString(16).toUpperCase().padStart(2, '0')}>`;
+}
+
+/**
+ * Checks that the pieces are laid out as in every ChatGLM tokenizer (unknown, two control pieces, the 256 bytes, ordinary
+ * pieces) and packs them. The tokenizer in C++ relies on it.
+ */
+export function packPieces(pieces: readonly Piece[], file: string): TokenizerData {
+  if (pieces.length < FIRST_ORDINARY_PIECE) {
+    throw invalid(file, `the tokenizer has ${pieces.length} pieces; 3 special and 256 byte pieces are the least`);
+  }
+  const known = new Set<string>();
+  let bytes = 0;
+  pieces.forEach(({ text, score, type }, id) => {
+    const fail = (problem: string) => invalid(file, `piece ${id} of the tokenizer ${problem}`, { piece: id });
+    if (text.length === 0) throw fail('is empty');
+    if (!isUtf8(text)) throw fail('is not UTF-8');
+    if (!Number.isFinite(score)) throw fail(`has the score ${score}`);
+    if (!typeFits(id, type)) throw fail(`has the type ${type}`);
+    const string = Buffer.from(text.buffer, text.byteOffset, text.length).toString();
+    if (type === PieceType.byte && string !== bytePiece(id - FIRST_BYTE_PIECE))
+      throw fail('is not the byte it should be');
+    if (known.has(string)) throw fail('occurs twice');
+    known.add(string);
+    bytes += text.length;
+  });
+
+  const data: TokenizerData = {
+    pieces: new Uint8Array(bytes),
+    offsets: new Uint32Array(pieces.length + 1),
+    scores: Float32Array.from(pieces, (piece) => piece.score),
+    types: Uint8Array.from(pieces, (piece) => piece.type),
+  };
+  let end = 0;
+  pieces.forEach(({ text }, id) => {
+    data.pieces.set(text, end);
+    end += text.length;
+    data.offsets[id + 1] = end;
+  });
+  return data;
+}
+
+function typeFits(id: number, type: number): boolean {
+  if (id < FIRST_BYTE_PIECE) return type === HEAD_TYPES[id];
+  if (id < FIRST_ORDINARY_PIECE) return type === PieceType.byte;
+  return type === PieceType.normal || type === PieceType.userDefined || type === PieceType.unused;
+}
+
+/** The text of each piece. */
+export function pieceTexts(data: TokenizerData): Uint8Array[] {
+  return Array.from(data.types, (_, id) => data.pieces.subarray(data.offsets[id], data.offsets[id + 1]));
+}
