@@ -78,8 +78,8 @@ export interface NativeRequest {
   maxTokens: number;
   stopTokens: Uint32Array;
   sampling: NativeSampling;
-  /** Logits of every prompt position, and nothing generated. */
-  allLogits: boolean;
+  /** -1, or: give the logits of every prompt position from this one on, and generate nothing. */
+  logitsFrom: number;
 }
 
 export interface NativeTokenLogprobs {
@@ -102,7 +102,6 @@ export interface NativeModelInfo {
   weightBytes: number;
   mappedBytes: number;
   kvCacheBytes: number;
-  kvCacheTokens: number;
 }
 
 export interface NativeFinish {
@@ -155,7 +154,10 @@ export interface Native {
     types: Uint8Array,
   ) => NativeTokenizer;
   /** Loading begins at once, in the model's own thread. */
-  readonly Model: new (spec: NativeModelSpec, onEvents: (events: NativeEvent[]) => void) => NativeModel;
+  readonly Model: new (
+    spec: NativeModelSpec,
+    onEvents: (events: NativeEvent[]) => void,
+  ) => NativeModel;
   /**
    * Converts whole rows between types, rounding as GGUF's reference quantizers do. `scales` holds the rows' scales of
    * `int8` and `int4` sources as float32. `target` has room for the result; returns the bytes written.
@@ -184,8 +186,8 @@ export interface Native {
     mean: number,
     deviation: number,
   ): void;
-  /** Bytes per second of a plain read of `bytes` of memory by `threads` threads: what bounds decoding. */
-  measureBandwidth(threads: number, bytes: number): Promise<number>;
+  /** Bytes per second of a plain read of `bytes` of memory by `threads` threads: what bounds decoding. Blocks meanwhile. */
+  measureBandwidth(threads: number, bytes: number): number;
   /** The kernels that this CPU gets ('avx512', 'avx2', 'neon', 'scalar') and whether the CUDA backend is present. */
   system(): { kernels: string; cuda: string };
 }

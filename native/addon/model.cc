@@ -1,0 +1,306 @@
+#include "addon/model.h"
+
+#include <limits>
+#include <memory>
+#include <mutex>
+
+#include "addon/arguments.h"
+#include "addon/generation.h"
+#include "cpu/cpu_backend.h"
+#include "runtime/engine.h"
+
+namespace chatglm::addon {
+
+namespace {
+
+// Sizes in JavaScript are doubles: whole up to 2^53.
+constexpr int64_t kMostBytes = int64_t{1} << 53;
+constexpr int64_t kMostCount = std::numeric_limits<int32_t>::max();
+
+FileRange range_of(const Napi::Value& value, const char* name) {
+  const Napi::Object object = object_of(value, name);
+  return {static_cast<int32_t>(integer_of(object.Get("file"), "file", 0, kMostCount)),
+          static_cast<uint64_t>(integer_of(object.Get("offset"), "offset", 0, kMostBytes)),
+          static_cast<uint64_t>(integer_of(object.Get("length"), "length", 0, kMostBytes))};
+}
+
+DataType type_of(const Napi::Value& value) {
+  const std::string name = string_of(value, "type");
+  if (const auto type = data_type_by_name(name)) return *type;
+  throw Error("ERR_INVALID_ARGUMENT", "there is no tensor type '" + name + "'");
+}
+
+TensorSource tensor_of(const Napi::Value& value) {
+  const Napi::Object object = object_of(value, "tensor");
+  TensorSource tensor;
+  tensor.name = string_of(object.Get("name"), "name");
+  tensor.type = type_of(object.Get("type"));
+  const Napi::Array shape = array_of(object.Get("shape"), "shape");
+  if (shape.Length() < 1 || shape.Length() > 2) throw Error("ERR_INVALID_ARGUMENT", "shape must have 1 or 2 dimensions");
+  // The product of two dimensions of at most 2^31 fits; a row's bytes are checked against the file later.
+  tensor.columns = integer_of(shape.Get(shape.Length() - 1), "shape", 1, kMostCount);
+  tensor.rows = shape.Length() == 2 ? integer_of(shape.Get(0u), "shape", 1, kMostCount) : 1;
+  tensor.random = object.Get("data").IsUndefined();
+  if (!tensor.random) tensor.data = range_of(object.Get("data"), "data");
+  if (tensor.type == DataType::int8 || tensor.type == DataType::int4) {
+    tensor.scale = range_of(object.Get("scale"), "scale");
+    tensor.scale_type = type_of(object.Get("scale").As<Napi::Object>().Get("type"));
+    if (tensor.scale_type > DataType::bf16) throw Error("ERR_INVALID_ARGUMENT", "scales are f32, f16 or bf16");
+  }
+  return tensor;
+}
+
+ModelShape shape_of(const Napi::Object& config) {
+  const auto count = [&](const char* name) {
+    return static_cast<int32_t>(integer_of(config.Get(name), name, 0, kMostCount));
+  };
+  const auto number = [&](const char* name) { return static_cast<float>(number_of(config.Get(name), name)); };
+  ModelShape shape;
+  shape.layers = count("layers");
+  shape.hidden_size = count("hiddenSize");
+  shape.heads = count("heads");
+  shape.kv_groups = count("kvGroups");
+  shape.head_size = count("headSize");
+  shape.ffn_size = count("ffnHiddenSize");
+  shape.vocabulary = count("vocabSize");
+  shape.norm_epsilon = number("normEpsilon");
+  shape.rope_dimension = count("ropeDimension");
+  shape.rope_base = number("ropeBase");
+  shape.rope_scale = number("ropeScale");
+  return shape;
+}
+
+struct Spec {
+  ModelSource source;
+  EngineOptions engine;
+  cpu::CpuOptions cpu;
+  std::string device;
+};
+
+Spec spec_of(const Napi::Object& object) {
+  const auto integer = [&](const char* name, int64_t least, int64_t most) {
+    return static_cast<int32_t>(integer_of(object.Get(name), name, least, most));
+  };
+  Spec spec;
+  const Napi::Array files = array_of(object.Get("files"), "files");
+  for (uint32_t i = 0; i < files.Length(); ++i) spec.source.files.push_back(string_of(files.Get(i), "files"));
+  const Napi::Array tensors = array_of(object.Get("tensors"), "tensors");
+  for (uint32_t i = 0; i < tensors.Length(); ++i) spec.source.tensors.push_back(tensor_of(tensors.Get(i)));
+  spec.source.shape = shape_of(object_of(object.Get("config"), "config"));
+  spec.source.threads = integer("threads", 1, 1024);
+  spec.source.seed = static_cast<uint64_t>(integer_of(object.Get("seed"), "seed", 0, kMostBytes));
+  const std::string quantization = string_of(object.Get("quantization"), "quantization");
+  spec.source.quantize = !quantization.empty();
+  spec.source.quantized_type = quantization == "int4" ? DataType::q4_0 : DataType::q8_0;
+
+  spec.engine.vocabulary = spec.source.shape.vocabulary;
+  spec.engine.context_tokens = integer("contextLength", 1, 1 << 24);
+  spec.engine.max_sequences = integer("maxSequences", 1, 256);
+  spec.engine.max_queue = integer("maxQueue", 1, 1 << 20);
+  spec.engine.prefix_cache = boolean_of(object.Get("prefixCache"), "prefixCache");
+
+  spec.cpu.threads = spec.source.threads;
+  spec.cpu.pages = spec.engine.pages();
+  spec.cpu.kv_type = string_of(object.Get("kvCacheType"), "kvCacheType") == "f32" ? cpu::KvType::f32 : cpu::KvType::f16;
+  spec.device = string_of(object.Get("device"), "device");
+  return spec;
+}
+
+// A model's engine and its way to JavaScript. It belongs to the thread-safe function, whose finalizer, which also runs
+// when the environment is torn down, waits for the engine's thread; the JavaScript object has a share in it.
+class Session final : public EngineListener {
+ public:
+  static std::shared_ptr<Session> start(Napi::Env env, Spec spec, Napi::Function on_events) {
+    auto session = std::make_shared<Session>();
+    auto* owner = new std::shared_ptr<Session>(session);
+    const napi_status status = napi_create_threadsafe_function(
+        env, on_events, nullptr, Napi::String::New(env, "chatglm:model"), 0, 1, owner, finalize, session.get(), deliver,
+        &session->function_);
+    if (status != napi_ok) {
+      delete owner;
+      throw Napi::Error::New(env);
+    }
+    const EngineOptions options = spec.engine;
+    auto load = [spec = std::move(spec)](const Progress& progress, const std::atomic<bool>& abort) {
+      if (spec.device != "cpu" && spec.device != "auto") {
+        throw Error("ERR_DEVICE_UNAVAILABLE", "device '" + spec.device + "': " + kNoCuda);
+      }
+      return cpu::make_cpu_backend(spec.source.shape, load_weights(spec.source, progress, abort), spec.cpu);
+    };
+    try {
+      session->engine_ = std::make_unique<Engine>(options, std::move(load), *session);
+    } catch (...) {  // no thread to be had
+      napi_release_threadsafe_function(session->function_, napi_tsfn_release);
+      throw;
+    }
+    return session;
+  }
+
+  // The rest, up to the listener's methods, is JavaScript's thread.
+  Engine& engine() {
+    if (!engine_) throw Error("ERR_DISPOSED", "the model was disposed");
+    return *engine_;
+  }
+  void stop() {
+    if (engine_) engine_->stop();
+  }
+  // While something is under way, the process must not end.
+  void add_pending(Napi::Env env, int change) {
+    if (pending_ == 0 && change > 0) napi_ref_threadsafe_function(env, function_);
+    pending_ += change;
+    if (pending_ == 0 && change < 0) napi_unref_threadsafe_function(env, function_);
+  }
+
+  void on_progress(uint64_t bytes, uint64_t total_bytes) override {
+    send({.type = Event::Type::progress, .bytes = bytes, .total_bytes = total_bytes});
+  }
+  void on_ready(const BackendInfo& info) override { send({.type = Event::Type::ready, .info = info}); }
+  void on_failed(const Error& error) override { send({.type = Event::Type::failed, .error = error}); }
+  void on_token(uint32_t request, int32_t token, const Logprobs* logprobs) override {
+    Event event{.type = Event::Type::token, .request = request, .token = token};
+    if (logprobs) event.logprobs = *logprobs;
+    send(std::move(event));
+  }
+  void on_logits(uint32_t request, int32_t position, std::span<const float> logits) override {
+    send({.type = Event::Type::logits, .request = request, .row = position, .logits = {logits.begin(), logits.end()}});
+  }
+  void on_finish(uint32_t request, const Finish& finish) override {
+    send({.type = Event::Type::finish, .request = request, .finish = finish});
+  }
+  void on_error(uint32_t request, const Error& error) override {
+    send({.type = Event::Type::error, .request = request, .error = error});
+  }
+  void on_stopped() override {
+    send({.type = Event::Type::disposed});
+    if (open_) napi_release_threadsafe_function(function_, napi_tsfn_release);
+  }
+
+ private:
+  // One call for all events that gather until JavaScript comes round to it.
+  void send(Event event) {
+    {
+      const std::lock_guard lock(mutex_);
+      events_.push_back(std::move(event));
+      if (scheduled_ || !open_) return;
+      scheduled_ = true;
+    }
+    // Once the environment is closing, the function may not be touched again.
+    if (napi_call_threadsafe_function(function_, nullptr, napi_tsfn_nonblocking) == napi_closing) open_ = false;
+  }
+
+  static void deliver(napi_env raw_env, napi_value callback, void* context, void*) {
+    if (!raw_env || !callback) return;  // the environment is going down
+    auto* session = static_cast<Session*>(context);
+    std::vector<Event> events;
+    {
+      const std::lock_guard lock(session->mutex_);
+      events.swap(session->events_);
+      session->scheduled_ = false;
+    }
+    const Napi::Env env(raw_env);
+    const Napi::HandleScope scope(env);
+    Napi::Array array = Napi::Array::New(env, events.size());
+    int ended = 0;
+    for (size_t i = 0; i < events.size(); ++i) {
+      array.Set(static_cast<uint32_t>(i), events[i].to_js(env));
+      const Event::Type type = events[i].type;
+      // Loading counts as one thing under way until it is ready or has failed; each request until its end.
+      if (type == Event::Type::ready || type == Event::Type::failed || type == Event::Type::finish ||
+          type == Event::Type::error) {
+        ++ended;
+      }
+    }
+    if (ended > 0) session->add_pending(env, -ended);
+    napi_value undefined, result, argument = array;
+    napi_get_undefined(raw_env, &undefined);
+    if (napi_call_function(raw_env, undefined, callback, 1, &argument, &result) == napi_pending_exception) {
+      napi_value exception;
+      napi_get_and_clear_last_exception(raw_env, &exception);
+      napi_fatal_exception(raw_env, exception);
+    }
+  }
+
+  static void finalize(napi_env, void* data, void*) {
+    auto* owner = static_cast<std::shared_ptr<Session>*>(data);
+    (*owner)->engine_.reset();
+    delete owner;
+  }
+
+  napi_threadsafe_function function_ = nullptr;
+  std::unique_ptr<Engine> engine_;
+  int pending_ = 1;  // loading
+  std::mutex mutex_;
+  std::vector<Event> events_;
+  bool scheduled_ = false;
+  bool open_ = true;  // the engine thread's own
+};
+
+class ModelObject : public Napi::ObjectWrap<ModelObject> {
+ public:
+  static Napi::Function define(Napi::Env env) {
+    return DefineClass(env, "Model",
+                       {InstanceMethod<&ModelObject::submit>("submit"), InstanceMethod<&ModelObject::cancel>("cancel"),
+                        InstanceMethod<&ModelObject::clear_cache>("clearCache"),
+                        InstanceMethod<&ModelObject::stats>("stats"), InstanceMethod<&ModelObject::dispose>("dispose")});
+  }
+
+  explicit ModelObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<ModelObject>(info) {
+    guarded(info.Env(), [&] {
+      Spec spec = spec_of(object_of(info[0], "spec"));
+      session_ = Session::start(info.Env(), std::move(spec), function_of(info[1], "onEvents"));
+    });
+  }
+  // A model that nobody holds any more gives its memory back.
+  ~ModelObject() override {
+    if (session_) session_->stop();
+  }
+
+ private:
+  Napi::Value submit(const Napi::CallbackInfo& info) {
+    return guarded(info.Env(), [&] {
+      const uint32_t id = session_->engine().submit(request_of(info[0]));
+      session_->add_pending(info.Env(), 1);
+      return Napi::Number::New(info.Env(), id);
+    });
+  }
+
+  Napi::Value cancel(const Napi::CallbackInfo& info) {
+    return guarded(info.Env(), [&] {
+      session_->engine().cancel(static_cast<uint32_t>(integer_of(info[0], "request", 0, UINT32_MAX)));
+      return info.Env().Undefined();
+    });
+  }
+
+  Napi::Value clear_cache(const Napi::CallbackInfo& info) {
+    return guarded(info.Env(), [&] {
+      session_->engine().clear_cache();
+      return info.Env().Undefined();
+    });
+  }
+
+  Napi::Value stats(const Napi::CallbackInfo& info) {
+    return guarded(info.Env(), [&] {
+      const Engine::Stats stats = session_->engine().stats();
+      Napi::Object object = Napi::Object::New(info.Env());
+      object.Set("activeSequences", stats.active_sequences);
+      object.Set("queuedRequests", stats.queued_requests);
+      object.Set("cachedTokens", static_cast<double>(stats.cached_tokens));
+      object.Set("usedPages", stats.used_pages);
+      object.Set("totalPages", stats.total_pages);
+      return object;
+    });
+  }
+
+  Napi::Value dispose(const Napi::CallbackInfo& info) {
+    session_->stop();
+    return info.Env().Undefined();
+  }
+
+  std::shared_ptr<Session> session_;
+};
+
+}  // namespace
+
+Napi::Function define_model(Napi::Env env) { return ModelObject::define(env); }
+
+}  // namespace chatglm::addon

@@ -1,0 +1,50 @@
+#pragma once
+#include <atomic>
+#include <cstdint>
+#include <span>
+#include <string>
+
+namespace chatglm {
+
+/// Consecutive tokens of one sequence, as part of a batch.
+struct Segment {
+  std::span<const int32_t> tokens;
+  int32_t position = 0;            // of tokens[0] in its sequence; what lies before is in the pages
+  std::span<const int32_t> pages;  // position p is in pages[p / page_tokens]; there are enough for all tokens
+  int32_t logits = 0;              // of the last so many tokens the logits are wanted
+};
+
+struct BackendInfo {
+  std::string device;   // "cpu", "cuda:0"
+  std::string kernels;  // which of the device's kernels, e.g. "avx512"
+  int32_t threads = 0;
+  uint64_t weight_bytes = 0;
+  uint64_t mapped_bytes = 0;  // of weight_bytes, those that are the system's page cache
+  uint64_t kv_bytes = 0;
+};
+
+/// A model on a device, with its key/value memory. Used by the engine's thread alone.
+///
+/// The result for a token depends on the tokens before it and on nothing else: neither on how a prompt is cut into
+/// segments nor on what else is in the batch.
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  virtual BackendInfo info() const = 0;
+  /// Most tokens, and most rows of logits, of one batch.
+  virtual int32_t max_batch_tokens() const = 0;
+  virtual int32_t max_batch_logits() const = 0;
+
+  /// Runs a batch of segments, each of another sequence, through the model: writes the keys and values of all their tokens
+  /// and the wanted logits. logits: (sum of Segment::logits, vocabulary), in the segments' order. Returns false, with
+  /// nothing to rely on, if `abort` became true before the end; the same batch can be run again.
+  virtual bool forward(std::span<const Segment> batch, float* logits, const std::atomic<bool>& abort) = 0;
+
+  /// Copies the keys and values of the first `tokens` tokens of a page.
+  virtual void copy_page(int32_t from, int32_t to, int32_t tokens) = 0;
+};
+
+constexpr int32_t kPageTokens = 64;
+
+}  // namespace chatglm

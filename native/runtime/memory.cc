@@ -1,0 +1,85 @@
+#include "memory.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cinttypes>
+#include <cstdio>
+#include <cstring>
+
+#include "error.h"
+
+namespace chatglm {
+
+namespace {
+
+uint64_t physical_memory() {
+  return static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+}
+
+std::string megabytes(uint64_t bytes) { return std::to_string(bytes >> 20) + " MiB"; }
+
+}  // namespace
+
+uint64_t available_memory() {
+  uint64_t kilobytes = 0;
+  if (FILE* file = std::fopen("/proc/meminfo", "r")) {
+    char line[128];
+    while (std::fgets(line, sizeof line, file) && std::sscanf(line, "MemAvailable: %" SCNu64, &kilobytes) != 1) {
+    }
+    std::fclose(file);
+  }
+  return kilobytes << 10;
+}
+
+Buffer::Buffer(size_t bytes, const char* purpose) : size_(bytes) {
+  if (bytes == 0) return;
+  // The system lends more than it has and kills the process later; so what can never fit is refused here.
+  void* memory = bytes > physical_memory()
+                     ? MAP_FAILED
+                     : mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) {
+    const uint64_t free_bytes = available_memory();
+    throw Error("ERR_OUT_OF_MEMORY",
+                std::string(purpose) + " needs " + megabytes(bytes) + "; the machine has " + megabytes(free_bytes) + " free",
+                {{"wantedBytes", static_cast<double>(bytes)}, {"freeBytes", static_cast<double>(free_bytes)}});
+  }
+  data_ = static_cast<uint8_t*>(memory);
+}
+
+Buffer::~Buffer() {
+  if (data_) munmap(data_, size_);
+}
+
+MappedFile::MappedFile(const std::string& path) : path_(path) {
+  const auto fail = [&](const char* what) {
+    return Error("ERR_CHECKPOINT_INVALID", path + ": cannot be " + what + ": " + std::strerror(errno), {{"file", path}});
+  };
+  const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (file < 0) throw fail("opened");
+  struct stat status {};
+  if (fstat(file, &status) != 0 || !S_ISREG(status.st_mode)) {
+    close(file);
+    throw fail("read as a file");
+  }
+  size_ = static_cast<uint64_t>(status.st_size);
+  void* memory = size_ ? mmap(nullptr, size_, PROT_READ, MAP_SHARED, file, 0) : nullptr;
+  close(file);
+  if (memory == MAP_FAILED) throw fail("mapped");
+  data_ = static_cast<uint8_t*>(memory);
+}
+
+MappedFile::~MappedFile() {
+  if (data_) munmap(data_, size_);
+}
+
+void MappedFile::forget(uint64_t offset, uint64_t length) const {
+  const uint64_t page = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+  const uint64_t begin = (offset + page - 1) / page * page, end = (offset + length) / page * page;
+  if (end > begin) madvise(data_ + begin, end - begin, MADV_DONTNEED);
+}
+
+}  // namespace chatglm

@@ -1,0 +1,131 @@
+#include "sampler.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace chatglm {
+
+namespace {
+
+uint32_t largest(std::span<const float> logits) {
+  size_t best = 0;
+  for (size_t i = 1; i < logits.size(); ++i) {
+    if (logits[i] > logits[best]) best = i;
+  }
+  return static_cast<uint32_t>(best);
+}
+
+bool all_finite(std::span<const float> values) {
+  float zero = 0;  // 0 * x is NaN for infinite and NaN x, else 0
+  for (const float value : values) zero += 0.0f * value;
+  return zero == 0.0f;
+}
+
+Logprobs log_probabilities(std::span<const float> logits, int32_t count) {
+  std::vector<uint32_t> order(logits.size());
+  for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<uint32_t>(i);
+  const auto kept = order.begin() + std::min<int64_t>(std::max(count, 1), static_cast<int64_t>(order.size()));
+  std::partial_sort(order.begin(), kept, order.end(), [&](uint32_t a, uint32_t b) {
+    return logits[a] > logits[b] || (logits[a] == logits[b] && a < b);
+  });
+  const double maximum = logits[order.front()];
+  double sum = 0;
+  for (const float logit : logits) sum += std::exp(logit - maximum);
+  const double log_sum = maximum + std::log(sum);
+  Logprobs result;
+  for (int32_t i = 0; i < count && i < static_cast<int32_t>(logits.size()); ++i) {
+    const uint32_t id = order[static_cast<size_t>(i)];
+    result.top.emplace_back(id, static_cast<float>(logits[id] - log_sum));
+  }
+  result.chosen = static_cast<float>(log_sum);  // the caller subtracts it from the chosen logit
+  return result;
+}
+
+}  // namespace
+
+Sampler::Sampler(Sampling sampling, std::span<const int32_t> prompt)
+    : sampling_(std::move(sampling)), random_(sampling_.seed) {
+  if (sampling_.repetition_penalty != 1.0f) {
+    for (const int32_t id : prompt) generated_.emplace(static_cast<uint32_t>(id), 0);
+  }
+}
+
+Choice Sampler::choose(std::span<const float> logits) {
+  Choice choice;
+  choice.finite = all_finite(logits);
+  if (!choice.finite) return choice;
+
+  const bool penalties = sampling_.repetition_penalty != 1.0f || sampling_.presence_penalty != 0.0f ||
+                         sampling_.frequency_penalty != 0.0f;
+  std::span<const float> changed = logits;
+  if (penalties || !sampling_.bias.empty()) {
+    scratch_.assign(logits.begin(), logits.end());
+    apply_penalties(scratch_);
+    changed = scratch_;
+  }
+  choice.token = sampling_.temperature == 0.0f || sampling_.top_k == 1 ? largest(changed) : draw(changed);
+  if (penalties) ++generated_[choice.token];
+  if (sampling_.logprobs >= 0) {
+    choice.logprobs = log_probabilities(logits, sampling_.logprobs);
+    choice.logprobs.chosen = logits[choice.token] - choice.logprobs.chosen;
+  }
+  return choice;
+}
+
+void Sampler::apply_penalties(std::span<float> logits) const {
+  for (const auto& [id, value] : sampling_.bias) {
+    if (id < logits.size()) logits[id] += value;
+  }
+  for (const auto& [id, count] : generated_) {
+    if (id >= logits.size()) continue;
+    float& logit = logits[id];
+    logit = logit < 0 ? logit * sampling_.repetition_penalty : logit / sampling_.repetition_penalty;
+    if (count > 0) logit -= sampling_.frequency_penalty * static_cast<float>(count) + sampling_.presence_penalty;
+  }
+}
+
+uint32_t Sampler::draw(std::span<const float> logits) {
+  const auto likelier = [](const Candidate& a, const Candidate& b) {
+    return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
+  };
+  candidates_.clear();
+  for (size_t i = 0; i < logits.size(); ++i) candidates_.push_back({logits[i], static_cast<uint32_t>(i)});
+  if (sampling_.top_k > 0 && static_cast<size_t>(sampling_.top_k) < candidates_.size()) {
+    std::nth_element(candidates_.begin(), candidates_.begin() + sampling_.top_k - 1, candidates_.end(), likelier);
+    candidates_.resize(static_cast<size_t>(sampling_.top_k));
+  }
+
+  // From here on `logit` holds the weight exp((logit - max) / temperature), whose sum is `total`.
+  float maximum = candidates_.front().logit;
+  for (const Candidate& c : candidates_) maximum = std::max(maximum, c.logit);
+  double total = 0;
+  for (Candidate& c : candidates_) {
+    c.logit = std::exp((c.logit - maximum) / sampling_.temperature);
+    total += c.logit;
+  }
+  if (sampling_.top_p < 1.0f) {
+    // What is less likely than (1 - p) / n each cannot be among those that reach p: no need to sort it.
+    const double floor = (1.0 - sampling_.top_p) / static_cast<double>(candidates_.size()) * total;
+    std::erase_if(candidates_, [&](const Candidate& c) { return c.logit < floor; });
+  }
+  std::sort(candidates_.begin(), candidates_.end(), likelier);
+  size_t kept = candidates_.size();
+  if (sampling_.top_p < 1.0f) {
+    double sum = 0;
+    for (kept = 0; kept < candidates_.size() && (kept == 0 || sum < sampling_.top_p * total); ++kept) {
+      sum += candidates_[kept].logit;
+    }
+  }
+  while (kept > 1 && candidates_[kept - 1].logit < sampling_.min_p * candidates_.front().logit) --kept;
+
+  double remaining = 0;
+  for (size_t i = 0; i < kept; ++i) remaining += candidates_[i].logit;
+  double point = static_cast<double>(random_() >> 11) * 0x1p-53 * remaining;  // uniform in [0, remaining)
+  for (size_t i = 0; i < kept; ++i) {
+    point -= candidates_[i].logit;
+    if (point < 0) return candidates_[i].id;
+  }
+  return candidates_[kept - 1].id;
+}
+
+}  // namespace chatglm
