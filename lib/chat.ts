@@ -1,10 +1,11 @@
-import { type ChatReply, ChatStream, type RawGeneration } from './chat-stream.js';
+import { type ChatReply, ChatStream } from './chat-stream.js';
 import type { ModelFamily } from './checkpoint/types.js';
 import { invalidArgument } from './errors.js';
-import type { GenerateOptions } from './generation.js';
+import { checkGenerateOptions, type GenerateOptions } from './generation.js';
 import { type ChatMessage, type ToolDefinition, validateMessage, validateMessages, validateTools } from './messages.js';
 import { type ChatFamily, type SpecialTokens, specialTokens, stopTokens } from './prompt.js';
 import { StopSequences } from './stop-sequences.js';
+import type { RawGeneration } from './text-stream.js';
 
 /** What the model is told about tools when `system` says nothing: the sentence that ChatGLM3 was trained with. */
 export const TOOLS_PROMPT =
@@ -64,6 +65,7 @@ export class Chat {
     const { system, tools, history = [], family = 'auto', ...defaults } = options;
     this.#model = model;
     this.family = chatFamily(family, model.info.family);
+    checkGenerateOptions(defaults);
     this.#defaults = defaults;
     this.#history = validateMessages(history, 'history');
     if (system === undefined && tools === undefined) return;
@@ -139,6 +141,7 @@ export class Chat {
   /** Answers `added` behind the first `kept` messages of the history. */
   #answer(kept: number, added: ChatMessage[], options: GenerateOptions): ChatStream {
     this.#refuseWhileAnswering();
+    checkGenerateOptions(options);
     const { tokenizer } = this.#model;
     if (!tokenizer)
       throw invalidArgument('this model was loaded without a tokenizer: it takes and gives token ids only');

@@ -1,10 +1,12 @@
-import { Chat, type ChatModel, type ChatOptions, chatOnce, TOOLS_PROMPT } from '../lib/chat.js';
-import type { RawGeneration, RawResult, RawToken } from '../lib/chat-stream.js';
+import { Chat, type ChatModel, type ChatOptions, chatOnce, type SendOptions, TOOLS_PROMPT } from '../lib/chat.js';
+import type { RawGeneration } from '../lib/chat-stream.js';
 import type { ModelFamily } from '../lib/checkpoint/types.js';
 import { ChatGLMError } from '../lib/errors.js';
 import type { GenerateOptions } from '../lib/generation.js';
 import type { ChatMessage } from '../lib/messages.js';
 import { encodeChat, specialTokens } from '../lib/prompt.js';
+import type { RawGeneration, RawResult, RawToken } from '../lib/text-stream.js';
+import type { RawResult, RawToken } from '../lib/token-stream.js';
 
 const pieceCount = 1_200_000; // Above all code points: the fake tokenizer's ids are code points.
 const { gmask, sop, roles } = specialTokens(pieceCount, 'chatglm3') as Required<ReturnType<typeof specialTokens>>;
@@ -53,7 +55,7 @@ class FakeModel implements ChatModel {
     const result = new Promise<RawResult>((resolve) => {
       finish = resolve;
     });
-    const end = (finishReason: 'stop' | 'length') => {
+    const end = (finishReason: RawResult['finishReason']) => {
       finish({
         finishReason,
         usage: { promptTokens: prompt.length, cachedTokens: 0, generatedTokens: request.given },
@@ -70,16 +72,14 @@ class FakeModel implements ChatModel {
       return { done: true as const, value: undefined };
     };
     let isOver = false;
-    const over = (reason: 'stop' | 'length') => {
+    const over = (reason: RawResult['finishReason']) => {
       isOver = true;
       return end(reason);
     };
     return {
       result,
-      [Symbol.asyncIterator]() {
-        return this;
-      },
-      async next(): Promise<IteratorResult<RawToken, unknown>> {
+      flush: () => '',
+      async next(): Promise<IteratorResult<RawToken, undefined>> {
         await new Promise(setImmediate);
         if (options.signal?.aborted) throw new ChatGLMError('ERR_ABORTED', 'The operation was aborted');
         if (isOver) return { done: true, value: undefined };
@@ -98,7 +98,7 @@ class FakeModel implements ChatModel {
       },
       async return() {
         request.stopped = true;
-        return isOver ? { done: true, value: undefined } : over('stop');
+        return isOver ? { done: true, value: undefined } : over('cancelled');
       },
     };
   }
@@ -234,7 +234,8 @@ test('leaving the loop keeps the question and what there was of the answer', asy
   const stream = chat.stream('你好');
   for await (const delta of stream) if (delta.text === '你') break;
   expect(model.requests[0]?.stopped).toBe(true);
-  const { text } = await stream.result;
+  const { text, finishReason } = await stream.result;
+  expect(finishReason).toBe('cancelled');
   expect(['你', '你好']).toContain(text);
   expect(chat.history).toEqual([user('你好'), assistant(text)]);
   expect(await stream.next()).toEqual({ done: true, value: undefined });
@@ -420,6 +421,12 @@ test.each<[string, (model: FakeModel) => unknown, RegExp]>([
     'a system message that is no text',
     (model) => new Chat(model, { system: 1 as unknown as string }),
     /system must be a string/,
+  ],
+  ['a misspelt option', (model) => new Chat(model, { temprature: 1 } as ChatOptions), /no option temprature/],
+  [
+    'a misspelt option of an answer',
+    (model) => new Chat(model).stream('a', { maxtokens: 1 } as SendOptions),
+    /no option maxtokens/,
   ],
   ['a history that is none', (model) => new Chat(model, { history: {} as [] }), /history must be an array/],
   ['tools without names', (model) => new Chat(model, { tools: [{} as { name: string }] }), /tools\[0\]\.name/],
