@@ -1,0 +1,190 @@
+import {
+  type LoadOptions,
+  loadSyntheticModel,
+  type Model,
+  measureBandwidth,
+  type ShapeName,
+  type SyntheticType,
+} from '../index.js';
+import { type CommandSpec, type OptionValues, UsageError } from './arguments.js';
+import { formatBytes, formatFacts, formatMilliseconds, formatTable, significant } from './format.js';
+import { withInterruptSignal } from './interrupt.js';
+import { measureDecode, measurePrefill, RandomIds } from './measure.js';
+import { loadOptions, loadWithProgress, toLoadOptions } from './model-options.js';
+import { print, printJson } from './output.js';
+import { withProgress } from './progress.js';
+import { shapeOptions } from './synth.js';
+
+const options = {
+  ...shapeOptions,
+  prompt: { kind: 'integers', about: 'Lengths of prompts to evaluate (default: 512)' },
+  depth: { kind: 'integers', about: 'Tokens that stand before what is generated (default: 0)' },
+  batch: { kind: 'integers', about: 'Generations at the same time (default: 1)' },
+  gen: { kind: 'integer', about: 'Tokens to generate in each (default: 64)' },
+  repeat: { kind: 'integer', about: 'Times to measure; the median counts (default: 3)' },
+  seed: { kind: 'integer', about: 'For the random prompts (default: 1)' },
+  ...loadOptions,
+  json: { kind: 'flag', about: 'Print one JSON object' },
+} as const satisfies CommandSpec['options'];
+
+export const spec = {
+  name: 'bench',
+  positionals: '[model]',
+  about: `Measure how fast a model is, how much memory it takes, and how near it comes to what the memory can deliver.
+
+On a checkpoint, or with --shape on random weights made in memory. Without either: the embedded model.`,
+  options,
+  examples: [
+    ['chatglm bench ./chatglm3-6b-q4_0.gguf', 'prompts of 512 tokens, then one answer at a time'],
+    ['chatglm bench --shape 6b --type q4_0 --prompt 512,2048 --depth 0,2048 --batch 1,8 --gen 64', 'without a file'],
+    ['chatglm bench model.gguf --json > bench.json', 'for programs'],
+  ],
+} satisfies CommandSpec;
+
+/** What `--json` prints. */
+export interface BenchReport {
+  model: string;
+  device: string;
+  threads: number;
+  prefill: { tokens: number; tokensPerSecond: number }[];
+  decode: { depth: number; batch: number; tokensPerSecond: number; bytesPerSecond: number }[];
+  /** Of a plain read of the machine's memory, measured in the same run. */
+  bandwidth: { bytesPerSecond: number };
+  memory: { peakBytes: number; loadMs: number };
+}
+
+export async function run(given: OptionValues<typeof options>, [path]: readonly string[]): Promise<void> {
+  const plan = readPlan(given);
+  if (path !== undefined && (given.shape !== undefined || given.type !== undefined)) {
+    throw new UsageError('give a model or --shape and --type, not both');
+  }
+  const began = performance.now();
+  const model = await load(path, given, plan);
+  const loadMs = performance.now() - began;
+  try {
+    const report = await measure(model, plan, loadMs);
+    if (given.json) printJson(report);
+    else print(formatReport(report));
+  } finally {
+    await model.dispose();
+  }
+}
+
+interface Plan {
+  prompts: number[];
+  depths: number[];
+  batches: number[];
+  generated: number;
+  repeat: number;
+  seed: number;
+}
+
+function readPlan(given: OptionValues<typeof options>): Plan {
+  const { prompt = [512], depth = [0], batch = [1], gen = 64, repeat = 3, seed = 1 } = given;
+  const atLeast = (name: string, least: number, values: readonly number[]) => {
+    if (values.some((value) => value < least)) throw new UsageError(`--${name} must be ${least} or more`);
+  };
+  atLeast('prompt', 1, prompt);
+  atLeast('depth', 0, depth);
+  atLeast('batch', 1, batch);
+  // The first token comes with the prompt: time passes between it and the second.
+  atLeast('gen', 2, [gen]);
+  atLeast('repeat', 1, [repeat]);
+  return { prompts: prompt, depths: depth, batches: batch, generated: gen, repeat, seed };
+}
+
+async function load(path: string | undefined, given: OptionValues<typeof options>, plan: Plan): Promise<Model> {
+  const { prompts, depths, batches, generated } = plan;
+  const longest = Math.max(...prompts.map((tokens) => tokens + 1), ...depths.map((depth) => depth + generated + 1));
+  const loading: LoadOptions = { contextLength: longest, ...toLoadOptions(given), maxSequences: Math.max(...batches) };
+  if (given.shape === undefined && given.type === undefined) return await loadWithProgress(path, loading);
+  const shape = (given.shape ?? '6b') as ShapeName;
+  const type = (given.type ?? 'q4_0') as SyntheticType;
+  return await withInterruptSignal((signal) =>
+    withProgress('Loading', (onProgress) => loadSyntheticModel({ shape, type, ...loading, signal, onProgress })),
+  );
+}
+
+async function measure(model: Model, plan: Plan, loadMs: number): Promise<BenchReport> {
+  const { info } = model;
+  const ids = new RandomIds(info.vocabSize, plan.seed);
+  // The first run pays for what is set up on first use.
+  await measurePrefill(model, ids, Math.min(16, ...plan.prompts));
+  const prefill: BenchReport['prefill'] = [];
+  for (const tokens of plan.prompts) {
+    progress(`prefill of ${tokens} tokens`);
+    const speeds = await repeated(plan.repeat, () => measurePrefill(model, ids, tokens));
+    prefill.push({ tokens, tokensPerSecond: median(speeds) });
+  }
+  const decode: BenchReport['decode'] = [];
+  for (const depth of plan.depths) {
+    for (const batch of plan.batches) {
+      progress(`decode of ${batch} x ${plan.generated} tokens at depth ${depth}`);
+      const prompts = Array.from({ length: batch }, () => ids.next(Math.max(1, depth)));
+      const speeds = await repeated(plan.repeat, () => measureDecode(model, prompts, plan.generated));
+      const tokensPerSecond = median(speeds);
+      // Each step reads the weights once, and every sequence's keys and values: at half of what is generated, on average.
+      const stepBytes = info.bytesPerToken + batch * info.kvBytesPerToken * (depth + plan.generated / 2);
+      decode.push({ depth, batch, tokensPerSecond, bytesPerSecond: (tokensPerSecond / batch) * stepBytes });
+    }
+  }
+  // Before the measurement of the bandwidth takes memory of its own. Linux and macOS both tell kilobytes here.
+  const peakBytes = process.resourceUsage().maxRSS * 1024;
+  progress('memory bandwidth');
+  const bytesPerSecond = await measureBandwidth(info.threads, 1 << 30);
+  progress('');
+  return {
+    model: info.name,
+    device: info.device,
+    threads: info.threads,
+    prefill,
+    decode,
+    bandwidth: { bytesPerSecond },
+    memory: { peakBytes, loadMs },
+  };
+}
+
+function formatReport({ model, device, threads, prefill, decode, bandwidth, memory }: BenchReport): string {
+  const perSecond = (bytes: number) => `${formatBytes(bytes)}/s`;
+  return [
+    formatFacts([
+      ['Model', model],
+      ['Device', `${device}, ${threads} threads`],
+      ['Loaded in', formatMilliseconds(memory.loadMs)],
+      ['Peak memory', formatBytes(memory.peakBytes)],
+      ['Bandwidth', `${perSecond(bandwidth.bytesPerSecond)} (plain read)`],
+    ]),
+    formatTable([
+      ['Prefill', 'tokens/s'],
+      ...prefill.map(({ tokens, tokensPerSecond }) => [`${tokens} tokens`, significant(tokensPerSecond)]),
+    ]),
+    formatTable([
+      ['Decode', 'batch', 'tokens/s', 'read', 'of bandwidth'],
+      ...decode.map(({ depth, batch, tokensPerSecond, bytesPerSecond }) => [
+        `depth ${depth}`,
+        String(batch),
+        significant(tokensPerSecond),
+        perSecond(bytesPerSecond),
+        `${Math.round((bytesPerSecond / bandwidth.bytesPerSecond) * 100)}%`,
+      ]),
+    ]),
+  ].join('\n\n');
+}
+
+async function repeated(times: number, run: () => Promise<number>): Promise<number[]> {
+  const results: number[] = [];
+  for (let time = 0; time < times; time++) results.push(await run());
+  return results;
+}
+
+function median(values: readonly number[]): number {
+  const sorted = [...values].sort((a, b) => a - b);
+  const middle = sorted.length >> 1;
+  const [low, high] = [sorted[sorted.length % 2 === 0 ? middle - 1 : middle], sorted[middle]] as [number, number];
+  return (low + high) / 2;
+}
+
+/** What is being measured, on one line of the terminal that is written over. */
+function progress(text: string): void {
+  if (process.stderr.isTTY) process.stderr.write(`\r${text}\x1b[K`);
+}

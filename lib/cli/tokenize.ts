@@ -1,0 +1,48 @@
+import { embeddedModelPath, loadTokenizer } from '../index.js';
+import { type CommandSpec, type OptionValues, UsageError } from './arguments.js';
+import { textArgument } from './input.js';
+import { print, printJson } from './output.js';
+
+const options = {
+  model: {
+    kind: 'text',
+    short: 'm',
+    value: 'PATH',
+    about: 'tokenizer.model, checkpoint directory or GGUF file (default: the embedded model)',
+  },
+  decode: { kind: 'flag', about: 'The other way: ids, separated by spaces or commas, to text' },
+  count: { kind: 'flag', about: 'Print only how many tokens there are' },
+  json: { kind: 'flag', about: 'Print { count, ids, text } as one line of JSON' },
+} as const satisfies CommandSpec['options'];
+
+export const spec = {
+  name: 'tokenize',
+  positionals: '[text]',
+  about: `Show the token ids of a text. Without the argument the text is read from stdin.
+
+The text is encoded as it is: nothing in it becomes a special token, and none are added.`,
+  options,
+  examples: [
+    ["chatglm tokenize '你好'", 'ids of the embedded model'],
+    ['chatglm tokenize -m ./chatglm3-6b --count < book.txt', 'how long a file is'],
+    ["chatglm tokenize -m ./chatglm3-6b --decode '36474 54591'", 'text of ids'],
+  ],
+} satisfies CommandSpec;
+
+export async function run(given: OptionValues<typeof options>, [argument]: readonly string[]): Promise<void> {
+  const input = await textArgument(argument);
+  const tokenizer = await loadTokenizer(given.model ?? embeddedModelPath);
+  const ids = given.decode ? readIds(input) : tokenizer.encode(input);
+  const text = given.decode ? tokenizer.decode(ids) : input;
+  if (given.json) printJson({ count: ids.length, ids: [...ids], text });
+  else if (given.count) print(String(ids.length));
+  else print(given.decode ? text : ids.join(' '));
+}
+
+function readIds(text: string): number[] {
+  const parts = text.split(/[\s,[\]]+/).filter((part) => part !== '');
+  return parts.map((part) => {
+    if (!/^\d{1,9}$/.test(part)) throw new UsageError(`--decode takes token ids, got ${JSON.stringify(part)}`);
+    return Number(part);
+  });
+}
