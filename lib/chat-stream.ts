@@ -1,7 +1,7 @@
 import type { GenerationResult } from './generation.js';
 import type { ChatMessage } from './messages.js';
 import type { ChatFamily } from './prompt.js';
-import { ReplyParser, type ToolCall } from './reply.js';
+import { type ParsedReply, ReplyParser, type ToolCall } from './reply.js';
 import type { StopSequences } from './stop-sequences.js';
 import { type RawGeneration, TextStream } from './text-stream.js';
 
@@ -20,12 +20,12 @@ export interface ChatReply extends GenerationResult {
 /** What {@link ChatStream} needs to know of the conversation. */
 export interface ChatStreamSetup {
   raw: RawGeneration;
+  stops: StopSequences;
   family: ChatFamily;
   /** The token that separates parts of an answer. ChatGLM2 has none. */
   assistantToken: number | undefined;
   /** Names of the tools that the model was told about. */
   tools: Iterable<string>;
-  stops: StopSequences;
   /** Called once, when the answer is complete, and before anybody else learns of it. */
   onReply: (reply: ChatReply) => void;
   /** Called once, when nothing runs any more, whatever the outcome. */
@@ -33,15 +33,15 @@ export interface ChatStreamSetup {
 }
 
 /**
- * An answer on its way: iterate over it for its deltas, or await `result`, or both. Leaving a loop early (`break`,
- * `return()`) stops it; what was generated until then is kept as the answer.
+ * An answer on its way: iterate over it for its chunks, or await `result`, or both. Leaving a loop early (`break`) stops
+ * it; what was generated until then is kept as the answer.
  */
 export class ChatStream extends TextStream<ChatReply> {
   readonly #setup: ChatStreamSetup;
   readonly #parser: ReplyParser;
-  #parsed: ReturnType<ReplyParser['finish']> | undefined;
+  #parsed: ParsedReply | undefined;
 
-  /** @internal */
+  /** @internal Use `chat.stream()`. */
   constructor(setup: ChatStreamSetup) {
     super(setup.raw, setup.stops);
     this.#setup = setup;
@@ -49,18 +49,12 @@ export class ChatStream extends TextStream<ChatReply> {
     this.start();
   }
 
-  protected override onEnd(): void {
-    this.#setup.onEnd();
-  }
-
   protected override show(text: string, token?: number): string {
-    let visible = this.#parser.push(text);
-    if (token !== undefined && token === this.#setup.assistantToken && !this.isStopped) {
-      // No stop sequence reaches from one part of the answer into the next.
-      visible += this.#parser.push(this.flushStops());
-      visible += this.#parser.newSegment();
-    }
-    return visible;
+    const visible = this.#parser.push(text);
+    if (token !== this.#setup.assistantToken || token === undefined || this.isStopped) return visible;
+    // No stop sequence spans two parts of an answer, and what looked like the beginning of one may yet contain another.
+    const held = this.#parser.push(this.flushStops());
+    return visible + held + (this.isStopped ? '' : this.#parser.newSegment());
   }
 
   protected override showRest(): string {
@@ -69,15 +63,19 @@ export class ChatStream extends TextStream<ChatReply> {
   }
 
   protected override toResult(result: GenerationResult): ChatReply {
-    const parsed = this.#parsed as ReturnType<ReplyParser['finish']>;
-    const reply: ChatReply = { ...result, messages: parsed.messages };
-    if (result.finishReason === 'stop' && !this.isLeft) {
-      // Only a call that the model itself brought to an end may be carried out.
-      if (parsed.toolCall) reply.toolCall = parsed.toolCall;
-      if (parsed.code !== undefined) reply.code = parsed.code;
-      if (parsed.toolCall || parsed.code !== undefined) reply.finishReason = 'tool_call';
+    const { messages, toolCall, code } = this.#parsed as ParsedReply;
+    const reply: ChatReply = { ...result, messages };
+    // Only a call that the model itself brought to an end may be carried out.
+    if (result.finishReason === 'stop' && (toolCall || code !== undefined)) {
+      reply.finishReason = 'tool_call';
+      if (toolCall) reply.toolCall = toolCall;
+      if (code !== undefined) reply.code = code;
     }
     this.#setup.onReply(reply);
     return reply;
+  }
+
+  protected override onEnd(): void {
+    this.#setup.onEnd();
   }
 }

@@ -41,12 +41,10 @@ export interface SavedChat {
 /** What a chat needs of a model. */
 export interface ChatModel {
   readonly info: { readonly family: ModelFamily };
-  readonly tokenizer:
-    | {
-        readonly special: SpecialTokens;
-        encodeChat(messages: readonly ChatMessage[], options: { family: ChatFamily }): number[];
-      }
-    | undefined;
+  readonly tokenizer: {
+    readonly special: SpecialTokens;
+    encodeChat(messages: readonly ChatMessage[], options: { family: ChatFamily }): number[];
+  };
   generateIds(prompt: readonly number[], options: GenerateOptions): RawGeneration;
 }
 
@@ -143,8 +141,6 @@ export class Chat {
     this.#refuseWhileAnswering();
     checkGenerateOptions(options);
     const { tokenizer } = this.#model;
-    if (!tokenizer)
-      throw invalidArgument('this model was loaded without a tokenizer: it takes and gives token ids only');
     // The history is the user's to edit, so it is checked each time.
     const messages = [...validateMessages(this.#history, 'history').slice(0, kept), ...added];
     const prompt = tokenizer.encodeChat(messages, { family: this.family });

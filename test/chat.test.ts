@@ -1,12 +1,10 @@
 import { Chat, type ChatModel, type ChatOptions, chatOnce, type SendOptions, TOOLS_PROMPT } from '../lib/chat.js';
-import type { RawGeneration } from '../lib/chat-stream.js';
 import type { ModelFamily } from '../lib/checkpoint/types.js';
 import { ChatGLMError } from '../lib/errors.js';
 import type { GenerateOptions } from '../lib/generation.js';
 import type { ChatMessage } from '../lib/messages.js';
 import { encodeChat, specialTokens } from '../lib/prompt.js';
 import type { RawGeneration, RawResult, RawToken } from '../lib/text-stream.js';
-import type { RawResult, RawToken } from '../lib/token-stream.js';
 
 const pieceCount = 1_200_000; // Above all code points: the fake tokenizer's ids are code points.
 const { gmask, sop, roles } = specialTokens(pieceCount, 'chatglm3') as Required<ReturnType<typeof specialTokens>>;
@@ -78,6 +76,9 @@ class FakeModel implements ChatModel {
     };
     return {
       result,
+      [Symbol.asyncIterator]() {
+        return this;
+      },
       flush: () => '',
       async next(): Promise<IteratorResult<RawToken, undefined>> {
         await new Promise(setImmediate);

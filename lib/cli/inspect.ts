@@ -23,7 +23,7 @@ export const spec = {
 } satisfies CommandSpec;
 
 export async function run(given: OptionValues<typeof options>, [path]: readonly string[]): Promise<void> {
-  const checkpoint = await openCheckpoint(path ?? embeddedModelPath);
+  const checkpoint = await openCheckpoint(path ?? embeddedModelPath());
   const { format, config, files, tensors, metadata } = checkpoint;
   const types = countTypes(tensors);
   const parameters = sum(tensors.map(weights));

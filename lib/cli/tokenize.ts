@@ -31,7 +31,7 @@ The text is encoded as it is: nothing in it becomes a special token, and none ar
 
 export async function run(given: OptionValues<typeof options>, [argument]: readonly string[]): Promise<void> {
   const input = await textArgument(argument);
-  const tokenizer = await loadTokenizer(given.model ?? embeddedModelPath);
+  const tokenizer = await loadTokenizer(given.model ?? embeddedModelPath());
   const ids = given.decode ? readIds(input) : tokenizer.encode(input);
   const text = given.decode ? tokenizer.decode(ids) : input;
   if (given.json) printJson({ count: ids.length, ids: [...ids], text });
