@@ -1,7 +1,7 @@
 import path from 'node:path';
 import load from 'node-gyp-build';
 import type { FileRange, TensorEntry } from './checkpoint/types.js';
-import type { ErrorCode } from './errors.js';
+import { ChatGLMError, type ErrorCode } from './errors.js';
 
 // The addon's interface, typed by hand: what native/addon/ exports. Nothing here is public.
 
@@ -100,6 +100,10 @@ export interface NativeModelInfo {
   threads: number;
   /** Bytes of the weights as the device holds them; mapped ones are shared with the system's page cache. */
   weightBytes: number;
+  /** The same by type. */
+  weightTypes: Record<string, number>;
+  /** Bytes of weights that are read to generate one token: all but the embeddings of the others. */
+  bytesPerToken: number;
   mappedBytes: number;
   kvCacheBytes: number;
 }
@@ -194,3 +198,14 @@ export interface Native {
 
 // dist/native.js -> the package's root, where prebuilds/ and build/ are.
 export const native = load(path.join(__dirname, '..')) as Native;
+
+/** Runs `call`; what native code throws becomes a ChatGLMError of this realm. */
+export function callNative<T>(call: () => T): T {
+  try {
+    return call();
+  } catch (error) {
+    const { code, message, details } = error as Partial<NativeError>;
+    if (code === undefined || message === undefined) throw error;
+    throw new ChatGLMError(code, message, details);
+  }
+}

@@ -51,6 +51,10 @@ Napi::Object to_js(Napi::Env env, const BackendInfo& info) {
   object.Set("kernels", info.kernels);
   object.Set("threads", info.threads);
   object.Set("weightBytes", static_cast<double>(info.weight_bytes));
+  Napi::Object types = Napi::Object::New(env);
+  for (const auto& [type, bytes] : info.weight_types) types.Set(type, static_cast<double>(bytes));
+  object.Set("weightTypes", types);
+  object.Set("bytesPerToken", static_cast<double>(info.bytes_per_token));
   object.Set("mappedBytes", static_cast<double>(info.mapped_bytes));
   object.Set("kvCacheBytes", static_cast<double>(info.kv_bytes));
   return object;

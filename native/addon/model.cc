@@ -144,6 +144,12 @@ class Session final : public EngineListener {
   void stop() {
     if (engine_) engine_->stop();
   }
+  void dispose(Napi::Env env) {
+    if (!engine_ || stopping_) return;
+    stopping_ = true;
+    add_pending(env, 1);  // somebody may wait for the end
+    engine_->stop();
+  }
   // While something is under way, the process must not end.
   void add_pending(Napi::Env env, int change) {
     if (pending_ == 0 && change > 0) napi_ref_threadsafe_function(env, function_);
@@ -190,34 +196,40 @@ class Session final : public EngineListener {
 
   static void deliver(napi_env raw_env, napi_value callback, void* context, void*) {
     if (!raw_env || !callback) return;  // the environment is going down
-    auto* session = static_cast<Session*>(context);
+    try {
+      static_cast<Session*>(context)->deliver_to(raw_env, callback);
+    } catch (const Napi::Error&) {
+      // No JavaScript can run any more: a worker is being terminated, or the process is about to end.
+    }
+  }
+
+  void deliver_to(Napi::Env env, napi_value callback) {
     std::vector<Event> events;
     {
-      const std::lock_guard lock(session->mutex_);
-      events.swap(session->events_);
-      session->scheduled_ = false;
+      const std::lock_guard lock(mutex_);
+      events.swap(events_);
+      scheduled_ = false;
     }
-    const Napi::Env env(raw_env);
     const Napi::HandleScope scope(env);
     Napi::Array array = Napi::Array::New(env, events.size());
     int ended = 0;
     for (size_t i = 0; i < events.size(); ++i) {
       array.Set(static_cast<uint32_t>(i), events[i].to_js(env));
       const Event::Type type = events[i].type;
-      // Loading counts as one thing under way until it is ready or has failed; each request until its end.
+      // Under way are loading, until it is ready or has failed, each request until its end, and stopping.
       if (type == Event::Type::ready || type == Event::Type::failed || type == Event::Type::finish ||
-          type == Event::Type::error) {
+          type == Event::Type::error || (type == Event::Type::disposed && stopping_)) {
         ++ended;
       }
     }
-    if (ended > 0) session->add_pending(env, -ended);
     napi_value undefined, result, argument = array;
-    napi_get_undefined(raw_env, &undefined);
-    if (napi_call_function(raw_env, undefined, callback, 1, &argument, &result) == napi_pending_exception) {
+    napi_get_undefined(env, &undefined);
+    if (napi_call_function(env, undefined, callback, 1, &argument, &result) == napi_pending_exception) {
       napi_value exception;
-      napi_get_and_clear_last_exception(raw_env, &exception);
-      napi_fatal_exception(raw_env, exception);
+      napi_get_and_clear_last_exception(env, &exception);
+      napi_fatal_exception(env, exception);
     }
+    if (ended > 0) add_pending(env, -ended);
   }
 
   static void finalize(napi_env, void* data, void*) {
@@ -229,6 +241,7 @@ class Session final : public EngineListener {
   napi_threadsafe_function function_ = nullptr;
   std::unique_ptr<Engine> engine_;
   int pending_ = 1;  // loading
+  bool stopping_ = false;
   std::mutex mutex_;
   std::vector<Event> events_;
   bool scheduled_ = false;
@@ -292,7 +305,7 @@ class ModelObject : public Napi::ObjectWrap<ModelObject> {
   }
 
   Napi::Value dispose(const Napi::CallbackInfo& info) {
-    session_->stop();
+    session_->dispose(info.Env());
     return info.Env().Undefined();
   }
 

@@ -63,7 +63,18 @@ class CpuBackend final : public Backend {
   }
 
   BackendInfo info() const override {
-    return {"cpu", kernels_.name, pool_.threads(), weights_.bytes, weights_.mapped_bytes, kv_.size()};
+    BackendInfo info;
+    info.device = "cpu";
+    info.kernels = kernels_.name;
+    info.threads = pool_.threads();
+    for (const auto& [type, bytes] : weights_.bytes_by_type) info.weight_bytes += bytes;
+    info.weight_types = weights_.bytes_by_type;
+    const bool tied = weights_.output.data == weights_.embedding.data;
+    const int64_t embeddings = tied ? 0 : weights_.embedding.bytes() - weights_.embedding.row_bytes();
+    info.bytes_per_token = info.weight_bytes - static_cast<uint64_t>(embeddings);
+    info.mapped_bytes = weights_.mapped_bytes;
+    info.kv_bytes = kv_.size();
+    return info;
   }
   int32_t max_batch_tokens() const override { return kMaxBatchTokens; }
   int32_t max_batch_logits() const override { return kMaxBatchLogits; }

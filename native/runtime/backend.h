@@ -1,6 +1,7 @@
 #pragma once
 #include <atomic>
 #include <cstdint>
+#include <map>
 #include <span>
 #include <string>
 
@@ -19,6 +20,8 @@ struct BackendInfo {
   std::string kernels;  // which of the device's kernels, e.g. "avx512"
   int32_t threads = 0;
   uint64_t weight_bytes = 0;
+  std::map<std::string, uint64_t> weight_types;  // weight_bytes by type
+  uint64_t bytes_per_token = 0;  // of the weights, those that are read to generate one token
   uint64_t mapped_bytes = 0;  // of weight_bytes, those that are the system's page cache
   uint64_t kv_bytes = 0;
 };

@@ -143,7 +143,7 @@ class Loader {
         convert(source, *slot.tensor, data, quantizing && is_compute_type(source.type));
       }
     }
-    weights_.bytes += static_cast<uint64_t>(slot.tensor->bytes());
+    weights_.bytes_by_type[name_of(type)] += static_cast<uint64_t>(slot.tensor->bytes());
   }
 
   void convert(const TensorSource& source, Tensor& tensor, const uint8_t* data, bool quantizing) {

@@ -2,6 +2,7 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -61,8 +62,8 @@ struct Weights {
 
   std::vector<MappedFile> files;
   std::vector<Buffer> buffers;
-  uint64_t bytes = 0;         // of all tensors
-  uint64_t mapped_bytes = 0;  // of those that lie in the files
+  std::map<std::string, uint64_t> bytes_by_type;
+  uint64_t mapped_bytes = 0;  // of the tensors that lie in the files
 };
 
 /// Bytes of a file of ModelSource::files.
