@@ -1,10 +1,17 @@
-import { type FileHandle, open, stat } from 'node:fs/promises';
+import { constants, type FileHandle, open } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { ChatGLMError } from '../errors.js';
 import { invalid } from './invalid.js';
 
+/** Headers are small and lie close together: reading this much at once saves most of the system calls. */
+const WINDOW_BYTES = 16 << 10;
+
 /** A file that is read in pieces. Every read is checked against the file's size, so that no length field in it allocates more. */
 export class CheckpointFile {
+  /** What was read last around a small read. */
+  private window: Buffer = Buffer.alloc(0);
+  private windowStart = 0;
+
   private constructor(
     readonly path: string,
     readonly size: number,
@@ -14,11 +21,12 @@ export class CheckpointFile {
   static async open(path: string): Promise<CheckpointFile> {
     const absolute = resolve(path);
     try {
-      // Looked at before it is opened: opening a named pipe would wait for a writer.
-      if (!(await stat(absolute)).isFile()) throw invalid(absolute, 'is not a regular file');
-      const handle = await open(absolute, 'r');
+      // Without O_NONBLOCK, opening a named pipe would wait for somebody to write to it. Windows has neither.
+      const handle = await open(absolute, constants.O_RDONLY | (constants.O_NONBLOCK ?? 0));
       try {
-        return new CheckpointFile(absolute, (await handle.stat()).size, handle);
+        const stats = await handle.stat();
+        if (!stats.isFile()) throw invalid(absolute, 'is not a regular file');
+        return new CheckpointFile(absolute, stats.size, handle);
       } catch (error) {
         await handle.close();
         throw error;
@@ -28,13 +36,34 @@ export class CheckpointFile {
     }
   }
 
+  /** The bytes of a range. They may be part of a larger buffer that is shared: do not write to them. */
   async read(offset: number, length: number): Promise<Buffer> {
     if (!rangeFits(offset, length, this.size)) {
       throw invalid(this.path, `is cut short: ${length} bytes wanted at ${offset}, but it has ${this.size} bytes`);
     }
-    const buffer = Buffer.allocUnsafe(length);
-    await this.readInto(buffer, offset);
-    return buffer;
+    if (length > WINDOW_BYTES) {
+      const buffer = Buffer.allocUnsafe(length);
+      await this.readInto(buffer, offset);
+      return buffer;
+    }
+    if (!rangeFits(offset - this.windowStart, length, this.window.length)) {
+      const window = Buffer.allocUnsafe(Math.min(WINDOW_BYTES, this.size - offset));
+      await this.readInto(window, offset);
+      this.window = window;
+      this.windowStart = offset;
+    }
+    return this.window.subarray(offset - this.windowStart, offset - this.windowStart + length);
+  }
+
+  /** The whole file, where more than `limit` bytes would make no sense. */
+  readAll(limit: number): Promise<Buffer> {
+    if (this.size > limit) throw invalid(this.path, `has ${this.size} bytes; at most ${limit} are sensible`);
+    return this.read(0, this.size);
+  }
+
+  /** The first four bytes: they tell most formats apart. */
+  async magic(): Promise<string> {
+    return (await this.read(0, Math.min(4, this.size))).toString('latin1');
   }
 
   async readInto(target: Uint8Array, offset: number): Promise<void> {
@@ -66,20 +95,7 @@ export async function withFile<T>(path: string, use: (file: CheckpointFile) => P
 
 /** The whole of a file that is known to be small. */
 export function readSmallFile(path: string, limit: number): Promise<Buffer> {
-  return withFile(path, (file) => {
-    if (file.size > limit) throw invalid(file.path, `has ${file.size} bytes; at most ${limit} are sensible`);
-    return file.read(0, file.size);
-  });
-}
-
-/** Like {@link readSmallFile}; undefined where there is no such file. */
-export async function readSmallFileIfAny(path: string, limit: number): Promise<Buffer | undefined> {
-  try {
-    return await readSmallFile(path, limit);
-  } catch (error) {
-    if (error instanceof ChatGLMError && error.code === 'ERR_CHECKPOINT_NOT_FOUND') return undefined;
-    throw error;
-  }
+  return withFile(path, (file) => file.readAll(limit));
 }
 
 /** Whether the range lies in a file of `size` bytes, for numbers that may come from a damaged file. */

@@ -22,7 +22,8 @@ export interface GgufHeader {
 
 /** A 6B model's header has 2 MB, nearly all of it the tokenizer. */
 const HEADER_LIMIT = 256 << 20;
-const WINDOW_BYTES = 256 << 10;
+/** The window on the header grows from the first to the second size: small headers should cost little, too. */
+const WINDOW_BYTES = [4 << 10, 512 << 10] as const;
 const NAME_LIMIT = 4096;
 const STRING_LIMIT = 8 << 20;
 const ENTRY_LIMIT = 65_536;
@@ -179,6 +180,7 @@ class HeaderReader {
   /** Where the window begins in the file. */
   private start = 0;
   private at = 0;
+  private windowBytes: number = WINDOW_BYTES[0];
 
   constructor(private readonly file: CheckpointFile) {}
 
@@ -239,7 +241,8 @@ class HeaderReader {
     if (length > Math.min(HEADER_LIMIT, this.file.size) - position) {
       throw invalid(this.file.path, 'is damaged or cut short: its header ends too early');
     }
-    const wanted = Math.min(Math.max(length, WINDOW_BYTES), this.file.size - position);
+    this.windowBytes = Math.min(2 * this.windowBytes, WINDOW_BYTES[1]);
+    const wanted = Math.min(Math.max(length, this.windowBytes), this.file.size - position);
     this.window = await this.file.read(position, wanted);
     this.start = position;
     this.at = 0;

@@ -1,6 +1,6 @@
 import { basename } from 'node:path';
 import { familyOfName } from './family.js';
-import { type CheckpointFile, withFile } from './file.js';
+import type { CheckpointFile } from './file.js';
 import { type GgufHeader, GgufStrings, readGgufHeader } from './gguf-header.js';
 import { ggufTokenizer, hasRoleTokens } from './gguf-tokenizer.js';
 import { invalid, invalidTensor, shown } from './invalid.js';
@@ -33,34 +33,30 @@ const FIELD_NAMES: FieldNames = { ...KEYS, headSize: KEYS.heads, vocabSize: `row
 /** Longer arrays (the tokenizer's, above all) are left out of {@link Checkpoint.metadata}. */
 const METADATA_ARRAY_LIMIT = 64;
 
-export function openGguf(path: string, wantedFamily: ModelFamily | undefined): Promise<Checkpoint> {
-  return withFile(path, async (file) => {
-    const header = await readGgufHeader(file);
-    refuseOtherModels(header, file);
-    const config = parseConfig(header, wantedFamily ?? familyOf(header, file), file);
-    return validateCheckpoint({
-      format: 'gguf',
-      path: file.path,
-      files: [file.path],
-      fileSizes: [file.size],
-      config,
-      tensors: completeTensors(header, config, file),
-      tokenizer: ggufTokenizer(header, file.path),
-      metadata: plainMetadata(header),
-      nameInFile: (spec) => spec.name,
-      tensorList: file.path,
-    });
+export async function openGguf(file: CheckpointFile, wantedFamily: ModelFamily | undefined): Promise<Checkpoint> {
+  const header = await readGgufHeader(file);
+  refuseOtherModels(header, file);
+  const config = parseConfig(header, wantedFamily ?? familyOf(header, file), file);
+  return validateCheckpoint({
+    format: 'gguf',
+    path: file.path,
+    files: [file.path],
+    fileSizes: [file.size],
+    config,
+    tensors: completeTensors(header, config, file),
+    tokenizer: ggufTokenizer(header, file.path),
+    metadata: plainMetadata(header),
+    nameInFile: (spec) => spec.name,
+    tensorList: file.path,
   });
 }
 
-export function readGgufTokenizer(path: string): Promise<{ data: TokenizerData; family: ModelFamily }> {
-  return withFile(path, async (file) => {
-    const header = await readGgufHeader(file);
-    refuseOtherModels(header, file);
-    const data = ggufTokenizer(header, file.path);
-    if (data === undefined) throw invalid(file.path, 'holds no tokenizer');
-    return { data, family: familyOf(header, file) };
-  });
+export async function readGgufTokenizer(file: CheckpointFile): Promise<{ data: TokenizerData; family: ModelFamily }> {
+  const header = await readGgufHeader(file);
+  refuseOtherModels(header, file);
+  const data = ggufTokenizer(header, file.path);
+  if (data === undefined) throw invalid(file.path, 'holds no tokenizer');
+  return { data, family: familyOf(header, file) };
 }
 
 function refuseOtherModels({ metadata }: GgufHeader, file: CheckpointFile): void {

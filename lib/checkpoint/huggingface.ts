@@ -2,7 +2,7 @@ import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { throwIfAborted } from '../errors.js';
 import { detectFamily } from './family.js';
-import { readError, readSmallFile, readSmallFileIfAny } from './file.js';
+import { readError, readSmallFile, withFile } from './file.js';
 import { parseHuggingFaceConfig } from './huggingface-config.js';
 import { invalid, invalidTensor, shown } from './invalid.js';
 import { isObject, type JsonObject, parseJsonObject } from './json.js';
@@ -40,15 +40,16 @@ const CONTAINERS: readonly Container[] = [
 
 /** Opens a directory as THUDM publishes it on Hugging Face. */
 export async function openHuggingFace(
-  directory: string,
+  path: string,
   wantedFamily: ModelFamily | undefined,
   signal: AbortSignal | undefined,
 ): Promise<Checkpoint> {
-  const configPath = join(directory, 'config.json');
-  const config = await readJson(configPath, CONFIG_LIMIT);
-  if (config === undefined) throw invalid(directory, 'has no config.json, so it is no checkpoint');
+  const directory = await Directory.list(path);
+  const config = await directory.json('config.json', CONFIG_LIMIT);
+  if (config === undefined) throw invalid(path, 'has no config.json, so it is no checkpoint');
   const family = wantedFamily ?? (await familyOfDirectory(directory, config)) ?? 'chatglm3';
-  const modelConfig = parseHuggingFaceConfig(config, family, configPath, directory);
+  const configPath = join(path, 'config.json');
+  const modelConfig = parseHuggingFaceConfig(config, family, configPath, path);
 
   const { format, files, list } = await readWeightFiles(directory, signal);
   const tensors = namedTensors(files);
@@ -67,68 +68,73 @@ export async function openHuggingFace(
 
   return validateCheckpoint({
     format,
-    path: directory,
+    path,
     files: files.map((file) => file.path),
     fileSizes: files.map((file) => file.size),
     config: modelConfig,
     tensors: entries,
-    tokenizer: await readDirectoryTokenizer(directory),
+    tokenizer: await tokenizerOfDirectory(directory),
     metadata: config,
     nameInFile: (spec) => `${PREFIX}${spec.thudmName}`,
     tensorList: list,
   });
 }
 
-/** The directory's tokenizer.model, if it has one. */
-export async function readDirectoryTokenizer(directory: string): Promise<TokenizerData | undefined> {
-  const names = await list(directory);
-  return names.includes('tokenizer.model') ? readSentencePiece(join(directory, 'tokenizer.model')) : undefined;
+/** The tokenizer alone; a config.json is not needed for it. */
+export async function readDirectoryTokenizer(
+  path: string,
+): Promise<{ data: TokenizerData | undefined; family: ModelFamily | undefined }> {
+  const directory = await Directory.list(path);
+  const config = await directory.json('config.json', CONFIG_LIMIT);
+  return { data: await tokenizerOfDirectory(directory), family: await familyOfDirectory(directory, config) };
 }
 
-/** The family as far as the directory tells; a config.json is not needed for it. */
-export async function familyOfDirectory(directory: string, config?: JsonObject): Promise<ModelFamily | undefined> {
-  const json = config ?? (await readJson(join(directory, 'config.json'), CONFIG_LIMIT));
+async function tokenizerOfDirectory(directory: Directory): Promise<TokenizerData | undefined> {
+  return directory.has('tokenizer.model') ? withFile(directory.file('tokenizer.model'), readSentencePiece) : undefined;
+}
+
+async function familyOfDirectory(
+  directory: Directory,
+  config: JsonObject | undefined,
+): Promise<ModelFamily | undefined> {
   const sources: string[] = [];
   for (const name of ['tokenizer_config.json', 'tokenization_chatglm.py']) {
-    const text = await readSmallFileIfAny(join(directory, name), TEXT_LIMIT);
-    if (text !== undefined) sources.push(text.toString('utf8'));
+    const bytes = await directory.bytes(name, TEXT_LIMIT);
+    if (bytes !== undefined) sources.push(bytes.toString('utf8'));
   }
-  const name = json?._name_or_path;
+  const name = config?._name_or_path;
   return detectFamily({
     tokenizerSources: sources,
     nameOrPath: typeof name === 'string' ? name : undefined,
-    directory,
+    directory: directory.path,
   });
 }
 
 async function readWeightFiles(
-  directory: string,
+  directory: Directory,
   signal: AbortSignal | undefined,
 ): Promise<{ format: Container['format']; files: RawTensorFile[]; list: string }> {
-  const names = await list(directory);
   for (const container of CONTAINERS) {
     const { format, single, index, read } = container;
-    if (names.includes(single)) {
-      const path = join(directory, single);
+    if (directory.has(single)) {
+      const path = directory.file(single);
       return { format, files: [await read(path)], list: path };
     }
-    if (names.includes(index)) {
-      const path = join(directory, index);
-      return { format, files: await readShards(directory, path, names, container, signal), list: path };
+    if (directory.has(index)) {
+      return { format, files: await readShards(directory, container, signal), list: directory.file(index) };
     }
   }
   const wanted = CONTAINERS.map(({ single, index }) => `${single} or ${index}`).join(', ');
-  throw invalid(directory, `holds no weights: none of ${wanted}`);
+  throw invalid(directory.path, `holds no weights: none of ${wanted}`);
 }
 
 async function readShards(
-  directory: string,
-  indexPath: string,
-  names: readonly string[],
-  container: Container,
+  directory: Directory,
+  { index, read }: Container,
   signal: AbortSignal | undefined,
 ): Promise<RawTensorFile[]> {
-  const weightMap = (await readJson(indexPath, TEXT_LIMIT))?.weight_map;
+  const indexPath = directory.file(index);
+  const weightMap = (await directory.json(index, TEXT_LIMIT))?.weight_map;
   if (!isObject(weightMap)) throw invalid(indexPath, 'has no weight_map');
   const shards = new Map<string, RawTensorFile>();
   for (const shard of new Set(Object.values(weightMap))) {
@@ -136,13 +142,13 @@ async function readShards(
     if (typeof shard !== 'string' || !/^[\w-][\w.-]*$/.test(shard)) {
       throw invalid(indexPath, `names ${shown(String(shard))} as a shard`);
     }
-    if (!names.includes(shard)) throw invalid(indexPath, `the shard ${shard} is missing`, { shard });
-    shards.set(shard, await container.read(join(directory, shard)));
+    if (!directory.has(shard)) throw invalid(indexPath, `the shard ${shard} is missing`, { shard });
+    shards.set(shard, await read(directory.file(shard)));
   }
   for (const [tensor, shard] of Object.entries(weightMap)) {
     const file = shards.get(String(shard));
     if (file !== undefined && !file.tensors.some(({ name }) => name === tensor)) {
-      throw invalidTensor(file.path, tensor, `is missing, although ${container.index} says that it is here`);
+      throw invalidTensor(file.path, tensor, `is missing, although ${index} says that it is here`);
     }
   }
   return [...shards.values()];
@@ -226,17 +232,36 @@ function refuseUnknown(tensors: ReadonlyMap<string, RawTensor>): void {
   }
 }
 
-async function readJson(path: string, limit: number): Promise<JsonObject | undefined> {
-  const names = await list(join(path, '..'));
-  return names.includes(path.split(/[\\/]/).at(-1) ?? '')
-    ? parseJsonObject(await readSmallFile(path, limit), path)
-    : undefined;
-}
+/** A directory and what is in it. */
+class Directory {
+  private constructor(
+    readonly path: string,
+    private readonly names: ReadonlySet<string>,
+  ) {}
 
-async function list(directory: string): Promise<string[]> {
-  try {
-    return await readdir(directory);
-  } catch (error) {
-    throw readError(directory, error);
+  static async list(path: string): Promise<Directory> {
+    try {
+      return new Directory(path, new Set(await readdir(path)));
+    } catch (error) {
+      throw readError(path, error);
+    }
+  }
+
+  has(name: string): boolean {
+    return this.names.has(name);
+  }
+
+  file(name: string): string {
+    return join(this.path, name);
+  }
+
+  /** Undefined where there is no such file. */
+  async bytes(name: string, limit: number): Promise<Buffer | undefined> {
+    return this.has(name) ? readSmallFile(this.file(name), limit) : undefined;
+  }
+
+  async json(name: string, limit: number): Promise<JsonObject | undefined> {
+    const bytes = await this.bytes(name, limit);
+    return bytes === undefined ? undefined : parseJsonObject(bytes, this.file(name));
   }
 }

@@ -4,7 +4,7 @@ import { throwIfAborted } from '../errors.js';
 import { readError, withFile } from './file.js';
 import { openGguf, readGgufTokenizer } from './gguf.js';
 import { GGUF_MAGIC } from './gguf-format.js';
-import { familyOfDirectory, openHuggingFace, readDirectoryTokenizer } from './huggingface.js';
+import { openHuggingFace, readDirectoryTokenizer } from './huggingface.js';
 import { invalid } from './invalid.js';
 import { readSentencePiece } from './sentencepiece.js';
 import type { Checkpoint, ModelFamily, TokenizerData } from './types.js';
@@ -20,13 +20,21 @@ export interface OpenOptions {
  * Nothing of it is executed, and whatever the files say, every range in the result lies within them.
  */
 export async function openCheckpoint(path: string, options: OpenOptions = {}): Promise<Checkpoint> {
-  throwIfAborted(options.signal);
-  const place = await resolvePlace(path);
-  const checkpoint =
-    place.kind === 'gguf'
-      ? await openGguf(place.path, options.family)
-      : await openHuggingFace(place.path, options.family, options.signal);
-  throwIfAborted(options.signal);
+  const { family, signal } = options;
+  throwIfAborted(signal);
+  const absolute = resolve(path);
+  const checkpoint = (await isDirectory(absolute))
+    ? await openHuggingFace(absolute, family, signal)
+    : await withFile(absolute, async (file) => {
+        const magic = await file.magic();
+        if (magic === GGUF_MAGIC) return openGguf(file, family);
+        if (isInDirectory(absolute)) return openHuggingFace(dirname(absolute), family, signal);
+        if (/^(ggml|lmgg|ggjt|tjgg)$/.test(magic)) {
+          throw invalid(absolute, 'is a GGML file (of chatglm.cpp, say), which is not supported; open the original');
+        }
+        throw invalid(absolute, 'is no checkpoint: neither a GGUF file nor a part of a Hugging Face directory');
+      });
+  throwIfAborted(signal);
   return checkpoint;
 }
 
@@ -41,26 +49,16 @@ export async function readTokenizer(path: string): Promise<ReadTokenizerResult> 
   const absolute = resolve(path);
   const isFile = !(await isDirectory(absolute));
   if (isFile && !isInDirectory(absolute)) {
-    return (await magicOf(absolute)) === GGUF_MAGIC
-      ? readGgufTokenizer(absolute)
-      : { data: await readSentencePiece(absolute), family: undefined };
+    return withFile(absolute, async (file) =>
+      (await file.magic()) === GGUF_MAGIC
+        ? readGgufTokenizer(file)
+        : { data: await readSentencePiece(file), family: undefined },
+    );
   }
   const directory = isFile ? dirname(absolute) : absolute;
-  const data = await readDirectoryTokenizer(directory);
+  const { data, family } = await readDirectoryTokenizer(directory);
   if (data === undefined) throw invalid(directory, 'holds no tokenizer.model');
-  return { data, family: await familyOfDirectory(directory) };
-}
-
-async function resolvePlace(path: string): Promise<{ kind: 'gguf' | 'directory'; path: string }> {
-  const absolute = resolve(path);
-  if (await isDirectory(absolute)) return { kind: 'directory', path: absolute };
-  const magic = await magicOf(absolute);
-  if (magic === GGUF_MAGIC) return { kind: 'gguf', path: absolute };
-  if (isInDirectory(absolute)) return { kind: 'directory', path: dirname(absolute) };
-  if (/^(ggml|lmgg|ggjt|tjgg)$/.test(magic)) {
-    throw invalid(absolute, 'is a GGML file (of chatglm.cpp, say), which is not supported; open the original instead');
-  }
-  throw invalid(absolute, 'is no checkpoint: neither a GGUF file nor a part of a Hugging Face directory');
+  return { data, family };
 }
 
 /** Whether the name is one that a file in a Hugging Face directory has. */
@@ -74,8 +72,4 @@ async function isDirectory(path: string): Promise<boolean> {
   } catch (error) {
     throw readError(path, error);
   }
-}
-
-function magicOf(path: string): Promise<string> {
-  return withFile(path, async (file) => (await file.read(0, Math.min(4, file.size))).toString('latin1'));
 }

@@ -241,7 +241,8 @@ class PickleMachine {
         return;
       case Op.build:
         // The state of an OrderedDict (torch's _metadata). Nothing here needs it.
-        if (!(this.popMany(2)[0] instanceof PickleDict)) throw this.damaged('state for something that is no dict');
+        this.pop();
+        if (!(this.stack.at(-1) instanceof PickleDict)) throw this.damaged('state for something that is no dict');
         return;
       default:
         throw this.damaged(`the pickle opcode 0x${op.toString(16).padStart(2, '0')}`);

@@ -1,4 +1,4 @@
-import { readSmallFile } from './file.js';
+import type { CheckpointFile } from './file.js';
 import { invalid } from './invalid.js';
 import { type Piece, packPieces } from './pieces.js';
 import { PieceType, type TokenizerData } from './types.js';
@@ -14,8 +14,8 @@ const BPE = 2;
  * Reads a tokenizer.model: a protobuf ModelProto of
  * https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto
  */
-export async function readSentencePiece(path: string): Promise<TokenizerData> {
-  return parseSentencePiece(await readSmallFile(path, FILE_LIMIT), path);
+export async function readSentencePiece(file: CheckpointFile): Promise<TokenizerData> {
+  return parseSentencePiece(await file.readAll(FILE_LIMIT), file.path);
 }
 
 /** Parses the bytes of a tokenizer.model; `file` is for messages. */

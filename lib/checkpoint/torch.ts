@@ -84,14 +84,14 @@ export function readTorchFile(path: string): Promise<RawTensorFile> {
 }
 
 async function checkMagic(file: CheckpointFile): Promise<void> {
-  const magic = await file.read(0, Math.min(4, file.size));
-  if (magic[0] === 0x80) {
+  const magic = await file.magic();
+  if (magic.startsWith('\x80')) {
     throw invalid(
       file.path,
       'was written by a torch before 1.6, which is not supported; load and save it with a newer one',
     );
   }
-  if (magic.toString('latin1') !== 'PK\x03\x04') throw invalid(file.path, 'is damaged or no file of torch.save');
+  if (magic !== 'PK\x03\x04') throw invalid(file.path, 'is damaged or no file of torch.save');
 }
 
 /** The folder that all records lie in: torch names it after the file. */
