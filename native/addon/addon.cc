@@ -24,8 +24,8 @@ DataType type_argument(const Napi::Value& value, const char* name) {
 
 void expect_room(size_t bytes, int64_t wanted, const char* name) {
   if (static_cast<int64_t>(bytes) < wanted) {
-    throw Error("ERR_INVALID_ARGUMENT", std::string(name) + " is too short: " + std::to_string(bytes) + " bytes of " +
-                                            std::to_string(wanted));
+    throw Error("ERR_INVALID_ARGUMENT",
+                std::string(name) + " is too short: " + std::to_string(bytes) + " bytes of " + std::to_string(wanted));
   }
 }
 
@@ -38,9 +38,11 @@ void expect_whole_blocks(DataType type, int64_t count, const char* name) {
 
 Napi::Value convert_rows(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    const DataType source_type = type_argument(info[0], "sourceType"), target_type = type_argument(info[5], "targetType");
+    const DataType source_type = type_argument(info[0], "sourceType"),
+                   target_type = type_argument(info[5], "targetType");
     Napi::Uint8Array source = bytes_of(info[1], "source"), target = bytes_of(info[6], "target");
-    const int64_t rows = integer_of(info[3], "rows", 0, INT32_MAX), columns = integer_of(info[4], "columns", 1, INT32_MAX);
+    const int64_t rows = integer_of(info[3], "rows", 0, INT32_MAX),
+                  columns = integer_of(info[4], "columns", 1, INT32_MAX);
     const bool scaled = source_type == DataType::int8 || source_type == DataType::int4;
     const std::vector<float> scales = scaled ? floats_of(info[2], "scales") : std::vector<float>();
     if (!is_compute_type(target_type)) throw Error("ERR_INVALID_ARGUMENT", "targetType cannot be written");

@@ -15,7 +15,8 @@ constexpr int64_t kMostTokens = std::numeric_limits<int32_t>::max();
 std::vector<int32_t> signed_ids(const Napi::Value& value, const char* name) {
   std::vector<int32_t> result;
   for (const uint32_t id : ids_of(value, name)) {
-    if (id > static_cast<uint32_t>(kMostTokens)) throw Error("ERR_INVALID_ARGUMENT", std::string(name) + ": id too large");
+    if (id > static_cast<uint32_t>(kMostTokens))
+      throw Error("ERR_INVALID_ARGUMENT", std::string(name) + ": id too large");
     result.push_back(static_cast<int32_t>(id));
   }
   return result;

@@ -36,7 +36,8 @@ TensorSource tensor_of(const Napi::Value& value) {
   tensor.name = string_of(object.Get("name"), "name");
   tensor.type = type_of(object.Get("type"));
   const Napi::Array shape = array_of(object.Get("shape"), "shape");
-  if (shape.Length() < 1 || shape.Length() > 2) throw Error("ERR_INVALID_ARGUMENT", "shape must have 1 or 2 dimensions");
+  if (shape.Length() < 1 || shape.Length() > 2)
+    throw Error("ERR_INVALID_ARGUMENT", "shape must have 1 or 2 dimensions");
   // The product of two dimensions of at most 2^31 fits; a row's bytes are checked against the file later.
   tensor.columns = integer_of(shape.Get(shape.Length() - 1), "shape", 1, kMostCount);
   tensor.rows = shape.Length() == 2 ? integer_of(shape.Get(0u), "shape", 1, kMostCount) : 1;
@@ -113,9 +114,9 @@ class Session final : public EngineListener {
   static std::shared_ptr<Session> start(Napi::Env env, Spec spec, Napi::Function on_events) {
     auto session = std::make_shared<Session>();
     auto* owner = new std::shared_ptr<Session>(session);
-    const napi_status status = napi_create_threadsafe_function(
-        env, on_events, nullptr, Napi::String::New(env, "chatglm:model"), 0, 1, owner, finalize, session.get(), deliver,
-        &session->function_);
+    const napi_status status =
+        napi_create_threadsafe_function(env, on_events, nullptr, Napi::String::New(env, "chatglm:model"), 0, 1, owner,
+                                        finalize, session.get(), deliver, &session->function_);
     if (status != napi_ok) {
       delete owner;
       throw Napi::Error::New(env);
@@ -251,10 +252,11 @@ class Session final : public EngineListener {
 class ModelObject : public Napi::ObjectWrap<ModelObject> {
  public:
   static Napi::Function define(Napi::Env env) {
-    return DefineClass(env, "Model",
-                       {InstanceMethod<&ModelObject::submit>("submit"), InstanceMethod<&ModelObject::cancel>("cancel"),
-                        InstanceMethod<&ModelObject::clear_cache>("clearCache"),
-                        InstanceMethod<&ModelObject::stats>("stats"), InstanceMethod<&ModelObject::dispose>("dispose")});
+    return DefineClass(
+        env, "Model",
+        {InstanceMethod<&ModelObject::submit>("submit"), InstanceMethod<&ModelObject::cancel>("cancel"),
+         InstanceMethod<&ModelObject::clear_cache>("clearCache"), InstanceMethod<&ModelObject::stats>("stats"),
+         InstanceMethod<&ModelObject::dispose>("dispose")});
   }
 
   explicit ModelObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<ModelObject>(info) {

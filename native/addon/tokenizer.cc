@@ -46,12 +46,12 @@ class TokenizerObject : public Napi::ObjectWrap<TokenizerObject> {
   }
 
   static Napi::Function define(Napi::Env env, Napi::FunctionReference& decoder) {
-    return DefineClass(env, "Tokenizer",
-                       {InstanceAccessor<&TokenizerObject::size>("size"),
-                        InstanceMethod<&TokenizerObject::encode>("encode"),
-                        InstanceMethod<&TokenizerObject::decode>("decode"),
-                        InstanceMethod<&TokenizerObject::create_decoder>("createDecoder")},
-                       &decoder);
+    return DefineClass(
+        env, "Tokenizer",
+        {InstanceAccessor<&TokenizerObject::size>("size"), InstanceMethod<&TokenizerObject::encode>("encode"),
+         InstanceMethod<&TokenizerObject::decode>("decode"),
+         InstanceMethod<&TokenizerObject::create_decoder>("createDecoder")},
+        &decoder);
   }
 
  private:

@@ -28,7 +28,8 @@ const Kernels* kernels_by_name(const char* name) {
 const Kernels& select_kernels() {
   if (const char* name = std::getenv("CHATGLM_KERNELS"); name && *name) {
     if (const Kernels* kernels = kernels_by_name(name)) return *kernels;
-    throw Error("ERR_DEVICE_UNAVAILABLE", std::string("CHATGLM_KERNELS: this CPU does not run the kernels '") + name + "'");
+    throw Error("ERR_DEVICE_UNAVAILABLE",
+                std::string("CHATGLM_KERNELS: this CPU does not run the kernels '") + name + "'");
   }
   for (const char* name : {"avx512", "avx2"}) {
     if (const Kernels* kernels = kernels_by_name(name)) return *kernels;

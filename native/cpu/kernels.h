@@ -12,12 +12,12 @@ struct Product {
   int64_t row_bytes = 0;
   int64_t columns = 0;  // a multiple of 32
   int64_t tokens = 0;
-  const float* x = nullptr;        // (tokens, columns), for f32, f16 and bf16 weights
-  const int8_t* codes = nullptr;   // (tokens, columns), for q8_0 and q4_0 weights
-  const float* scales = nullptr;   // (tokens, columns / 32)
-  const int32_t* sums = nullptr;   // (tokens, columns / 32): of each block's codes
-  const float* bias = nullptr;     // (rows), or none
-  float* y = nullptr;              // (tokens, y_stride)
+  const float* x = nullptr;       // (tokens, columns), for f32, f16 and bf16 weights
+  const int8_t* codes = nullptr;  // (tokens, columns), for q8_0 and q4_0 weights
+  const float* scales = nullptr;  // (tokens, columns / 32)
+  const int32_t* sums = nullptr;  // (tokens, columns / 32): of each block's codes
+  const float* bias = nullptr;    // (rows), or none
+  float* y = nullptr;             // (tokens, y_stride)
   int64_t y_stride = 0;
   bool accumulate = false;  // y += instead of y =
 };
@@ -37,8 +37,8 @@ struct AttentionPage {
   float* result = nullptr;   // (rows, head_size)
 };
 
-/// The kernels of one instruction set. Each output number is summed in an order that depends on the columns alone, so that
-/// a token's result has the same bits in every batch.
+/// The kernels of one instruction set. Each output number is summed in an order that depends on the columns alone, so
+/// that a token's result has the same bits in every batch.
 struct Kernels {
   const char* name;
   void (*product)(const Product& product, int64_t row_begin, int64_t row_end);
@@ -60,8 +60,8 @@ extern const Kernels avx2_kernels;
 extern const Kernels avx512_kernels;
 #endif
 
-/// The best kernels that this CPU runs, or those that the environment variable CHATGLM_KERNELS names (for tests). Throws
-/// ERR_DEVICE_UNAVAILABLE if this CPU does not run those.
+/// The best kernels that this CPU runs, or those that the environment variable CHATGLM_KERNELS names (for tests).
+/// Throws ERR_DEVICE_UNAVAILABLE if this CPU does not run those.
 const Kernels& select_kernels();
 /// By name; none if this CPU or build does not have them.
 const Kernels* kernels_by_name(const char* name);

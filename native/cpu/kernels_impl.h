@@ -12,10 +12,10 @@
 namespace chatglm::cpu {
 namespace {
 
-using F = Simd::F;          // kLanes floats
-using QF = Simd::QF;        // 8 floats: what the dot product of a quantized block is summed in
+using F = Simd::F;    // kLanes floats
+using QF = Simd::QF;  // 8 floats: what the dot product of a quantized block is summed in
 constexpr int kLanes = Simd::kLanes;
-constexpr int kTile = 4;    // rows, and tokens, that are computed together: each loaded number is used four times
+constexpr int kTile = 4;  // rows, and tokens, that are computed together: each loaded number is used four times
 
 struct FloatWeights {
   static F load(const uint8_t* row, int64_t i) { return Simd::load_bytes(row + 4 * i); }
@@ -252,7 +252,8 @@ void attend(const AttentionPage& p) {
 
 void rms_norm(const float* x, const float* weight, float epsilon, int64_t count, float* y) {
   F squares = Simd::zero();
-  for (int64_t i = 0; i < count; i += kLanes) squares = Simd::multiply_add(Simd::load(x + i), Simd::load(x + i), squares);
+  for (int64_t i = 0; i < count; i += kLanes)
+    squares = Simd::multiply_add(Simd::load(x + i), Simd::load(x + i), squares);
   const float mean = Simd::sum(squares) / static_cast<float>(count);
   const F scale = Simd::all(1.0f / __builtin_sqrtf(mean + epsilon));
   for (int64_t i = 0; i < count; i += kLanes) {
@@ -303,8 +304,8 @@ uint64_t read(const uint8_t* data, int64_t bytes) {
   return static_cast<uint64_t>(Simd::largest(sums[0]));
 }
 
-constexpr Kernels kKernels = {Simd::kName, product,  attend<HalfPage>, attend<FloatPage>, rms_norm,
-                              swiglu,      quantize, to_half,          read};
+constexpr Kernels kKernels = {Simd::kName, product, attend<HalfPage>, attend<FloatPage>, rms_norm, swiglu, quantize,
+                              to_half,     read};
 
 }  // namespace
 }  // namespace chatglm::cpu

@@ -21,8 +21,8 @@ struct BackendInfo {
   int32_t threads = 0;
   uint64_t weight_bytes = 0;
   std::map<std::string, uint64_t> weight_types;  // weight_bytes by type
-  uint64_t bytes_per_token = 0;  // of the weights, those that are read to generate one token
-  uint64_t mapped_bytes = 0;  // of weight_bytes, those that are the system's page cache
+  uint64_t bytes_per_token = 0;                  // of the weights, those that are read to generate one token
+  uint64_t mapped_bytes = 0;                     // of weight_bytes, those that are the system's page cache
   uint64_t kv_bytes = 0;
 };
 
@@ -39,9 +39,9 @@ class Backend {
   virtual int32_t max_batch_tokens() const = 0;
   virtual int32_t max_batch_logits() const = 0;
 
-  /// Runs a batch of segments, each of another sequence, through the model: writes the keys and values of all their tokens
-  /// and the wanted logits. logits: (sum of Segment::logits, vocabulary), in the segments' order. Returns false, with
-  /// nothing to rely on, if `abort` became true before the end; the same batch can be run again.
+  /// Runs a batch of segments, each of another sequence, through the model: writes the keys and values of all their
+  /// tokens and the wanted logits. logits: (sum of Segment::logits, vocabulary), in the segments' order. Returns false,
+  /// with nothing to rely on, if `abort` became true before the end; the same batch can be run again.
   virtual bool forward(std::span<const Segment> batch, float* logits, const std::atomic<bool>& abort) = 0;
 
   /// Copies the keys and values of the first `tokens` tokens of a page.

@@ -73,8 +73,8 @@ uint32_t Engine::submit(Request request) {
 void Engine::cancel(uint32_t request) {
   const std::lock_guard lock(mutex_);
   cancelled_.push_back(request);
-  // A token of an answer is soon done, but a piece of a prompt may take seconds. The others' part of the step is lost with
-  // it, and computed again.
+  // A token of an answer is soon done, but a piece of a prompt may take seconds. The others' part of the step is lost
+  // with it, and computed again.
   if (contains(prefilling_, request)) abort_step_ = true;
   wake_.notify_one();
 }
@@ -247,8 +247,8 @@ void Engine::step(Backend& backend, const std::vector<Part>& parts) {
         prompt_tokens += part.tokens;
       }
     }
-    const bool late = std::any_of(prefilling_.begin(), prefilling_.end(),
-                                  [&](uint32_t id) { return contains(cancelled_, id); });
+    const bool late =
+        std::any_of(prefilling_.begin(), prefilling_.end(), [&](uint32_t id) { return contains(cancelled_, id); });
     abort_step_ = stopping_ || late;
   }
   for (const Part& part : parts) {

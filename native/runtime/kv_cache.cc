@@ -53,8 +53,8 @@ std::optional<KvCache::Start> KvCache::begin(int64_t most_tokens, const Match& m
 
   Start start{.reused_tokens = full * page_tokens_};
   if (partial > 0) {
-    // Pinned while a page for the copy is found, for that may throw out the history it belongs to. Where it is itself the
-    // last page to be had, its few tokens are computed again.
+    // Pinned while a page for the copy is found, for that may throw out the history it belongs to. Where it is itself
+    // the last page to be had, its few tokens are computed again.
     const int32_t from = match.pages[static_cast<size_t>(full)];
     const bool from_is_live = live_uses_[static_cast<size_t>(from)] > 0;
     if (total_pages() - live_pages_ - (from_is_live ? 0 : 1) >= 1) {

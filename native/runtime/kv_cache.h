@@ -7,12 +7,12 @@
 
 namespace chatglm {
 
-/// Which pages of the key/value memory belong to whom. The memory itself is the backend's; this is the bookkeeping, used
-/// by the engine's thread alone.
+/// Which pages of the key/value memory belong to whom. The memory itself is the backend's; this is the bookkeeping,
+/// used by the engine's thread alone.
 ///
-/// A page holds `page_tokens` consecutive tokens of a sequence. Once full it never changes, so sequences that begin with
-/// the same tokens share their full pages. What a finished sequence computed stays behind as a cached history, found
-/// again by its token ids and thrown out, least recently used first, when a page is wanted and none is free.
+/// A page holds `page_tokens` consecutive tokens of a sequence. Once full it never changes, so sequences that begin
+/// with the same tokens share their full pages. What a finished sequence computed stays behind as a cached history,
+/// found again by its token ids and thrown out, least recently used first, when a page is wanted and none is free.
 class KvCache {
  public:
   KvCache(int32_t pages, int32_t page_tokens);
@@ -37,14 +37,15 @@ class KvCache {
     std::vector<int32_t> pages;
     int32_t reserved = 0;  // pages it may still take: promised, so take() cannot fail
   };
-  /// What a new sequence need not compute: its first `reused_tokens`, after the backend has copied the last page of them
-  /// if that one is shared only in part (copy_from >= 0).
+  /// What a new sequence need not compute: its first `reused_tokens`, after the backend has copied the last page of
+  /// them if that one is shared only in part (copy_from >= 0).
   struct Start {
     int32_t reused_tokens = 0;
     int32_t copy_from = -1, copy_to = -1, copy_tokens = 0;
   };
-  /// Admits a sequence of at most `most_tokens` tokens that begins with the first `match.tokens` of `match`. Returns nothing
-  /// and changes nothing if live sequences hold or were promised too much. The copy must be made before any other call.
+  /// Admits a sequence of at most `most_tokens` tokens that begins with the first `match.tokens` of `match`. Returns
+  /// nothing and changes nothing if live sequences hold or were promised too much. The copy must be made before any
+  /// other call.
   std::optional<Start> begin(int64_t most_tokens, const Match& match, Holding& holding);
   /// One more page for a live sequence.
   void take(Holding& holding);

@@ -35,7 +35,8 @@ std::map<std::string, Slot> slots_of(const ModelShape& s, Weights& weights) {
     slots[prefix + "attn_qkv.bias"] = {&layer.qkv_bias, 1, s.qkv_size(), Kind::vector};
     slots[prefix + "attn_output.weight"] = {&layer.attention_output, s.hidden_size, s.query_size(), Kind::linear};
     slots[prefix + "ffn_norm.weight"] = {&layer.ffn_norm, 1, s.hidden_size, Kind::vector};
-    slots[prefix + "ffn_up.weight"] = {&layer.ffn_up, 2 * static_cast<int64_t>(s.ffn_size), s.hidden_size, Kind::linear};
+    slots[prefix + "ffn_up.weight"] = {&layer.ffn_up, 2 * static_cast<int64_t>(s.ffn_size), s.hidden_size,
+                                       Kind::linear};
     slots[prefix + "ffn_down.weight"] = {&layer.ffn_down, s.hidden_size, s.ffn_size, Kind::linear};
   }
   return slots;
@@ -76,8 +77,8 @@ class Loader {
 
  private:
   Error invalid(const TensorSource& tensor, const std::string& what) const {
-    const bool in_file = !tensor.random && tensor.data.file >= 0 &&
-                         static_cast<size_t>(tensor.data.file) < source_.files.size();
+    const bool in_file =
+        !tensor.random && tensor.data.file >= 0 && static_cast<size_t>(tensor.data.file) < source_.files.size();
     const std::string file = in_file ? source_.files[static_cast<size_t>(tensor.data.file)] : "";
     return Error("ERR_CHECKPOINT_INVALID", (in_file ? file + ": " : "") + tensor.name + " " + what,
                  {{"file", file}, {"tensor", tensor.name}});
@@ -88,10 +89,12 @@ class Loader {
   }
 
   const uint8_t* mapped(const TensorSource& tensor, const FileRange& range, uint64_t wanted) const {
-    if (range.file < 0 || static_cast<size_t>(range.file) >= weights_.files.size()) throw invalid(tensor, "has no file");
+    if (range.file < 0 || static_cast<size_t>(range.file) >= weights_.files.size())
+      throw invalid(tensor, "has no file");
     const MappedFile& file = weights_.files[static_cast<size_t>(range.file)];
     if (range.length != wanted) {
-      throw invalid(tensor, "has " + std::to_string(range.length) + " bytes where its shape takes " + std::to_string(wanted));
+      throw invalid(tensor,
+                    "has " + std::to_string(range.length) + " bytes where its shape takes " + std::to_string(wanted));
     }
     if (range.offset > file.size() || range.length > file.size() - range.offset) {
       throw invalid(tensor, "ends beyond the end of the file");
@@ -115,8 +118,8 @@ class Loader {
     if (quantizing && source.type != DataType::f32 && source.type != DataType::f16 && source.type != DataType::bf16 &&
         !(source.type == DataType::int8 && type == DataType::q8_0) &&
         !(source.type == DataType::int4 && type == DataType::q4_0)) {
-      throw Error("ERR_INVALID_ARGUMENT", "quantization: this checkpoint is quantized already (" + source.name + " is " +
-                                              name_of(source.type) + ")");
+      throw Error("ERR_INVALID_ARGUMENT", "quantization: this checkpoint is quantized already (" + source.name +
+                                              " is " + name_of(source.type) + ")");
     }
     *slot.tensor = {type, source.rows, source.columns, nullptr};
     if (source.random) {
@@ -160,7 +163,8 @@ class Loader {
         if (scaled) to_float(source.scale_type, scales + i * row_bytes(source.scale_type, 1), 1, 1, &scale);
         if (!std::isfinite(scale) || !all_finite(source.type, data + i * source_row, source.columns)) return false;
         if (quantizing) {
-          quantize_row(source.type, data + i * source_row, source.columns, tensor.type, target + i * target_row, scratch);
+          quantize_row(source.type, data + i * source_row, source.columns, tensor.type, target + i * target_row,
+                       scratch);
         } else {
           convert_row(source.type, data + i * source_row, scale, source.columns, tensor.type, target + i * target_row,
                       scratch);
@@ -182,8 +186,8 @@ class Loader {
   template <class Task>
   void for_rows(const TensorSource& source, const Task& task) {
     constexpr int64_t kChunkBytes = 4 << 20;
-    const int64_t rows = std::clamp<int64_t>(kChunkBytes / std::max<int64_t>(1, row_bytes(source.type, source.columns)), 1,
-                                             source.rows);
+    const int64_t rows =
+        std::clamp<int64_t>(kChunkBytes / std::max<int64_t>(1, row_bytes(source.type, source.columns)), 1, source.rows);
     const int64_t chunks = (source.rows + rows - 1) / rows, batch = 4 * pool_.threads();
     std::atomic<bool> finite{true};
     for (int64_t first = 0; first < chunks; first += batch) {
@@ -221,7 +225,8 @@ void check_shape(const ModelShape& s) {
                     s.rope_dimension >= 0 && s.rope_dimension <= s.head_size;
   const bool numbers = std::isfinite(s.norm_epsilon) && s.norm_epsilon >= 0 && std::isfinite(s.rope_base) &&
                        s.rope_base > 0 && std::isfinite(s.rope_scale) && s.rope_scale > 0;
-  if (!fits || !numbers) throw Error("ERR_CHECKPOINT_INVALID", "the model's shape is not one that this runtime computes");
+  if (!fits || !numbers)
+    throw Error("ERR_CHECKPOINT_INVALID", "the model's shape is not one that this runtime computes");
 }
 
 Weights load_weights(const ModelSource& source, const Progress& progress, const std::atomic<bool>& abort) {

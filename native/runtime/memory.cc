@@ -43,9 +43,10 @@ Buffer::Buffer(size_t bytes, const char* purpose) : size_(bytes) {
                      : mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) {
     const uint64_t free_bytes = available_memory();
-    throw Error("ERR_OUT_OF_MEMORY",
-                std::string(purpose) + " needs " + megabytes(bytes) + "; the machine has " + megabytes(free_bytes) + " free",
-                {{"wantedBytes", static_cast<double>(bytes)}, {"freeBytes", static_cast<double>(free_bytes)}});
+    throw Error(
+        "ERR_OUT_OF_MEMORY",
+        std::string(purpose) + " needs " + megabytes(bytes) + "; the machine has " + megabytes(free_bytes) + " free",
+        {{"wantedBytes", static_cast<double>(bytes)}, {"freeBytes", static_cast<double>(free_bytes)}});
   }
   data_ = static_cast<uint8_t*>(memory);
 }
@@ -56,7 +57,8 @@ Buffer::~Buffer() {
 
 MappedFile::MappedFile(const std::string& path) : path_(path) {
   const auto fail = [&](const char* what) {
-    return Error("ERR_CHECKPOINT_INVALID", path + ": cannot be " + what + ": " + std::strerror(errno), {{"file", path}});
+    return Error("ERR_CHECKPOINT_INVALID", path + ": cannot be " + what + ": " + std::strerror(errno),
+                 {{"file", path}});
   };
   const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (file < 0) throw fail("opened");

@@ -100,9 +100,9 @@ using Progress = std::function<void(uint64_t bytes, uint64_t total_bytes)>;
 /// Throws ERR_CHECKPOINT_INVALID if a backend could not compute with this shape.
 void check_shape(const ModelShape& shape);
 
-/// Maps the files, checks every range and shape, checks that all numbers are finite, and converts what the kernels do not
-/// read as it lies: norms and biases to f32; q4_1, q5_0, q5_1, q4_K, q5_K and q6_K matrices to q8_0; int8 and int4 rows to
-/// q8_0 and q4_0. Throws ERR_CHECKPOINT_INVALID naming file and tensor, ERR_OUT_OF_MEMORY, or ERR_ABORTED.
+/// Maps the files, checks every range and shape, checks that all numbers are finite, and converts what the kernels do
+/// not read as it lies: norms and biases to f32; q4_1, q5_0, q5_1, q4_K, q5_K and q6_K matrices to q8_0; int8 and int4
+/// rows to q8_0 and q4_0. Throws ERR_CHECKPOINT_INVALID naming file and tensor, ERR_OUT_OF_MEMORY, or ERR_ABORTED.
 Weights load_weights(const ModelSource& source, const Progress& progress, const std::atomic<bool>& abort);
 
 /// Fills a run of a tensor's elements with normally distributed numbers. The same name and seed give the same numbers

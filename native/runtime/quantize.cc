@@ -35,8 +35,8 @@ constexpr std::array<TypeFacts, 13> kTypes = {{{"f32", {1, 4}},
 float half_at(const uint8_t* p) { return half_to_float(load_u16(p)); }
 
 // The sub-block scales and minima of q4_K and q5_K: eight pairs of 6-bit numbers in 12 bytes. The first four pairs lie
-// in the low six bits of bytes 0-3 and 4-7; the others have their low four bits in bytes 8-11 and their high two bits on
-// top of the first.
+// in the low six bits of bytes 0-3 and 4-7; the others have their low four bits in bytes 8-11 and their high two bits
+// on top of the first.
 void scale_and_min(int index, const uint8_t* packed, int& scale, int& min) {
   if (index < 4) {
     scale = packed[index] & 63;
@@ -142,7 +142,8 @@ void encode_q4_0(const float* x, uint8_t* target) {
   }
   const float scale = largest / -8.0f, inverse = scale != 0 ? 1.0f / scale : 0.0f;
   int8_t codes[32];
-  for (int j = 0; j < 32; ++j) codes[j] = static_cast<int8_t>(std::min(15, static_cast<int>(x[j] * inverse + 8.5f)) - 8);
+  for (int j = 0; j < 32; ++j)
+    codes[j] = static_cast<int8_t>(std::min(15, static_cast<int>(x[j] * inverse + 8.5f)) - 8);
   write_q4_0(float_to_half(scale), codes, target);
 }
 
@@ -167,9 +168,7 @@ std::optional<DataType> data_type_by_name(std::string_view name) {
 void to_float(DataType type, const uint8_t* source, float scale, int64_t count, float* target) {
   const BlockShape block = block_shape(type);
   switch (type) {
-    case DataType::f32:
-      std::memcpy(target, source, static_cast<size_t>(count) * 4);
-      return;
+    case DataType::f32: std::memcpy(target, source, static_cast<size_t>(count) * 4); return;
     case DataType::f16:
       for (int64_t i = 0; i < count; ++i) target[i] = half_at(source + 2 * i);
       return;
@@ -182,8 +181,7 @@ void to_float(DataType type, const uint8_t* source, float scale, int64_t count, 
     case DataType::int4:
       for (int64_t i = 0; i < count; ++i) target[i] = scale * int4_code(source, i);
       return;
-    default:
-      break;
+    default: break;
   }
   for (int64_t i = 0; i < count; i += block.elements, source += block.bytes, target += block.elements) {
     switch (type) {
@@ -202,9 +200,7 @@ void to_float(DataType type, const uint8_t* source, float scale, int64_t count, 
 
 void from_float(DataType type, const float* source, int64_t count, uint8_t* target) {
   switch (type) {
-    case DataType::f32:
-      std::memcpy(target, source, static_cast<size_t>(count) * 4);
-      return;
+    case DataType::f32: std::memcpy(target, source, static_cast<size_t>(count) * 4); return;
     case DataType::f16:
       for (int64_t i = 0; i < count; ++i) store_u16(target + 2 * i, float_to_half(source[i]));
       return;
@@ -217,8 +213,7 @@ void from_float(DataType type, const float* source, int64_t count, uint8_t* targ
     case DataType::q4_0:
       for (int64_t i = 0; i < count; i += 32, target += sizeof(BlockQ4_0)) encode_q4_0(source + i, target);
       return;
-    default:
-      throw Error("ERR_INVALID_ARGUMENT", std::string("cannot write tensors of type ") + name_of(type));
+    default: throw Error("ERR_INVALID_ARGUMENT", std::string("cannot write tensors of type ") + name_of(type));
   }
 }
 

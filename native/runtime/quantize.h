@@ -18,9 +18,9 @@ void from_float(DataType type, const float* source, int64_t count, uint8_t* targ
 void convert_row(DataType source_type, const uint8_t* source, float scale, int64_t columns, DataType target_type,
                  uint8_t* target, float* scratch);
 
-/// What THUDM's model.quantize(8 | 4) does to one row (quantization.py, QuantizedLinear): scale = max|x| / 127 or / 7 and
-/// code = round(x / scale), halves to even, both in the arithmetic of the stored type (f32, f16 or bf16). The row is
-/// written as q8_0 or q4_0 blocks that all have the row's scale.
+/// What THUDM's model.quantize(8 | 4) does to one row (quantization.py, QuantizedLinear): scale = max|x| / 127 or / 7
+/// and code = round(x / scale), halves to even, both in the arithmetic of the stored type (f32, f16 or bf16). The row
+/// is written as q8_0 or q4_0 blocks that all have the row's scale.
 void quantize_row(DataType source_type, const uint8_t* source, int64_t columns, DataType target_type, uint8_t* target,
                   float* scratch);
 

@@ -25,9 +25,8 @@ Logprobs log_probabilities(std::span<const float> logits, int32_t count) {
   std::vector<uint32_t> order(logits.size());
   for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<uint32_t>(i);
   const auto kept = order.begin() + std::min<int64_t>(std::max(count, 1), static_cast<int64_t>(order.size()));
-  std::partial_sort(order.begin(), kept, order.end(), [&](uint32_t a, uint32_t b) {
-    return logits[a] > logits[b] || (logits[a] == logits[b] && a < b);
-  });
+  std::partial_sort(order.begin(), kept, order.end(),
+                    [&](uint32_t a, uint32_t b) { return logits[a] > logits[b] || (logits[a] == logits[b] && a < b); });
   const double maximum = logits[order.front()];
   double sum = 0;
   for (const float logit : logits) sum += std::exp(logit - maximum);
@@ -55,8 +54,8 @@ Choice Sampler::choose(std::span<const float> logits) {
   choice.finite = all_finite(logits);
   if (!choice.finite) return choice;
 
-  const bool penalties = sampling_.repetition_penalty != 1.0f || sampling_.presence_penalty != 0.0f ||
-                         sampling_.frequency_penalty != 0.0f;
+  const bool penalties =
+      sampling_.repetition_penalty != 1.0f || sampling_.presence_penalty != 0.0f || sampling_.frequency_penalty != 0.0f;
   std::span<const float> changed = logits;
   if (penalties || !sampling_.bias.empty()) {
     scratch_.assign(logits.begin(), logits.end());

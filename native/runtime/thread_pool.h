@@ -6,8 +6,8 @@
 
 namespace chatglm {
 
-/// Threads that share out numbered tasks. The calling thread works too. Workers spin for some tens of microseconds after
-/// a job, because the next one of a forward pass follows at once, and then sleep.
+/// Threads that share out numbered tasks. The calling thread works too. Workers spin for some tens of microseconds
+/// after a job, because the next one of a forward pass follows at once, and then sleep.
 class ThreadPool {
  public:
   /// `threads` counts the calling one.
@@ -17,8 +17,9 @@ class ThreadPool {
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
-  /// Runs task(i) for each i below `tasks`, in any order, and returns when all are done. Once `abort` is true, tasks that
-  /// have not begun are left out; the caller looks at `abort` again before it trusts the result. Tasks must not throw.
+  /// Runs task(i) for each i below `tasks`, in any order, and returns when all are done. Once `abort` is true, tasks
+  /// that have not begun are left out; the caller looks at `abort` again before it trusts the result. Tasks must not
+  /// throw.
   template <class Task>
   void run(int64_t tasks, const std::atomic<bool>& abort, const Task& task) {
     if (tasks <= 0) return;

@@ -10,8 +10,8 @@ namespace chatglm {
 
 namespace {
 
-constexpr std::string_view kSpace = "\xe2\x96\x81";        // U+2581
-constexpr std::string_view kReplacement = "\xef\xbf\xbd";  // U+FFFD
+constexpr std::string_view kSpace = "\xe2\x96\x81";          // U+2581
+constexpr std::string_view kReplacement = "\xef\xbf\xbd";    // U+FFFD
 constexpr std::string_view kUnknownText = " \xe2\x81\x87 ";  // what SentencePiece writes for <unk>
 
 size_t utf8_length(uint8_t lead) {
@@ -174,8 +174,7 @@ std::string Decoder::push(uint32_t id) {
       empty_ = empty_ && text.empty();
       return text;
     }
-    case PieceType::control:
-      return flush();
+    case PieceType::control: return flush();
     case PieceType::unknown: {
       std::string text = flush();
       text += kUnknownText;
