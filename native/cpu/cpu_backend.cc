@@ -26,7 +26,7 @@ struct Activations {
         passes(passes),
         floats(static_cast<size_t>(kMaxBatchTokens * columns)),
         codes(floats.size() * static_cast<size_t>(passes)),
-        scales(floats.size() / kBlockElements),
+        scales(codes.size() / kBlockElements),
         sums(scales.size()) {}
 
   float* row(int64_t token) { return floats.data() + token * columns; }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <queue>
+#include <utility>
 
 #include "error.h"
 
@@ -165,42 +166,28 @@ std::string Tokenizer::decode(const uint32_t* ids, size_t count) const {
 std::string Decoder::push(uint32_t id) {
   if (id >= tokenizer_->size()) return flush();  // a special token: no text, but it ends a run of bytes
   std::string_view piece = tokenizer_->piece(id);
-  switch (tokenizer_->type(id)) {
-    case PieceType::byte: {
-      unsigned value = 0;
-      std::sscanf(std::string(piece).c_str(), "<0x%02X>", &value);
-      bytes_ += static_cast<char>(value);
-      std::string text = take_bytes(false);
-      empty_ = empty_ && text.empty();
-      return text;
-    }
-    case PieceType::control: return flush();
-    case PieceType::unknown: {
-      std::string text = flush();
-      text += kUnknownText;
-      empty_ = false;
-      return text;
-    }
-    default: {
-      std::string text = flush();
-      if (empty_ && piece.starts_with(kSpace)) piece.remove_prefix(kSpace.size());
-      for (size_t at = 0; at < piece.size();) {
-        const size_t space = std::min(piece.find(kSpace, at), piece.size());
-        text += piece.substr(at, space - at);
-        if (space < piece.size()) text += ' ';
-        at = space + kSpace.size();
-      }
-      empty_ = empty_ && text.empty();
-      return text;
-    }
+  const PieceType type = tokenizer_->type(id);
+  if (type == PieceType::control) return flush();
+  const bool first = std::exchange(first_, false);
+  if (type == PieceType::byte) {
+    unsigned value = 0;
+    std::sscanf(std::string(piece).c_str(), "<0x%02X>", &value);
+    bytes_ += static_cast<char>(value);
+    return take_bytes(false);
   }
-}
-
-std::string Decoder::flush() {
-  std::string text = take_bytes(true);
-  empty_ = empty_ && text.empty();
+  std::string text = flush();
+  if (type == PieceType::unknown) return text.append(kUnknownText);
+  if (first && piece.starts_with(kSpace)) piece.remove_prefix(kSpace.size());
+  for (size_t at = 0; at < piece.size();) {
+    const size_t space = std::min(piece.find(kSpace, at), piece.size());
+    text += piece.substr(at, space - at);
+    if (space < piece.size()) text += ' ';
+    at = space + kSpace.size();
+  }
   return text;
 }
+
+std::string Decoder::flush() { return take_bytes(true); }
 
 std::string Decoder::take_bytes(bool all) {
   std::string text;

@@ -51,7 +51,7 @@ class Decoder {
 
   std::shared_ptr<const Tokenizer> tokenizer_;
   std::string bytes_;
-  bool empty_ = true;  // no text yet: a leading space is the dummy prefix
+  bool first_ = true;  // no piece yet: a leading space is the dummy prefix
 };
 
 }  // namespace chatglm

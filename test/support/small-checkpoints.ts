@@ -179,39 +179,6 @@ export function protobuf(fields: readonly ProtobufField[]): Buffer {
   );
 }
 
-/**
- * Damages a file at each of the positions in turn: all bits of the byte, one bit of it, and at last the file cut there.
- * `check` sees the damaged file; `damage` says what was done.
- */
-export async function forEachDamage(
-  path: string,
-  positions: readonly number[],
-  check: (damage: string) => Promise<void>,
-): Promise<void> {
-  const original = readFileSync(path);
-  const fd = openSync(path, 'r+');
-  try {
-    const byte = Buffer.alloc(1);
-    for (const position of positions) {
-      readSync(fd, byte, 0, 1, position);
-      const right = byte[0] ?? 0;
-      const bit = (position * 5 + 3) % 8;
-      for (const mask of [0xff, 1 << bit]) {
-        writeSync(fd, Buffer.from([right ^ mask]), 0, 1, position);
-        await check(`byte ${position} ^ 0x${mask.toString(16)}`);
-      }
-      writeSync(fd, Buffer.from([right]), 0, 1, position);
-    }
-    for (const position of positions.toSorted((a, b) => b - a)) {
-      ftruncateSync(fd, position);
-      await check(`cut at ${position}`);
-    }
-  } finally {
-    closeSync(fd);
-    writeFileSync(path, original);
-  }
-}
-
 function configJson(config: ModelConfig, { quantizationBit = 0, json = {} }: SmallDirectoryOptions) {
   const chatglm3 = config.family === 'chatglm3';
   return {

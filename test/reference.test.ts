@@ -1,0 +1,111 @@
+import { type LoadOptions, loadModel, type Model } from 'node-chatglm';
+import {
+  type ReferenceCheckpoint,
+  referenceCheckpoint,
+  referenceCheckpoints,
+  referenceExpectation,
+  referenceLogits,
+} from './support/checkpoints';
+
+// What THUDM's own code computes in float32 on small checkpoints, in every layout that they have published.
+
+const quantized = (name: string) => /int[48]$/.test(name);
+
+async function withModel(
+  name: ReferenceCheckpoint,
+  options: LoadOptions,
+  body: (model: Model) => Promise<void>,
+): Promise<void> {
+  const model = await loadModel(referenceCheckpoint(name), options);
+  try {
+    await body(model);
+  } finally {
+    await model.dispose();
+  }
+}
+
+function largestDifference(a: ArrayLike<number>, b: ArrayLike<number>): number {
+  expect(a.length).toBe(b.length);
+  let largest = 0;
+  for (let i = 0; i < a.length; i++) {
+    const difference = Math.abs((a[i] as number) - (b[i] as number));
+    // A NaN must not pass.
+    if (!(difference <= largest)) largest = difference;
+  }
+  return largest;
+}
+
+function relativeError(actual: Float32Array, expected: Float32Array): number {
+  let error = 0;
+  let norm = 0;
+  for (let i = 0; i < expected.length; i++) {
+    error += ((actual[i] as number) - (expected[i] as number)) ** 2;
+    norm += (expected[i] as number) ** 2;
+  }
+  return Math.sqrt(error / norm);
+}
+
+describe.each(referenceCheckpoints)('%s', (name) => {
+  const { input_ids: ids, greedy_continuation: greedy } = referenceExpectation(name);
+
+  test('logits', async () => {
+    await withModel(name, {}, async (model) => {
+      const logits = await model.logits(ids);
+      if (quantized(name)) {
+        expect(relativeError(logits, referenceLogits(name))).toBeLessThan(2e-2);
+      } else {
+        expect(largestDifference(logits, referenceLogits(name))).toBeLessThan(2e-3);
+      }
+    });
+  });
+
+  if (!quantized(name)) {
+    test('greedy continuation', async () => {
+      await withModel(name, {}, async (model) => {
+        const { tokens } = await model.generate(ids, { temperature: 0, maxTokens: greedy.length, stopTokens: [] })
+          .result;
+        expect(tokens).toEqual(greedy);
+      });
+    });
+  }
+
+  test.each(['f16', 'f32'] as const)(
+    'the same logits however they are computed, %s keys and values',
+    async (kvCacheType) => {
+      await withModel(name, { kvCacheType }, async (model) => {
+        const { vocabSize } = model.info;
+        const long = [...ids, ...ids, ...ids];
+        const whole = await model.logits(long);
+        const last = (count: number) => whole.subarray((count - 1) * vocabSize, count * vocabSize);
+
+        // After a hit in the prefix cache, at a page's edge and beside it.
+        for (const from of [1, 63, 64, 65, 100, long.length - 1]) {
+          expect(largestDifference(await model.logits(long, { from }), whole.subarray(from * vocabSize))).toBe(0);
+        }
+        // Token by token: each prompt goes on from the one before.
+        model.clearCache();
+        for (let count = 1; count <= long.length; count += 1) {
+          const row = await model.logits(long.slice(0, count), { from: count - 1 });
+          expect(largestDifference(row, last(count))).toBe(0);
+        }
+        // In one batch with others, which begin alike or not at all.
+        model.clearCache();
+        const others = [long.slice(5), long.slice(0, 70), [...long].reverse()];
+        const answers = others.map((prompt) => model.generate(prompt, { maxTokens: 40, stopTokens: [] }).result);
+        expect(largestDifference(await model.logits(long), whole)).toBe(0);
+        await Promise.all(answers);
+      });
+    },
+  );
+});
+
+test('quantization of what is quantized already: the same is no change, another is refused', async () => {
+  const name = 'chatglm2-int4';
+  const { input_ids: ids } = referenceExpectation(name);
+  await withModel(name, { quantization: 'int4' }, async (model) => {
+    expect(relativeError(await model.logits(ids), referenceLogits(name))).toBeLessThan(2e-2);
+  });
+  await expect(loadModel(referenceCheckpoint(name), { quantization: 'int8' })).rejects.toMatchObject({
+    code: 'ERR_INVALID_ARGUMENT',
+  });
+});

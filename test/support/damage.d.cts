@@ -1,0 +1,5 @@
+export function forEachDamage(
+  file: string,
+  positions: readonly number[],
+  check: (damage: string) => Promise<void>,
+): Promise<void>;
