@@ -78,7 +78,7 @@ export interface SmallDirectoryOptions {
   /** Merged into config.json. */
   json?: Readonly<Record<string, unknown>>;
   /** Changes the tensors before they are written. */
-  tensors?(tensors: TensorBytes[]): TensorBytes[];
+  tensors?: ((tensors: TensorBytes[]) => TensorBytes[]) | undefined;
   tokenizer?: boolean;
 }
 

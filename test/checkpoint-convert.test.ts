@@ -1,0 +1,242 @@
+import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { basename, join } from 'node:path';
+import { convertCheckpoint } from '../lib/checkpoint/convert';
+import { openCheckpoint } from '../lib/checkpoint/open';
+import { type SyntheticType, synthesize, syntheticConfig, syntheticTensors } from '../lib/checkpoint/synth';
+import type { Checkpoint } from '../lib/checkpoint/types';
+import { temporaryDirectory } from './support/checkpoints';
+import { smallConfig, writeSmallDirectory, writeSmallGguf } from './support/small-checkpoints';
+
+const directory = temporaryDirectory();
+afterAll(() => directory.remove());
+
+let count = 0;
+const fresh = (ending = '') => join(directory.path, `${count++}${ending}`);
+
+function bytesOf(checkpoint: Checkpoint, name: string, part: 'data' | 'scale' = 'data'): Buffer {
+  const range = checkpoint.tensors.find((tensor) => tensor.name === name)?.[part];
+  if (range === undefined) throw new Error(`no ${part} of ${name}`);
+  return readFileSync(checkpoint.files[range.file] ?? '').subarray(range.offset, range.offset + range.length);
+}
+
+const typeOf = (checkpoint: Checkpoint, name: string) =>
+  checkpoint.tensors.find((tensor) => tensor.name === name)?.type;
+const MATRIX = 'blk.0.ffn_up.weight';
+
+describe('convert', () => {
+  test.each(['f16', 'q8_0', 'q4_0'] as const)('a directory to %s', async (type) => {
+    const source = fresh();
+    writeSmallDirectory(source, { json: { _name_or_path: 'THUDM/chatglm3-6b' } });
+    const target = fresh('.gguf');
+    const written = await convertCheckpoint(source, target, { type });
+    const [before, after] = [await openCheckpoint(source), await openCheckpoint(target)];
+    expect(written).toEqual({ path: target, bytes: readFileSync(target).length });
+    expect(after.config).toEqual(before.config);
+    expect(after.tokenizer).toEqual(before.tokenizer);
+    expect(after.tensors.map((tensor) => tensor.type)).toEqual(
+      after.tensors.map(({ shape }) => (shape.length === 1 ? 'f32' : type)),
+    );
+    if (type === 'f16') expect(bytesOf(after, MATRIX)).toEqual(bytesOf(before, MATRIX));
+  });
+
+  test('keeps family and rope scaling of a ChatGLM2-32k', async () => {
+    const source = fresh();
+    const config = { ...smallConfig, family: 'chatglm2', ropeScale: 8 } as const;
+    writeSmallDirectory(source, { config });
+    const target = fresh('.gguf');
+    await convertCheckpoint(await openCheckpoint(source), target, { type: 'q8_0' });
+    expect((await openCheckpoint(target)).config).toMatchObject({ family: 'chatglm2', ropeScale: 8, ropeBase: 10_000 });
+  });
+
+  test('bfloat16 norms become exact f32', async () => {
+    const source = fresh('.gguf');
+    writeSmallGguf(source, { type: 'bf16' });
+    const target = fresh('.gguf');
+    await convertCheckpoint(source, target, { type: 'q4_0' });
+    const [before, after] = [await openCheckpoint(source), await openCheckpoint(target)];
+    expect(bytesOf(after, 'output_norm.weight')).toEqual(bytesOf(before, 'output_norm.weight'));
+    expect(typeOf(after, MATRIX)).toBe('q4_0');
+  });
+
+  test.each([
+    [4, 'q4_0', 'q4_0'],
+    [4, 'q8_0', 'q4_0'],
+    [4, 'f16', 'f16'],
+    [8, 'q8_0', 'q8_0'],
+    [8, 'q4_0', 'q4_0'],
+    [8, 'f16', 'f16'],
+  ] as const)('%i-bit rows to %s become %s', async (quantizationBit, type, expected) => {
+    const source = fresh();
+    writeSmallDirectory(source, { quantizationBit });
+    const target = fresh('.gguf');
+    await convertCheckpoint(source, target, { type });
+    const after = await openCheckpoint(target);
+    expect(typeOf(after, MATRIX)).toBe(expected);
+    expect(typeOf(after, 'token_embd.weight')).toBe(type);
+  });
+
+  test('int4 codes and scales are carried into q4_0 as they are', async () => {
+    const source = fresh();
+    writeSmallDirectory(source, { quantizationBit: 4 });
+    const target = fresh('.gguf');
+    await convertCheckpoint(source, target, { type: 'q4_0' });
+    const [before, after] = [await openCheckpoint(source), await openCheckpoint(target)];
+    const codes = bytesOf(before, MATRIX); // (64, 32 / 2), the even column in the high half
+    const scales = bytesOf(before, MATRIX, 'scale'); // (64)
+    const blocks = bytesOf(after, MATRIX); // (64, 18)
+    for (let row = 0; row < 64; row++) {
+      const block = blocks.subarray(18 * row, 18 * row + 18);
+      expect(block.readUInt16LE(0)).toBe(scales.readUInt16LE(2 * row));
+      for (let column = 0; column < 32; column++) {
+        const packed = codes[16 * row + (column >> 1)] ?? 0;
+        const signed = ((column % 2 === 0 ? packed >> 4 : packed & 15) << 28) >> 28;
+        const byte = block[2 + (column % 16)] ?? 0;
+        expect((column < 16 ? byte & 15 : byte >> 4) - 8).toBe(signed);
+      }
+    }
+  });
+
+  test('int8 codes and scales are carried into q8_0 as they are', async () => {
+    const source = fresh();
+    writeSmallDirectory(source, { quantizationBit: 8 });
+    const target = fresh('.gguf');
+    await convertCheckpoint(source, target, { type: 'q8_0' });
+    const [before, after] = [await openCheckpoint(source), await openCheckpoint(target)];
+    const blocks = bytesOf(after, MATRIX); // (64, 34)
+    for (let row = 0; row < 64; row++) {
+      expect(blocks.readUInt16LE(34 * row)).toBe(bytesOf(before, MATRIX, 'scale').readUInt16LE(2 * row));
+      const codes = bytesOf(before, MATRIX).subarray(32 * row, 32 * row + 32);
+      expect(blocks.subarray(34 * row + 2, 34 * row + 34)).toEqual(codes);
+    }
+  });
+
+  test('what has the type already is copied', async () => {
+    const source = fresh('.gguf');
+    writeSmallGguf(source, { type: 'q4_0' });
+    const target = fresh('.gguf');
+    await convertCheckpoint(source, target, { type: 'q4_0' });
+    expect(readFileSync(target)).toEqual(readFileSync(source));
+  });
+
+  test('reports progress up to the whole file', async () => {
+    const source = fresh('.gguf');
+    writeSmallGguf(source);
+    const progress: { bytes: number; totalBytes: number }[] = [];
+    const { bytes } = await convertCheckpoint(source, fresh('.gguf'), {
+      type: 'f16',
+      onProgress: (p) => progress.push(p),
+    });
+    expect(progress.at(-1)).toEqual({ bytes, totalBytes: bytes });
+    expect(progress.every((p, i) => p.totalBytes === bytes && p.bytes > (progress[i - 1]?.bytes ?? 0))).toBe(true);
+  });
+
+  test('an existing file stays, unless it may be replaced', async () => {
+    const source = fresh('.gguf');
+    writeSmallGguf(source);
+    const target = fresh('.gguf');
+    writeFileSync(target, 'mine');
+    await expect(convertCheckpoint(source, target, { type: 'f16' })).rejects.toMatchObject({
+      code: 'ERR_INVALID_ARGUMENT',
+    });
+    expect(readFileSync(target, 'utf8')).toBe('mine');
+    await convertCheckpoint(source, target, { type: 'f16', overwrite: true });
+    expect((await openCheckpoint(target)).format).toBe('gguf');
+    await convertCheckpoint(target, target, { type: 'q8_0', overwrite: true });
+    expect(typeOf(await openCheckpoint(target), MATRIX)).toBe('q8_0');
+  });
+
+  test.each([1, 5])('aborted after %i pieces, it leaves nothing behind', async (pieces) => {
+    const source = fresh('.gguf');
+    writeSmallGguf(source);
+    const target = fresh('.gguf');
+    const controller = new AbortController();
+    let seen = 0;
+    const onProgress = () => {
+      if (++seen === pieces) controller.abort();
+    };
+    const { signal } = controller;
+    await expect(convertCheckpoint(source, target, { type: 'f16', signal, onProgress })).rejects.toMatchObject({
+      code: 'ERR_ABORTED',
+    });
+    expect(readdirSync(directory.path).filter((name) => name.startsWith(basename(target)))).toEqual([]);
+  });
+
+  test('fails without a tokenizer, or where it cannot write', async () => {
+    const source = fresh();
+    writeSmallDirectory(source, { tokenizer: false });
+    const target = fresh('.gguf');
+    await expect(convertCheckpoint(source, target, { type: 'f16' })).rejects.toMatchObject({
+      code: 'ERR_CHECKPOINT_INVALID',
+      message: expect.stringMatching(/no tokenizer/),
+    });
+    writeSmallGguf(target);
+    await expect(convertCheckpoint(target, join(fresh(), 'x.gguf'), { type: 'f16' })).rejects.toMatchObject({
+      code: 'ERR_INVALID_ARGUMENT',
+      message: expect.stringMatching(/cannot be written/),
+    });
+  });
+});
+
+describe('synthesize', () => {
+  test.each(['f32', 'f16', 'q8_0', 'q4_0'] as const)('a micro file of %s', async (type: SyntheticType) => {
+    const target = fresh('.gguf');
+    const { bytes } = await synthesize(target, { shape: 'micro', type, seed: 7 });
+    const checkpoint = await openCheckpoint(target);
+    expect(readFileSync(target)).toHaveLength(bytes);
+    expect(checkpoint.config).toEqual(syntheticConfig('micro'));
+    expect(checkpoint.tensors.map(({ name, type, shape }) => ({ name, type, shape }))).toEqual(
+      syntheticTensors(syntheticConfig('micro'), type),
+    );
+    expect(checkpoint.tokenizer?.types).toHaveLength(384 - 9);
+  });
+
+  test('the same seed gives the same file, another seed another', async () => {
+    const files = [fresh(), fresh(), fresh()];
+    for (const [i, file] of files.entries()) await synthesize(file, { shape: 'micro', type: 'q8_0', seed: i >> 1 });
+    const [a, b, c] = files.map((file) => readFileSync(file));
+    expect(b).toEqual(a);
+    expect(c).not.toEqual(a);
+  });
+
+  test('norms are about 1, biases and matrices about 0', async () => {
+    const target = fresh('.gguf');
+    await synthesize(target, { shape: 'micro', type: 'f32' });
+    const checkpoint = await openCheckpoint(target);
+    const moments = (name: string) => {
+      const bytes = bytesOf(checkpoint, name);
+      const values = Array.from({ length: bytes.length / 4 }, (_, i) => bytes.readFloatLE(4 * i));
+      const mean = values.reduce((sum, value) => sum + value, 0) / values.length;
+      return {
+        mean,
+        deviation: Math.sqrt(values.reduce((sum, value) => sum + (value - mean) ** 2, 0) / values.length),
+      };
+    };
+    expect(moments('blk.0.attn_norm.weight').mean).toBeCloseTo(1, 1);
+    expect(moments('blk.0.attn_qkv.bias').deviation).toBeCloseTo(0.2, 1);
+    expect(moments('token_embd.weight').deviation).toBeCloseTo(1, 1);
+    expect(moments(MATRIX).deviation).toBeCloseTo(1.28 / 8, 1);
+  });
+
+  test("the tensors of the 6B shape have ChatGLM3-6B's size", () => {
+    const tensors = syntheticTensors(syntheticConfig('6b'), 'q4_0');
+    const parameters = tensors.reduce((sum, { shape }) => sum + shape.reduce((product, size) => product * size, 1), 0);
+    expect(tensors).toHaveLength(3 + 28 * 7);
+    expect(parameters).toBe(6_243_584_000);
+  });
+
+  test.each<[object, RegExp]>([
+    [{ shape: '7b' }, /shape: 7b/],
+    [{ shape: 'toString' }, /shape: toString/],
+    [{ shape: { ...smallConfig, heads: 3 } }, /no multiple of|heads of/],
+    [{ shape: { ...smallConfig, vocabSize: 100 } }, /vocabSize is 100/],
+    [{ shape: 'micro', type: 'q6_k' }, /type: q6_k/],
+    [{ shape: 'micro', seed: 0.5 }, /seed: 0.5/],
+  ])('%p is refused', async (options, message) => {
+    const target = fresh('.gguf');
+    await expect(synthesize(target, options)).rejects.toMatchObject({
+      code: 'ERR_INVALID_ARGUMENT',
+      message: expect.stringMatching(message),
+    });
+    expect(existsSync(target)).toBe(false);
+  });
+});
