@@ -1,5 +1,5 @@
 import { once } from 'node:events';
-import { statSync } from 'node:fs';
+import { readFileSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { Worker } from 'node:worker_threads';
 import { openCheckpoint } from '../lib/checkpoint/open';
@@ -65,15 +65,12 @@ test.concurrent('a torch file with any byte of its pickle or zip structure damag
   expect(refused).toBeGreaterThan(4000);
 }, 120_000);
 
-test.concurrent.each([4, 8] as const)(
-  'a quantized torch file with any byte of its pickle damaged (%i bits)',
-  async (bits) => {
-    const path = join(directory.path, `torch-${bits}`);
-    const files = writeSmallDirectory(path, { container: 'torch', quantizationBit: bits, tokenizer: false });
-    await expectSafe(path, upTo(1000, 100), files[0] ?? '');
-  },
-  120_000,
-);
+test.concurrent('a quantized torch file with any byte of its pickle damaged', async () => {
+  const path = join(directory.path, 'torch-int4');
+  const files = writeSmallDirectory(path, { container: 'torch', quantizationBit: 4, tokenizer: false });
+  const pickle = readFileSync(files[0] ?? '').indexOf('X\x07\0\0\0storage');
+  await expectSafe(path, upTo(pickle + 300, pickle - 100), files[0] ?? '');
+}, 120_000);
 
 test.concurrent.each(['config.json', 'model.safetensors.index.json'])(
   '%s with any byte damaged',
@@ -91,5 +88,5 @@ test.concurrent('a tokenizer.model with any byte of its first and last pieces da
   writeSmallDirectory(path);
   const file = join(path, 'tokenizer.model');
   const { size } = statSync(file);
-  await expectSafe(path, [...upTo(400), ...upTo(size, size - 400)], file);
+  await expectSafe(path, [...upTo(150), ...upTo(size, size - 150)], file);
 }, 120_000);

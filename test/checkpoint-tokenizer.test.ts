@@ -1,4 +1,6 @@
+import { pieceTexts } from '../lib/checkpoint/pieces';
 import { parseSentencePiece } from '../lib/checkpoint/sentencepiece';
+import { specialTokens } from '../lib/checkpoint/special-tokens';
 import { syntheticTokenizer } from '../lib/checkpoint/synthetic-tokenizer';
 import { PieceType, type TokenizerData } from '../lib/checkpoint/types';
 import { protobuf, smallTokenizer, tokenizerModel } from './support/small-checkpoints';
@@ -20,6 +22,9 @@ test('a synthetic tokenizer is the same whenever it is made, and has distinct pi
   expect(data.types).toHaveLength(64_789);
   expect(data.scores.subarray(260).every((score, i) => score < (data.scores[259 + i] ?? 0))).toBe(true);
   expect(syntheticTokenizer(64_789)).toEqual(data);
+  // llama.cpp ends the process at a vocabulary in which two tokens have one text.
+  const texts = new Set(pieceTexts(data).map((text) => Buffer.from(text).toString()));
+  expect(specialTokens('chatglm3').filter((token) => texts.has(token))).toEqual([]);
 });
 
 test.each([

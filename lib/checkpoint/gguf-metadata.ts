@@ -1,3 +1,4 @@
+import { ChatGLMError } from '../errors.js';
 import { ARCHITECTURE, FAMILY_KEY, KEYS } from './gguf.js';
 import { ValueType } from './gguf-format.js';
 import { pieceTexts } from './pieces.js';
@@ -69,6 +70,15 @@ function vocabulary(config: ModelConfig, tokenizer: TokenizerData) {
   };
   for (const token of specialTokens(config.family)) add(token, PieceType.control);
   while (tokens.length < config.vocabSize) add(`[PAD${tokens.length}]`, PieceType.unused);
+  // llama.cpp ends the process at a file in which two tokens have one text.
+  const texts = new Set<string>();
+  for (const token of tokens) {
+    const text = Buffer.from(token).toString();
+    if (texts.has(text)) {
+      throw new ChatGLMError('ERR_CHECKPOINT_INVALID', `The tokenizer has a piece "${text}" beside the special token`);
+    }
+    texts.add(text);
+  }
   return { tokens, scores, types };
 }
 

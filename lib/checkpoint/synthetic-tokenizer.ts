@@ -1,4 +1,5 @@
 import { bytePiece, FIRST_BYTE_PIECE, type Piece, packPieces } from './pieces.js';
+import { specialTokens } from './special-tokens.js';
 import { PieceType, type TokenizerData } from './types.js';
 
 /** SentencePiece's mark for a space. */
@@ -22,8 +23,11 @@ export function syntheticTokenizer(count: number): TokenizerData {
     pieces.push({ text: Buffer.from(bytePiece(byte)), score: 0, type: PieceType.byte });
   }
   const ordinary = FIRST_BYTE_PIECE + 256;
+  const taken: ReadonlySet<string> = new Set(specialTokens('chatglm3'));
   for (const text of ordinaryPieces()) {
     if (pieces.length >= count) break;
+    // "sop" and "eop" are names of special tokens, which must be unlike all pieces.
+    if (taken.has(text)) continue;
     // Scores fall with the id: the pieces of the smallest ids are merged first.
     pieces.push({ text: Buffer.from(text), score: ordinary - pieces.length, type: PieceType.normal });
   }
