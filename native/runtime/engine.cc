@@ -122,10 +122,17 @@ void Engine::run(const Load& load) {
   for (SequencePtr& sequence : active_) queue_.push_back(std::move(sequence));
   active_.clear();
   for (const SequencePtr& sequence : queue_) {
-    listener_.on_error(sequence->id, Error("ERR_DISPOSED", "the model was disposed"));
+    if (sequence->ended) continue;  // told already, when an exception cut the step short
+    fail(*sequence, Error("ERR_DISPOSED", "the model was disposed"));
   }
   queue_.clear();
+  cache_.clear();
   logits_ = {};
+  {
+    const std::lock_guard lock(mutex_);
+    waiting_ = 0;
+  }
+  publish_stats();
   listener_.on_stopped();
 }
 
@@ -137,7 +144,9 @@ void Engine::serve(Backend& backend) {
     {
       std::unique_lock lock(mutex_);
       wake_.wait(lock, [&] {
-        return stopping_ || !inbox_.empty() || !cancelled_.empty() || clear_cache_ || !active_.empty();
+        // queue_: all active sequences may have ended in one step, and nobody else wakes this thread.
+        return stopping_ || !inbox_.empty() || !cancelled_.empty() || clear_cache_ || !active_.empty() ||
+               !queue_.empty();
       });
       if (stopping_) return;
     }
@@ -212,7 +221,7 @@ std::vector<Engine::Part> Engine::plan(const Backend& backend) const {
     --tokens;
   }
   if (!parts.empty() && prefill_tokens_per_second_ > 0) {
-    const double share = kSharedStepSeconds * prefill_tokens_per_second_;
+    const double share = std::min<double>(tokens, kSharedStepSeconds * prefill_tokens_per_second_);
     tokens = std::min(tokens, std::max(kSmallestPiece, static_cast<int32_t>(share)));
   }
   for (const SequencePtr& sequence : active_) {
