@@ -1,5 +1,7 @@
 #include "thread_pool.h"
 
+#include <utility>
+
 namespace chatglm {
 
 namespace {
@@ -58,13 +60,18 @@ void ThreadPool::start(Call call, const void* task, int64_t tasks, const std::at
   work();
   int32_t busy = busy_.load(std::memory_order_acquire);
   while (busy != 0) busy = wait_for_change(busy_, busy);
+  if (failed_.exchange(false)) std::rethrow_exception(std::exchange(error_, nullptr));
 }
 
 void ThreadPool::work() {
   for (;;) {
     const int64_t i = next_.fetch_add(1, std::memory_order_relaxed);
-    if (i >= tasks_ || abort_->load(std::memory_order_relaxed)) return;
-    call_(task_, i);
+    if (i >= tasks_ || abort_->load(std::memory_order_relaxed) || failed_.load(std::memory_order_relaxed)) return;
+    try {
+      call_(task_, i);
+    } catch (...) {  // for the caller of run(): what leaves a thread ends the process
+      if (!failed_.exchange(true)) error_ = std::current_exception();
+    }
   }
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 #include <atomic>
 #include <cstdint>
+#include <exception>
 #include <thread>
 #include <vector>
 
@@ -18,8 +19,8 @@ class ThreadPool {
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
   /// Runs task(i) for each i below `tasks`, in any order, and returns when all are done. Once `abort` is true, tasks
-  /// that have not begun are left out; the caller looks at `abort` again before it trusts the result. Tasks must not
-  /// throw.
+  /// that have not begun are left out; the caller looks at `abort` again before it trusts the result. The first
+  /// exception of a task is thrown here, once no task runs any more.
   template <class Task>
   void run(int64_t tasks, const std::atomic<bool>& abort, const Task& task) {
     if (tasks <= 0) return;
@@ -48,6 +49,8 @@ class ThreadPool {
   alignas(64) std::atomic<int32_t> generation_{0};
   alignas(64) std::atomic<int32_t> busy_{0};
   std::atomic<bool> stop_{false};
+  std::atomic<bool> failed_{false};
+  std::exception_ptr error_;  // of the first task that threw; read when all workers are done
 };
 
 }  // namespace chatglm
