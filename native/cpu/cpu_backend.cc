@@ -16,7 +16,8 @@ namespace {
 
 constexpr int32_t kMaxBatchTokens = 256;
 constexpr int32_t kMaxBatchLogits = 64;
-constexpr int32_t kAttentionTokens = 8;  // positions whose heads are attended together, so that a page is read once for all
+// Positions whose heads are attended together, so that a page is read once for all.
+constexpr int32_t kAttentionTokens = 8;
 
 /// Rows of activations, and what quantized weights are multiplied with instead: codes of them or, where that is too
 /// coarse, codes in one row and codes of what those leave over in the next (`passes` of 2).
@@ -38,11 +39,16 @@ struct Activations {
   std::vector<int32_t> sums;  // (tokens, passes, columns / 32)
 };
 
-// Scores go through exp(), which makes the rounding of queries and keys to one code the largest error of the whole model:
-// 1.6% instead of 2.3% of the logits on the reference checkpoints with these products in two passes.
+// Scores go through exp(), which makes the rounding of queries and keys to one code the largest error of the whole
+// model: 1.6% instead of 2.3% of the logits on the reference checkpoints with these products in two passes.
 constexpr int64_t kQkvPasses = 2;
 
 bool is_quantized(DataType type) { return type == DataType::q8_0 || type == DataType::q4_0; }
+
+// A product that overflows is more than any machine has, which Buffer then says.
+size_t product_or_most(size_t a, size_t b) {
+  return b != 0 && a > std::numeric_limits<size_t>::max() / b ? std::numeric_limits<size_t>::max() : a * b;
+}
 
 class CpuBackend final : public Backend {
  public:
@@ -52,7 +58,8 @@ class CpuBackend final : public Backend {
         kernels_(select_kernels()),
         kv_type_(options.kv_type),
         kv_bytes_(options.kv_type == KvType::f16 ? 2 : 4),
-        kv_(static_cast<size_t>(options.pages) * static_cast<size_t>(page_bytes()), "the key/value cache"),
+        kv_(product_or_most(static_cast<size_t>(options.pages), static_cast<size_t>(page_bytes())),
+            "the key/value cache"),
         pool_(options.threads),
         residual_(static_cast<size_t>(kMaxBatchTokens) * static_cast<size_t>(shape.hidden_size)),
         normed_(shape.hidden_size, 1),
@@ -114,7 +121,8 @@ class CpuBackend final : public Backend {
   int64_t head_page_bytes() const { return static_cast<int64_t>(kPageTokens) * shape_.head_size * kv_bytes_; }
   int64_t page_bytes() const { return 2 * shape_.layers * shape_.kv_groups * head_page_bytes(); }
   uint8_t* kv_page(int32_t page, int32_t layer, int32_t group, bool values) {
-    const int64_t index = ((static_cast<int64_t>(page) * shape_.layers + layer) * shape_.kv_groups + group) * 2 + values;
+    const int64_t index =
+        ((static_cast<int64_t>(page) * shape_.layers + layer) * shape_.kv_groups + group) * 2 + values;
     return kv_.data() + index * head_page_bytes();
   }
 
@@ -145,7 +153,8 @@ class CpuBackend final : public Backend {
       const auto count = static_cast<int32_t>(segment.tokens.size());
       for (int32_t begin = 0; begin < count; begin += kAttentionTokens) {
         const int32_t end = std::min(count, begin + kAttentionTokens);
-        for (int32_t group = 0; group < shape_.kv_groups; ++group) tasks_.push_back({&segment, first, begin, end, group});
+        for (int32_t group = 0; group < shape_.kv_groups; ++group)
+          tasks_.push_back({&segment, first, begin, end, group});
       }
       first += count;
     }
@@ -266,7 +275,8 @@ class CpuBackend final : public Backend {
 
   void feed_forward(const LayerWeights& weights) {
     norm(weights.ffn_norm, is_quantized(weights.ffn_up.type), normed_);
-    multiply(weights.ffn_up, normed_, tokens_, nullptr, gate_up_.data(), 2 * static_cast<int64_t>(shape_.ffn_size), false);
+    multiply(weights.ffn_up, normed_, tokens_, nullptr, gate_up_.data(), 2 * static_cast<int64_t>(shape_.ffn_size),
+             false);
     pool_.run(tokens_, *abort_, [&](int64_t token) {
       kernels_.swiglu(gate_up_.data() + token * 2 * shape_.ffn_size, shape_.ffn_size, activated_.row(token));
       if (is_quantized(weights.ffn_down.type)) quantize_row_of(activated_, token);
@@ -304,22 +314,32 @@ class CpuBackend final : public Backend {
       float* scales = x.scales.data() + row * blocks;
       kernels_.quantize(x.row(token), x.columns, codes, scales, x.sums.data() + row * blocks);
       if (pass + 1 == x.passes) break;
-      for (int64_t i = 0; i < x.columns; ++i) x.row(token)[i] -= scales[i / kBlockElements] * static_cast<float>(codes[i]);
+      for (int64_t i = 0; i < x.columns; ++i)
+        x.row(token)[i] -= scales[i / kBlockElements] * static_cast<float>(codes[i]);
     }
   }
 
   // y (tokens, y_stride) = or += x * weights^T + bias
   void multiply(const Tensor& weights, const Activations& x, int64_t tokens, const float* bias, float* y,
                 int64_t y_stride, bool accumulate) {
-    const Product product = {weights.type,     weights.data,   weights.row_bytes(), weights.columns, tokens,
-                             x.floats.data(),  x.codes.data(), x.scales.data(),     x.sums.data(),   bias,
-                             y,                y_stride,       accumulate};
+    const Product product = {weights.type,
+                             weights.data,
+                             weights.row_bytes(),
+                             weights.columns,
+                             tokens,
+                             x.floats.data(),
+                             x.codes.data(),
+                             x.scales.data(),
+                             x.sums.data(),
+                             bias,
+                             y,
+                             y_stride,
+                             accumulate};
     // Some dozen pieces a thread, so that none waits long for another; multiples of the kernels' tiles.
     const int64_t pieces = 12 * pool_.threads();
     const int64_t rows = std::max<int64_t>(16, (weights.rows / pieces + 15) / 16 * 16);
-    pool_.run((weights.rows + rows - 1) / rows, *abort_, [&](int64_t i) {
-      kernels_.product(product, i * rows, std::min(weights.rows, (i + 1) * rows));
-    });
+    pool_.run((weights.rows + rows - 1) / rows, *abort_,
+              [&](int64_t i) { kernels_.product(product, i * rows, std::min(weights.rows, (i + 1) * rows)); });
   }
 
   ModelShape shape_;
@@ -339,10 +359,10 @@ class CpuBackend final : public Backend {
   Activations normed_;           // (tokens, hidden)
   Activations normed_for_qkv_;   // (tokens, hidden)
   int64_t qkv_passes_ = 1;
-  std::vector<float> qkv_;       // (tokens, passes, qkv_size); once complete, the first pass has it all
-  Activations attended_;         // (tokens, query_size)
-  std::vector<float> gate_up_;   // (tokens, 2 * ffn)
-  Activations activated_;        // (tokens, ffn)
+  std::vector<float> qkv_;              // (tokens, passes, qkv_size); once complete, the first pass has it all
+  Activations attended_;                // (tokens, query_size)
+  std::vector<float> gate_up_;          // (tokens, 2 * ffn)
+  Activations activated_;               // (tokens, ffn)
   std::vector<float> cosines_, sines_;  // (tokens, rope_dimension / 2)
 };
 

@@ -135,10 +135,11 @@ void product(const Product& p, int64_t begin, int64_t end) {
   }
 }
 
-// exp(x) for x in [-87, 88], else the value at the end; relative error below 2e-7.
+// exp(x) for x in [-87, 88], else the value at the end; relative error below 2e-7. NaN stays NaN: min and max give the
+// second operand then.
 // x = n ln 2 + r with |r| <= ln 2 / 2, and exp(r) by its Taylor polynomial of degree 7, whose next term is below 6e-9.
 F exponential(F x) {
-  x = Simd::min(Simd::max(x, Simd::all(-87.0f)), Simd::all(88.0f));
+  x = Simd::min(Simd::all(88.0f), Simd::max(Simd::all(-87.0f), x));
   const F n = Simd::round(Simd::multiply(x, Simd::all(1.44269504f)));
   // ln 2 in two parts, the first with few enough bits that n times it is exact.
   F r = Simd::multiply_add(n, Simd::all(-0.693359375f), x);
@@ -275,8 +276,8 @@ void quantize(const float* x, int64_t count, int8_t* codes, float* scales, int32
     F largest = Simd::zero();
     for (int i = 0; i < 32; i += kLanes) largest = Simd::max(largest, Simd::magnitude(Simd::load(x + i)));
     const float most = Simd::largest(largest);
-    scales[b] = most / 127.0f;
-    const F inverse = Simd::all(most > 0 ? 127.0f / most : 0.0f);
+    // What is so small that the division would overflow counts as zero.
+    const F inverse = Simd::all(most > 1e-36f ? 127.0f / most : 0.0f);
     float rounded[32];
     F sum = Simd::zero();
     for (int i = 0; i < 32; i += kLanes) {
@@ -284,8 +285,12 @@ void quantize(const float* x, int64_t count, int8_t* codes, float* scales, int32
       sum = Simd::add(sum, code);  // exact: whole numbers
       Simd::store(rounded + i, code);
     }
-    for (int i = 0; i < 32; ++i) codes[i] = static_cast<int8_t>(rounded[i]);
-    sums[b] = static_cast<int32_t>(Simd::sum(sum));
+    // A block with NaN or infinity gets the scale NaN, so that it is found in the logits.
+    const float total = Simd::sum(sum);
+    const bool finite = total - total == 0.0f;
+    scales[b] = finite ? most / 127.0f : total - total;
+    for (int i = 0; i < 32; ++i) codes[i] = finite ? static_cast<int8_t>(rounded[i]) : int8_t{0};
+    sums[b] = finite ? static_cast<int32_t>(total) : 0;
   }
 }
 
