@@ -85,7 +85,8 @@ class Loader {
   }
 
   static uint64_t bytes_of(const TensorSource& tensor) {
-    return static_cast<uint64_t>(tensor.rows * row_bytes(tensor.type, tensor.columns));
+    // Unsigned, for these are not checked yet.
+    return static_cast<uint64_t>(tensor.rows) * static_cast<uint64_t>(row_bytes(tensor.type, tensor.columns));
   }
 
   const uint8_t* mapped(const TensorSource& tensor, const FileRange& range, uint64_t wanted) const {

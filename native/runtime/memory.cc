@@ -60,11 +60,12 @@ MappedFile::MappedFile(const std::string& path) : path_(path) {
     return Error("ERR_CHECKPOINT_INVALID", path + ": cannot be " + what + ": " + std::strerror(errno),
                  {{"file", path}});
   };
-  const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a FIFO would wait for its writer
   if (file < 0) throw fail("opened");
   struct stat status {};
   if (fstat(file, &status) != 0 || !S_ISREG(status.st_mode)) {
     close(file);
+    errno = EINVAL;
     throw fail("read as a file");
   }
   size_ = static_cast<uint64_t>(status.st_size);

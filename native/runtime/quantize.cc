@@ -126,12 +126,24 @@ void write_q8_0(uint16_t scale, const int8_t* codes, uint8_t* target) {
   std::memcpy(block->codes, codes, 32);
 }
 
+// 1 / scale, or 0 for what is too small to be told from zero.
+float inverse_of(float scale) {
+  const float inverse = 1.0f / scale;
+  return std::isfinite(inverse) ? inverse : 0.0f;
+}
+
+// A code is never cast out of its range, whatever the input: NaN becomes `least`.
+int to_code(float value, int least, int most) {
+  if (!(value > static_cast<float>(least))) return least;
+  return value < static_cast<float>(most) ? static_cast<int>(value) : most;
+}
+
 void encode_q8_0(const float* x, uint8_t* target) {
   float largest = 0;
   for (int j = 0; j < 32; ++j) largest = std::max(largest, std::fabs(x[j]));
-  const float scale = largest / 127.0f, inverse = scale != 0 ? 1.0f / scale : 0.0f;
+  const float scale = largest / 127.0f, inverse = inverse_of(scale);
   int8_t codes[32];
-  for (int j = 0; j < 32; ++j) codes[j] = static_cast<int8_t>(std::roundf(x[j] * inverse));
+  for (int j = 0; j < 32; ++j) codes[j] = static_cast<int8_t>(to_code(std::roundf(x[j] * inverse), -127, 127));
   write_q8_0(float_to_half(scale), codes, target);
 }
 
@@ -140,10 +152,9 @@ void encode_q4_0(const float* x, uint8_t* target) {
   for (int j = 0; j < 32; ++j) {
     if (std::fabs(x[j]) > std::fabs(largest)) largest = x[j];
   }
-  const float scale = largest / -8.0f, inverse = scale != 0 ? 1.0f / scale : 0.0f;
+  const float scale = largest / -8.0f, inverse = inverse_of(scale);
   int8_t codes[32];
-  for (int j = 0; j < 32; ++j)
-    codes[j] = static_cast<int8_t>(std::min(15, static_cast<int>(x[j] * inverse + 8.5f)) - 8);
+  for (int j = 0; j < 32; ++j) codes[j] = static_cast<int8_t>(to_code(x[j] * inverse + 8.5f, 0, 15) - 8);
   write_q4_0(float_to_half(scale), codes, target);
 }
 
@@ -250,7 +261,7 @@ void quantize_row(DataType source_type, const uint8_t* source, int64_t columns, 
     int8_t codes[32];
     for (int j = 0; j < 32; ++j) {
       const float code = scale > 0 ? std::nearbyintf(round_to(source_type, scratch[i + j] / scale)) : 0.0f;
-      codes[j] = static_cast<int8_t>(std::clamp(static_cast<int>(code), -largest_code - 1, largest_code));
+      codes[j] = static_cast<int8_t>(to_code(code, -largest_code - 1, largest_code));
     }
     if (target_type == DataType::q8_0) {
       write_q8_0(stored, codes, target);
@@ -276,9 +287,17 @@ bool all_finite(DataType type, const uint8_t* data, int64_t count) {
       any |= static_cast<uint16_t>((load_u16(data + 2 * i) & exponent) == exponent ? 1 : 0);
     }
     bad = any;
-  } else if (type == DataType::q8_0 || type == DataType::q4_0) {
-    const int64_t step = block_shape(type).bytes;
-    for (int64_t i = 0; i < count / kBlockElements; ++i) bad |= (load_u16(data + i * step) & 0x7c00u) == 0x7c00u;
+  } else if (type != DataType::int8 && type != DataType::int4) {
+    // A block's f16 scale and, of some formats, what lies next to it: the offset, or the scale of the offsets.
+    const bool two =
+        type == DataType::q4_1 || type == DataType::q5_1 || type == DataType::q4_k || type == DataType::q5_k;
+    const BlockShape block = block_shape(type);
+    const uint8_t* first = data + (type == DataType::q6_k ? block.bytes - 2 : 0);
+    const uint8_t* second = first + (two ? 2 : 0);
+    for (int64_t i = 0; i < count / block.elements; ++i) {
+      bad |= (load_u16(first + i * block.bytes) & 0x7c00u) == 0x7c00u;
+      bad |= (load_u16(second + i * block.bytes) & 0x7c00u) == 0x7c00u;
+    }
   }
   return bad == 0;
 }
