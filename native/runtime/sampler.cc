@@ -2,10 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 namespace chatglm {
 
 namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 uint32_t largest(std::span<const float> logits) {
   size_t best = 0;
@@ -81,6 +84,11 @@ void Sampler::apply_penalties(std::span<float> logits) const {
     logit = logit < 0 ? logit * sampling_.repetition_penalty : logit / sampling_.repetition_penalty;
     if (count > 0) logit -= sampling_.frequency_penalty * static_cast<float>(count) + sampling_.presence_penalty;
   }
+  // Extreme options may have left the range of float. -inf, a banned token, is all that draw() can take of that.
+  for (float& logit : logits) {
+    if (!(logit <= std::numeric_limits<float>::max()))
+      logit = std::isnan(logit) ? -kInfinity : std::numeric_limits<float>::max();
+  }
 }
 
 uint32_t Sampler::draw(std::span<const float> logits) {
@@ -97,9 +105,11 @@ uint32_t Sampler::draw(std::span<const float> logits) {
   // From here on `logit` holds the weight exp((logit - max) / temperature), whose sum is `total`.
   float maximum = candidates_.front().logit;
   for (const Candidate& c : candidates_) maximum = std::max(maximum, c.logit);
+  if (maximum == -kInfinity) return largest(logits);  // every token is banned
   double total = 0;
   for (Candidate& c : candidates_) {
-    c.logit = std::exp((c.logit - maximum) / sampling_.temperature);
+    const float exponent = (c.logit - maximum) / sampling_.temperature;
+    c.logit = exponent > -kInfinity ? std::exp(exponent) : 0.0f;  // 0 for NaN: -inf divided by an infinite temperature
     total += c.logit;
   }
   if (sampling_.top_p < 1.0f) {
