@@ -22,10 +22,11 @@ DataType type_argument(const Napi::Value& value, const char* name) {
   throw Error("ERR_INVALID_ARGUMENT", std::string(name) + " is not a tensor type");
 }
 
-void expect_room(size_t bytes, int64_t wanted, const char* name) {
-  if (static_cast<int64_t>(bytes) < wanted) {
-    throw Error("ERR_INVALID_ARGUMENT",
-                std::string(name) + " is too short: " + std::to_string(bytes) + " bytes of " + std::to_string(wanted));
+// Without the product of two numbers from JavaScript, which may overflow.
+void expect_room(size_t length, int64_t rows, int64_t row_length, const char* name) {
+  if (static_cast<int64_t>(length) / row_length < rows) {
+    throw Error("ERR_INVALID_ARGUMENT", std::string(name) + " is too short: " + std::to_string(length) + " for " +
+                                            std::to_string(rows) + " rows of " + std::to_string(row_length));
   }
 }
 
@@ -49,9 +50,9 @@ Napi::Value convert_rows(const Napi::CallbackInfo& info) {
     expect_whole_blocks(source_type, columns, "columns");
     expect_whole_blocks(target_type, columns, "columns");
     const int64_t source_row = row_bytes(source_type, columns), target_row = row_bytes(target_type, columns);
-    expect_room(source.ByteLength(), rows * source_row, "source");
-    expect_room(target.ByteLength(), rows * target_row, "target");
-    if (scaled) expect_room(scales.size(), rows, "scales");
+    expect_room(source.ByteLength(), rows, source_row, "source");
+    expect_room(target.ByteLength(), rows, target_row, "target");
+    if (scaled) expect_room(scales.size(), rows, 1, "scales");
     std::vector<float> scratch(static_cast<size_t>(columns));
     for (int64_t i = 0; i < rows; ++i) {
       convert_row(source_type, source.Data() + i * source_row, scaled ? scales[static_cast<size_t>(i)] : 1.0f, columns,

@@ -1,6 +1,7 @@
 #include "addon/generation.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <limits>
 
@@ -38,7 +39,10 @@ Sampling sampling_of(const Napi::Object& object) {
   sampling.logprobs = static_cast<int32_t>(integer_of(object.Get("logprobs"), "logprobs", -1, kMostTokens));
   const std::vector<uint32_t> ids = ids_of(object.Get("biasIds"), "biasIds");
   const std::vector<float> values = floats_of(object.Get("biasValues"), "biasValues");
-  for (size_t i = 0; i < std::min(ids.size(), values.size()); ++i) sampling.bias.emplace_back(ids[i], values[i]);
+  for (size_t i = 0; i < std::min(ids.size(), values.size()); ++i) {
+    if (std::isnan(values[i])) throw Error("ERR_INVALID_ARGUMENT", "biasValues must not hold NaN");
+    sampling.bias.emplace_back(ids[i], values[i]);
+  }
   const Napi::Value seed = object.Get("seed");
   if (!seed.IsBigInt()) throw Error("ERR_INVALID_ARGUMENT", "seed must be a bigint");
   bool lossless;

@@ -3,6 +3,7 @@
 #include <limits>
 #include <memory>
 #include <mutex>
+#include <utility>
 
 #include "addon/arguments.h"
 #include "addon/generation.h"
@@ -218,8 +219,9 @@ class Session final : public EngineListener {
       array.Set(static_cast<uint32_t>(i), events[i].to_js(env));
       const Event::Type type = events[i].type;
       // Under way are loading, until it is ready or has failed, each request until its end, and stopping.
-      if (type == Event::Type::ready || type == Event::Type::failed || type == Event::Type::finish ||
-          type == Event::Type::error || (type == Event::Type::disposed && stopping_)) {
+      const bool loaded = type == Event::Type::ready || type == Event::Type::failed;
+      if ((loaded && std::exchange(loading_, false)) || type == Event::Type::finish || type == Event::Type::error ||
+          (type == Event::Type::disposed && stopping_)) {
         ++ended;
       }
     }
@@ -242,6 +244,7 @@ class Session final : public EngineListener {
   napi_threadsafe_function function_ = nullptr;
   std::unique_ptr<Engine> engine_;
   int pending_ = 1;  // loading
+  bool loading_ = true;
   bool stopping_ = false;
   std::mutex mutex_;
   std::vector<Event> events_;
