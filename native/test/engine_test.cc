@@ -1,0 +1,587 @@
+// The engine on a backend that computes nothing but remembers everything: each position of its pages holds the token
+// that was written there, and the logits are a hash of all tokens that a sequence's pages hold. A wrong page, a token
+// written twice or a prefix taken from another sequence changes the answer.
+#include "runtime/engine.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <thread>
+
+#include "test/random.h"
+#include "test/recorder.h"
+
+namespace chatglm {
+namespace {
+
+using test::generation;
+using test::logits_of;
+using test::Random;
+using test::Recorder;
+using Tokens = std::vector<int32_t>;
+
+constexpr int32_t kVocabulary = 101;
+
+uint64_t hash(uint64_t state, int32_t token) {
+  state = (state ^ static_cast<uint64_t>(token + 1)) * 0x9e3779b97f4a7c15u;
+  return state ^ state >> 29;
+}
+uint64_t hash(const Tokens& tokens) {
+  uint64_t state = 7;
+  for (const int32_t token : tokens) state = hash(state, token);
+  return state;
+}
+int32_t next_token(const Tokens& tokens) { return static_cast<int32_t>(hash(tokens) % kVocabulary); }
+Tokens chain(Tokens prompt, size_t count) {
+  Tokens answer;
+  for (; answer.size() < count; prompt.push_back(answer.back())) answer.push_back(next_token(prompt));
+  return answer;
+}
+
+// What a test does to a running backend.
+struct Controls {
+  std::atomic<bool> hold{false};  // forward() waits until it is let go or aborted
+  std::atomic<int> forwards{0};   // begun
+  std::atomic<int> aborted{0};
+  std::atomic<int> throw_at{-1};     // the so many-th forward() throws
+  std::atomic<bool> invalid{false};  // logits are NaN
+  std::atomic<int> delay_us{0};
+  std::atomic<bool> alive{false};
+};
+
+class FakeBackend final : public Backend {
+ public:
+  FakeBackend(int32_t pages, Controls& controls)
+      : controls_(controls), memory_(static_cast<size_t>(pages), Tokens(kPageTokens, -1)) {
+    controls_.alive = true;
+  }
+  ~FakeBackend() override { controls_.alive = false; }
+
+  BackendInfo info() const override { return {.device = "fake"}; }
+  int32_t max_batch_tokens() const override { return 96; }
+  int32_t max_batch_logits() const override { return 16; }
+
+  bool forward(std::span<const Segment> batch, float* logits, const std::atomic<bool>& abort) override {
+    if (++controls_.forwards == controls_.throw_at) throw std::bad_alloc();
+    int32_t tokens = 0;
+    for (const Segment& segment : batch) {
+      EXPECT_FALSE(segment.tokens.empty());
+      EXPECT_LE(segment.logits, static_cast<int32_t>(segment.tokens.size()));
+      const auto end = segment.position + static_cast<int32_t>(segment.tokens.size());
+      EXPECT_GE(static_cast<int32_t>(segment.pages.size()) * kPageTokens, end);
+      tokens += static_cast<int32_t>(segment.tokens.size());
+      for (int32_t position = segment.position; position < end; ++position) {
+        at(segment, position) = segment.tokens[static_cast<size_t>(position - segment.position)];
+      }
+      if (abort) break;  // half of the batch is written
+    }
+    EXPECT_LE(tokens, max_batch_tokens());
+    if (const int delay = controls_.delay_us) std::this_thread::sleep_for(std::chrono::microseconds(delay));
+    while (controls_.hold && !abort) std::this_thread::sleep_for(std::chrono::microseconds(100));
+    if (abort) {
+      ++controls_.aborted;
+      return false;
+    }
+    for (const Segment& segment : batch) {
+      const auto end = segment.position + static_cast<int32_t>(segment.tokens.size());
+      uint64_t state = 7;
+      for (int32_t position = 0; position < end; ++position) {
+        state = hash(state, at(segment, position));
+        if (position < end - segment.logits) continue;
+        std::fill_n(logits, kVocabulary, controls_.invalid ? NAN : 0.0f);
+        logits[state % kVocabulary] += 1;
+        logits += kVocabulary;
+      }
+    }
+    return true;
+  }
+
+  void copy_page(int32_t from, int32_t to, int32_t tokens) override {
+    ASSERT_NE(from, to);
+    std::copy_n(memory_[static_cast<size_t>(from)].begin(), tokens, memory_[static_cast<size_t>(to)].begin());
+  }
+
+ private:
+  int32_t& at(const Segment& segment, int32_t position) {
+    const auto page = static_cast<size_t>(segment.pages[static_cast<size_t>(position / kPageTokens)]);
+    return memory_[page][static_cast<size_t>(position % kPageTokens)];
+  }
+
+  Controls& controls_;
+  std::vector<Tokens> memory_;
+};
+
+class EngineTest : public testing::Test {
+ protected:
+  EngineTest() {
+    options_.vocabulary = kVocabulary;
+    options_.context_tokens = 300;
+    options_.max_sequences = 3;
+    options_.max_queue = 100;
+  }
+  void start() {
+    engine_ = std::make_unique<Engine>(
+        options_,
+        [pages = options_.pages(), this](const Progress&, const std::atomic<bool>&) {
+          return std::make_unique<FakeBackend>(pages, controls_);
+        },
+        recorder_);
+  }
+  void TearDown() override {
+    controls_.hold = false;
+    if (!engine_) return;
+    engine_.reset();
+    EXPECT_EQ(recorder_.stopped(), 1);
+    EXPECT_FALSE(controls_.alive);
+    for (const auto& [id, answer] : recorder_.answers()) EXPECT_EQ(answer.ends, 1) << "request " << id;
+  }
+  void wait_for_forwards(int count) {
+    for (int i = 0; i < 100000 && controls_.forwards < count; ++i)
+      std::this_thread::sleep_for(std::chrono::microseconds(100));
+    ASSERT_GE(controls_.forwards, count);
+  }
+  std::string code_of(const Request& request) {
+    try {
+      engine_->submit(request);
+    } catch (const Error& error) {
+      details_ = error.details;
+      return error.code;
+    }
+    return "none";
+  }
+  double detail(const std::string& name) {
+    for (const auto& [key, value] : details_) {
+      if (key == name) return std::get<double>(value);
+    }
+    return -1;
+  }
+  // Everything has ended: no page belongs to anybody but the cached histories.
+  void expect_nothing_is_left() {
+    engine_->clear_cache();
+    Engine::Stats stats;
+    for (int i = 0; i < 50000; ++i) {
+      stats = engine_->stats();
+      if (stats.used_pages == 0 && stats.active_sequences == 0) break;
+      std::this_thread::sleep_for(std::chrono::microseconds(100));
+    }
+    EXPECT_EQ(stats.used_pages, 0);
+    EXPECT_EQ(stats.active_sequences, 0);
+    EXPECT_EQ(stats.queued_requests, 0);
+    EXPECT_EQ(stats.cached_tokens, 0);
+  }
+
+  EngineOptions options_;
+  Controls controls_;
+  Recorder recorder_;
+  std::unique_ptr<Engine> engine_;
+  Error::Details details_;
+};
+
+Tokens numbers(int32_t first, int32_t count) {
+  Tokens tokens;
+  for (int32_t i = 0; i < count; ++i) tokens.push_back((first + i * i) % kVocabulary);
+  return tokens;
+}
+
+TEST_F(EngineTest, GeneratesUntilTheLengthOrAStopToken) {
+  start();
+  const Tokens prompt = numbers(3, 150);
+  const Tokens expected = chain(prompt, 40);
+  auto answer = recorder_.wait(engine_->submit(generation(prompt, 40)));
+  EXPECT_EQ(answer.tokens, expected);
+  EXPECT_EQ(answer.finish->reason, FinishReason::length);
+  EXPECT_EQ(answer.finish->prompt_tokens, 150);
+  EXPECT_EQ(answer.finish->generated_tokens, 40);
+  EXPECT_GE(answer.finish->queue_ms, 0);
+  EXPECT_GT(answer.finish->first_token_ms, 0);
+  EXPECT_GE(answer.finish->first_token_ms, answer.finish->prefill_ms);
+
+  Request request = generation(prompt, 40);
+  request.stop_tokens = {kVocabulary - 1, expected[5]};
+  const auto first = static_cast<size_t>(std::find(expected.begin(), expected.end(), expected[5]) - expected.begin());
+  answer = recorder_.wait(engine_->submit(request));
+  EXPECT_EQ(answer.tokens, Tokens(expected.begin(), expected.begin() + static_cast<int64_t>(first) + 1));
+  EXPECT_EQ(answer.finish->reason, FinishReason::stop);
+  EXPECT_EQ(answer.finish->cached_tokens, 149);
+
+  answer = recorder_.wait(engine_->submit(generation(prompt, 0)));
+  EXPECT_TRUE(answer.tokens.empty());
+  EXPECT_EQ(answer.finish->reason, FinishReason::length);
+  EXPECT_EQ(answer.finish->first_token_ms, 0);
+  expect_nothing_is_left();
+}
+
+TEST_F(EngineTest, LogitsOfPositions) {
+  start();
+  const Tokens prompt = numbers(1, 120);
+  for (const int32_t from : {0, 17, 64, 119}) {
+    const auto answer = recorder_.wait(engine_->submit(logits_of(prompt, from)));
+    EXPECT_EQ(answer.first_row, from);
+    ASSERT_EQ(answer.logits.size(), static_cast<size_t>((120 - from) * kVocabulary));
+    for (int32_t row = from; row < 120; ++row) {
+      const int32_t token = next_token(Tokens(prompt.begin(), prompt.begin() + row + 1));
+      EXPECT_EQ(answer.logits[static_cast<size_t>((row - from) * kVocabulary + token)], 1) << row;
+    }
+    EXPECT_EQ(answer.finish->generated_tokens, 0);
+  }
+}
+
+TEST_F(EngineTest, ASecondTurnComputesItsNewTokensOnly) {
+  start();
+  Tokens tokens = numbers(9, 100);
+  const Tokens answer = recorder_.wait(engine_->submit(generation(tokens, 30))).tokens;
+  tokens.insert(tokens.end(), answer.begin(), answer.end());
+  const Tokens question = numbers(5, 20);
+  tokens.insert(tokens.end(), question.begin(), question.end());
+  const auto second = recorder_.wait(engine_->submit(generation(tokens, 10)));
+  EXPECT_EQ(second.finish->cached_tokens, 129);  // the last generated token was never computed
+  EXPECT_EQ(second.tokens, chain(tokens, 10));
+  engine_->clear_cache();
+  EXPECT_EQ(recorder_.wait(engine_->submit(generation(tokens, 10))).finish->cached_tokens, 0);
+}
+
+TEST_F(EngineTest, WithoutAPrefixCacheNothingIsKept) {
+  options_.prefix_cache = false;
+  start();
+  const Tokens prompt = numbers(9, 100);
+  for (int i = 0; i < 3; ++i) {
+    const auto answer = recorder_.wait(engine_->submit(generation(prompt, 5)));
+    EXPECT_EQ(answer.finish->cached_tokens, 0);
+    EXPECT_EQ(answer.tokens, chain(prompt, 5));
+  }
+  EXPECT_EQ(engine_->stats().cached_tokens, 0);
+}
+
+TEST_F(EngineTest, ABeginningIsSharedWithASequenceThatStillRuns) {
+  start();
+  controls_.delay_us = 300;
+  const Tokens prompt = numbers(2, 140);
+  const uint32_t first = engine_->submit(generation(prompt, 150));
+  recorder_.wait_for_tokens(first, 3);
+  Tokens longer = prompt;
+  longer.push_back(kVocabulary - 1);
+  longer.push_back(3);
+  const uint32_t second = engine_->submit(generation(longer, 20));
+  Tokens shorter(prompt.begin(), prompt.begin() + 70);
+  const auto third = recorder_.wait(engine_->submit(generation(shorter, 20)));
+  EXPECT_EQ(recorder_.wait(second).tokens, chain(longer, 20));
+  EXPECT_GE(recorder_.wait(second).finish->cached_tokens, 140);
+  EXPECT_EQ(third.tokens, chain(shorter, 20));
+  EXPECT_EQ(third.finish->cached_tokens, 69);
+  EXPECT_EQ(recorder_.wait(first).tokens, chain(prompt, 150));
+}
+
+TEST_F(EngineTest, RefusesWhatItCannotDo) {
+  start();
+  EXPECT_EQ(code_of(generation({}, 5)), "ERR_INVALID_ARGUMENT");
+  EXPECT_EQ(code_of(generation({1, kVocabulary}, 5)), "ERR_INVALID_ARGUMENT");
+  EXPECT_EQ(code_of(generation({1, -1}, 5)), "ERR_INVALID_ARGUMENT");
+  EXPECT_EQ(code_of(generation(numbers(0, 301), 0)), "ERR_CONTEXT_OVERFLOW");
+  EXPECT_EQ(detail("tokens"), 301);
+  EXPECT_EQ(detail("limit"), 300);
+  EXPECT_EQ(code_of(generation(numbers(0, 300), 1)), "ERR_CONTEXT_OVERFLOW");
+  EXPECT_EQ(code_of(logits_of(numbers(0, 301), 0)), "ERR_CONTEXT_OVERFLOW");
+  // What just fits.
+  EXPECT_EQ(recorder_.wait(engine_->submit(generation(numbers(0, 300), 0))).ends, 1);
+  const auto last = recorder_.wait(engine_->submit(generation(numbers(0, 299), INT32_MAX)));
+  EXPECT_EQ(last.tokens, chain(numbers(0, 299), 1));
+  EXPECT_EQ(last.finish->reason, FinishReason::length);
+  EXPECT_EQ(recorder_.wait(engine_->submit(generation(numbers(0, 290), 100))).tokens, chain(numbers(0, 290), 10));
+  EXPECT_EQ(recorder_.wait(engine_->submit(logits_of(numbers(0, 300), 299))).logits.size(),
+            static_cast<size_t>(kVocabulary));
+  EXPECT_EQ(recorder_.wait(engine_->submit(logits_of(numbers(0, 10), 10))).logits.size(), 0u);
+}
+
+TEST_F(EngineTest, AFullQueueRefuses) {
+  options_.max_sequences = 1;
+  options_.max_queue = 2;
+  controls_.hold = true;
+  start();
+  const uint32_t first = engine_->submit(generation(numbers(0, 10), 5));
+  wait_for_forwards(1);
+  const uint32_t second = engine_->submit(generation(numbers(1, 10), 5)),
+                 third = engine_->submit(generation(numbers(2, 10), 5));
+  EXPECT_EQ(code_of(generation(numbers(3, 10), 5)), "ERR_QUEUE_FULL");
+  EXPECT_EQ(detail("limit"), 2);
+  EXPECT_EQ(engine_->stats().queued_requests, 2);
+  engine_->cancel(second);
+  controls_.hold = false;
+  EXPECT_EQ(recorder_.wait(first).tokens, chain(numbers(0, 10), 5));
+  EXPECT_EQ(recorder_.wait(second).finish->reason, FinishReason::cancelled);
+  EXPECT_EQ(recorder_.wait(third).tokens, chain(numbers(2, 10), 5));
+  EXPECT_EQ(code_of(generation(numbers(3, 10), 5)), "none");
+  recorder_.wait(third + 1);
+  expect_nothing_is_left();
+}
+
+TEST_F(EngineTest, CancellingInsideOfAPrefillEndsTheStep) {
+  start();
+  controls_.delay_us = 200;
+  const uint32_t other = engine_->submit(generation(numbers(40, 20), 100));
+  recorder_.wait_for_tokens(other, 5);
+  controls_.hold = true;
+  const uint32_t request = engine_->submit(generation(numbers(7, 200), 50));
+  // Held either in a step of the other alone, or in one with a piece of the prompt.
+  const int before = controls_.forwards;
+  controls_.hold = false;
+  recorder_.wait_for_tokens(other, 8);
+  controls_.hold = true;
+  wait_for_forwards(before + 1);
+  engine_->cancel(request);
+  if (!recorder_.wait(request).finish) FAIL();
+  EXPECT_TRUE(recorder_.wait(request).tokens.empty() || recorder_.wait(request).tokens.size() < 50);
+  controls_.hold = false;
+  EXPECT_EQ(recorder_.wait(other).tokens, chain(numbers(40, 20), 100));
+  expect_nothing_is_left();
+}
+
+TEST_F(EngineTest, CancellingAHeldPrefill) {
+  start();
+  controls_.hold = true;
+  const uint32_t request = engine_->submit(generation(numbers(7, 200), 50));
+  wait_for_forwards(1);
+  engine_->cancel(request);
+  const auto answer = recorder_.wait(request);  // only the abort can end the step
+  EXPECT_EQ(answer.finish->reason, FinishReason::cancelled);
+  EXPECT_EQ(answer.finish->generated_tokens, 0);
+  EXPECT_GE(controls_.aborted, 1);
+  controls_.hold = false;
+  // What was not completed is not taken for computed.
+  EXPECT_EQ(recorder_.wait(engine_->submit(generation(numbers(7, 200), 20))).tokens, chain(numbers(7, 200), 20));
+}
+
+TEST_F(EngineTest, CancellingWhileDecoding) {
+  start();
+  controls_.delay_us = 500;
+  const uint32_t request = engine_->submit(generation(numbers(7, 20), 250));
+  recorder_.wait_for_tokens(request, 4);
+  engine_->cancel(request);
+  engine_->cancel(request);
+  engine_->cancel(12345);
+  const auto answer = recorder_.wait(request);
+  EXPECT_EQ(answer.finish->reason, FinishReason::cancelled);
+  EXPECT_LT(answer.tokens.size(), 200u);
+  EXPECT_EQ(answer.tokens, chain(numbers(7, 20), answer.tokens.size()));
+  EXPECT_EQ(answer.finish->generated_tokens, static_cast<int32_t>(answer.tokens.size()));
+  engine_->cancel(request);
+  Tokens tokens = numbers(7, 20);
+  tokens.insert(tokens.end(), answer.tokens.begin(), answer.tokens.end());
+  controls_.delay_us = 0;
+  const auto next = recorder_.wait(engine_->submit(generation(tokens, 10)));
+  EXPECT_EQ(next.tokens, chain(tokens, 10));
+  EXPECT_EQ(next.finish->cached_tokens, static_cast<int32_t>(tokens.size()) - 1);
+  expect_nothing_is_left();
+}
+
+TEST_F(EngineTest, MoreRequestsThanSequencesWaitAndComplete) {
+  options_.max_sequences = 2;
+  options_.prefix_cache = true;
+  start();
+  std::vector<uint32_t> ids;
+  for (int32_t i = 0; i < 20; ++i) ids.push_back(engine_->submit(generation(numbers(i, 250), 50)));
+  for (int32_t i = 0; i < 20; ++i)
+    EXPECT_EQ(recorder_.wait(ids[static_cast<size_t>(i)]).tokens, chain(numbers(i, 250), 50)) << i;
+  expect_nothing_is_left();
+}
+
+TEST_F(EngineTest, StoppingEndsEverythingOnce) {
+  start();
+  controls_.delay_us = 300;
+  std::vector<uint32_t> ids;
+  for (int32_t i = 0; i < 8; ++i) ids.push_back(engine_->submit(generation(numbers(i, 60), 200)));
+  recorder_.wait_for_tokens(ids[0], 3);
+  engine_->stop();
+  engine_->stop();
+  recorder_.wait_until_stopped();
+  for (const uint32_t id : ids) EXPECT_EQ(recorder_.answers()[id].error, "ERR_DISPOSED");
+  EXPECT_EQ(code_of(generation(numbers(0, 5), 5)), "ERR_DISPOSED");
+  engine_->cancel(ids[0]);
+  engine_->clear_cache();
+  EXPECT_EQ(engine_->stats().used_pages, 0);
+  EXPECT_EQ(engine_->stats().queued_requests, 0);
+  EXPECT_EQ(recorder_.failure(), "");
+}
+
+TEST_F(EngineTest, StoppingInsideOfAStep) {
+  start();
+  controls_.hold = true;
+  const uint32_t id = engine_->submit(generation(numbers(1, 60), 200));
+  wait_for_forwards(1);
+  engine_->stop();
+  EXPECT_EQ(recorder_.wait(id).error, "ERR_DISPOSED");
+}
+
+TEST_F(EngineTest, DestructionInsideOfAStep) {
+  for (int round = 0; round < 20; ++round) {
+    Controls controls;
+    Recorder recorder;
+    controls.delay_us = 50;
+    auto engine = std::make_unique<Engine>(
+        options_,
+        [&](const Progress&, const std::atomic<bool>&) {
+          return std::make_unique<FakeBackend>(options_.pages(), controls);
+        },
+        recorder);
+    for (int32_t i = 0; i < round % 5; ++i) engine->submit(generation(numbers(i, 60), 200));
+    std::this_thread::sleep_for(std::chrono::microseconds(100 * round));
+    engine.reset();
+    EXPECT_EQ(recorder.stopped(), 1);
+    for (const auto& [id, answer] : recorder.answers()) EXPECT_EQ(answer.ends, 1);
+  }
+}
+
+TEST_F(EngineTest, StoppingWhileLoading) {
+  engine_ = std::make_unique<Engine>(
+      options_,
+      [](const Progress& progress, const std::atomic<bool>& abort) -> std::unique_ptr<Backend> {
+        progress(1, 10);
+        while (!abort) std::this_thread::sleep_for(std::chrono::microseconds(100));
+        throw Error("ERR_ABORTED", "aborted");
+      },
+      recorder_);
+  const uint32_t id = engine_->submit(generation(numbers(1, 60), 200));
+  const uint32_t cancelled = engine_->submit(generation(numbers(1, 60), 200));
+  engine_->cancel(cancelled);
+  engine_->stop();
+  recorder_.wait_until_stopped();
+  EXPECT_EQ(recorder_.failure(), "ERR_ABORTED");
+  EXPECT_EQ(recorder_.answers()[id].error, "ERR_DISPOSED");
+  EXPECT_FALSE(recorder_.info());
+}
+
+TEST_F(EngineTest, LoadingThatFails) {
+  engine_ = std::make_unique<Engine>(
+      options_, [](const Progress&, const std::atomic<bool>&) -> std::unique_ptr<Backend> { throw std::bad_alloc(); },
+      recorder_);
+  recorder_.wait_until_stopped();
+  EXPECT_EQ(recorder_.failure(), "ERR_OUT_OF_MEMORY");
+  EXPECT_EQ(code_of(generation(numbers(0, 5), 5)), "ERR_DISPOSED");
+}
+
+TEST_F(EngineTest, ABackendThatThrowsEndsTheEngineNotTheProcess) {
+  controls_.throw_at = 5;
+  start();
+  std::vector<uint32_t> ids;
+  for (int32_t i = 0; i < 6; ++i) {
+    try {
+      ids.push_back(engine_->submit(generation(numbers(i, 60), 200)));
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code, "ERR_DISPOSED");
+    }
+  }
+  recorder_.wait_until_stopped();
+  EXPECT_EQ(recorder_.failure(), "ERR_OUT_OF_MEMORY");
+  for (const uint32_t id : ids) EXPECT_EQ(recorder_.answers()[id].ends, 1);
+}
+
+TEST_F(EngineTest, InvalidLogitsFailTheRequestOnly) {
+  controls_.invalid = true;
+  start();
+  const auto bad = recorder_.wait(engine_->submit(generation(numbers(1, 60), 200)));
+  EXPECT_EQ(bad.error, "ERR_INVALID_LOGITS");
+  EXPECT_TRUE(bad.tokens.empty());
+  controls_.invalid = false;
+  const auto good = recorder_.wait(engine_->submit(generation(numbers(1, 60), 20)));
+  EXPECT_EQ(good.tokens, chain(numbers(1, 60), 20));
+  EXPECT_EQ(good.finish->cached_tokens, 0);
+  expect_nothing_is_left();
+}
+
+// Many threads submit and cancel at random; every answer that comes must be right, and every request must end once.
+TEST_F(EngineTest, RandomRequestsAndCancellations) {
+  options_.context_tokens = 200;
+  options_.max_queue = 40;
+  for (uint64_t seed = 1; seed <= 4; ++seed) {
+    options_.prefix_cache = seed != 4;
+    options_.max_sequences = static_cast<int32_t>(seed);
+    Controls controls;
+    Recorder recorder;
+    Engine engine(
+        options_,
+        [&](const Progress&, const std::atomic<bool>&) {
+          return std::make_unique<FakeBackend>(options_.pages(), controls);
+        },
+        recorder);
+    struct Sent {
+      uint32_t id;
+      Request request;
+      bool cancelled;
+    };
+    std::mutex mutex;
+    std::vector<Sent> sent;
+    const auto work = [&](uint64_t worker) {
+      Random random(100 * seed + worker);
+      std::vector<uint32_t> mine;
+      for (int i = 0; i < 250; ++i) {
+        Tokens prompt =
+            numbers(static_cast<int32_t>(random.integer(0, 2)), static_cast<int32_t>(random.integer(1, 150)));
+        for (int64_t n = random.integer(0, 30); n > 0; --n)
+          prompt.push_back(static_cast<int32_t>(random.integer(0, 2)));
+        Request request =
+            random.chance(0.2)
+                ? logits_of(prompt, static_cast<int32_t>(random.integer(0, static_cast<int64_t>(prompt.size()))))
+                : generation(prompt, static_cast<int32_t>(random.integer(0, 40)));
+        if (random.chance(0.3)) request.stop_tokens = {static_cast<int32_t>(random.integer(0, kVocabulary - 1))};
+        const bool cancel = random.chance(0.4);
+        uint32_t id;
+        try {
+          id = engine.submit(request);
+        } catch (const Error& error) {
+          EXPECT_EQ(error.code, "ERR_QUEUE_FULL");
+          std::this_thread::sleep_for(std::chrono::microseconds(200));
+          continue;
+        }
+        {
+          const std::lock_guard lock(mutex);
+          sent.push_back({id, request, cancel});
+        }
+        if (random.chance(0.5)) std::this_thread::sleep_for(std::chrono::microseconds(random.integer(0, 600)));
+        if (cancel) engine.cancel(id);
+        if (random.chance(0.02)) engine.clear_cache();
+        if (random.chance(0.1)) engine.stats();
+      }
+    };
+    {
+      std::vector<std::thread> threads;
+      for (uint64_t worker = 0; worker < 3; ++worker) threads.emplace_back(work, worker);
+      for (std::thread& thread : threads) thread.join();
+    }
+    for (const Sent& s : sent) {
+      const auto answer = recorder.wait(s.id);
+      ASSERT_EQ(answer.ends, 1);
+      ASSERT_TRUE(answer.finish) << answer.error;
+      const Finish& finish = *answer.finish;
+      if (!s.cancelled) ASSERT_NE(finish.reason, FinishReason::cancelled);
+      ASSERT_EQ(answer.tokens, chain(s.request.prompt, answer.tokens.size()));
+      ASSERT_EQ(finish.generated_tokens, static_cast<int32_t>(answer.tokens.size()));
+      const auto rows = answer.logits.size() / kVocabulary;
+      for (size_t row = 0; row < rows; ++row) {
+        const int64_t position = answer.first_row + static_cast<int64_t>(row) + 1;
+        const int32_t token = next_token(Tokens(s.request.prompt.begin(), s.request.prompt.begin() + position));
+        ASSERT_EQ(answer.logits[row * kVocabulary + static_cast<size_t>(token)], 1);
+      }
+      if (finish.reason == FinishReason::cancelled) continue;
+      if (s.request.logits_from >= 0) {
+        ASSERT_EQ(rows, s.request.prompt.size() - static_cast<size_t>(s.request.logits_from));
+      } else if (finish.reason == FinishReason::stop) {
+        ASSERT_EQ(answer.tokens.back(), s.request.stop_tokens.at(0));
+      } else {
+        const auto room = 200 - static_cast<int32_t>(s.request.prompt.size());
+        ASSERT_EQ(finish.generated_tokens, std::min(s.request.max_tokens, room));
+      }
+    }
+    engine.clear_cache();
+    Engine::Stats stats = engine.stats();
+    for (int i = 0; i < 20000 && stats.used_pages > 0; ++i) {
+      std::this_thread::sleep_for(std::chrono::microseconds(100));
+      stats = engine.stats();
+    }
+    EXPECT_EQ(stats.used_pages, 0);
+    EXPECT_EQ(stats.active_sequences, 0);
+    EXPECT_EQ(stats.queued_requests, 0);
+    EXPECT_GT(controls.forwards, 100);
+  }
+}
+
+}  // namespace
+}  // namespace chatglm

@@ -1,0 +1,338 @@
+// The whole model on the CPU: against a slow forward pass in double precision, and against itself in every way in which
+// a prompt can be cut, batched and found again.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+
+#include "cpu/cpu_backend.h"
+#include "cpu/kernels.h"
+#include "runtime/engine.h"
+#include "runtime/half.h"
+#include "test/random.h"
+#include "test/recorder.h"
+#include "test/small_model.h"
+
+namespace chatglm {
+namespace {
+
+using test::generation;
+using test::logits_of;
+using test::Recorder;
+using test::small_shape;
+using Tokens = std::vector<int32_t>;
+using Vector = std::vector<double>;
+
+std::vector<Vector> operator*(const std::vector<Vector>& x, const Tensor& weights) {  // x * weights^T, f32
+  std::vector<Vector> result;
+  for (const Vector& row : x) {
+    Vector y(static_cast<size_t>(weights.rows), 0);
+    for (int64_t r = 0; r < weights.rows; ++r) {
+      for (int64_t i = 0; i < weights.columns; ++i) {
+        y[static_cast<size_t>(r)] +=
+            row[static_cast<size_t>(i)] * static_cast<double>(weights.floats()[r * weights.columns + i]);
+      }
+    }
+    result.push_back(std::move(y));
+  }
+  return result;
+}
+
+std::vector<Vector> normed(std::vector<Vector> x, const Tensor& weight, double epsilon) {
+  for (Vector& row : x) {
+    double squares = 0;
+    for (const double value : row) squares += value * value;
+    const double scale = 1 / std::sqrt(squares / static_cast<double>(row.size()) + epsilon);
+    for (size_t i = 0; i < row.size(); ++i) row[i] *= scale * static_cast<double>(weight.floats()[i]);
+  }
+  return x;
+}
+
+// The logits of all positions: THUDM's layer, step by step, with all scores of all positions.
+std::vector<Vector> slow_forward(const ModelShape& s, const Weights& w, const Tokens& tokens) {
+  const size_t n = tokens.size(), head = static_cast<size_t>(s.head_size);
+  std::vector<Vector> x;
+  for (const int32_t token : tokens) {
+    const float* row = w.embedding.floats() + static_cast<int64_t>(token) * s.hidden_size;
+    x.emplace_back(row, row + s.hidden_size);
+  }
+  for (const LayerWeights& layer : w.layers) {
+    auto qkv = normed(x, layer.attention_norm, s.norm_epsilon) * layer.qkv;
+    for (size_t t = 0; t < n; ++t) {
+      for (size_t i = 0; i < qkv[t].size(); ++i) qkv[t][i] += static_cast<double>(layer.qkv_bias.floats()[i]);
+      // Queries of all heads, then keys of all groups: rotated the same way.
+      for (size_t h = 0; h < static_cast<size_t>(s.heads + s.kv_groups); ++h) {
+        for (size_t j = 0; j < static_cast<size_t>(s.rope_dimension) / 2; ++j) {
+          const double theta =
+              std::pow(static_cast<double>(s.rope_base), -2.0 * static_cast<double>(j) / s.rope_dimension);
+          const double angle = static_cast<double>(t) / static_cast<double>(s.rope_scale) * theta;
+          double &a = qkv[t][h * head + 2 * j], &b = qkv[t][h * head + 2 * j + 1];
+          const double rotated = a * std::cos(angle) - b * std::sin(angle);
+          b = b * std::cos(angle) + a * std::sin(angle);
+          a = rotated;
+        }
+      }
+    }
+    const size_t keys = static_cast<size_t>(s.query_size()), values = keys + static_cast<size_t>(s.kv_size());
+    std::vector<Vector> context(n, Vector(keys, 0));
+    for (size_t t = 0; t < n; ++t) {
+      for (size_t h = 0; h < static_cast<size_t>(s.heads); ++h) {
+        const size_t group = h / static_cast<size_t>(s.heads / s.kv_groups);
+        Vector scores(t + 1, 0);
+        double largest = -INFINITY, sum = 0;
+        for (size_t k = 0; k <= t; ++k) {
+          for (size_t d = 0; d < head; ++d) scores[k] += qkv[t][h * head + d] * qkv[k][keys + group * head + d];
+          scores[k] /= std::sqrt(static_cast<double>(head));
+          largest = std::max(largest, scores[k]);
+        }
+        for (double& score : scores) sum += score = std::exp(score - largest);
+        for (size_t k = 0; k <= t; ++k) {
+          for (size_t d = 0; d < head; ++d)
+            context[t][h * head + d] += scores[k] / sum * qkv[k][values + group * head + d];
+        }
+      }
+    }
+    const auto attended = context * layer.attention_output;
+    for (size_t t = 0; t < n; ++t) {
+      for (size_t i = 0; i < x[t].size(); ++i) x[t][i] += attended[t][i];
+    }
+    const auto up = normed(x, layer.ffn_norm, s.norm_epsilon) * layer.ffn_up;
+    std::vector<Vector> active(n);
+    const size_t ffn = static_cast<size_t>(s.ffn_size);
+    for (size_t t = 0; t < n; ++t) {
+      for (size_t i = 0; i < ffn; ++i) active[t].push_back(up[t][i] / (1 + std::exp(-up[t][i])) * up[t][ffn + i]);
+    }
+    const auto down = active * layer.ffn_down;
+    for (size_t t = 0; t < n; ++t) {
+      for (size_t i = 0; i < x[t].size(); ++i) x[t][i] += down[t][i];
+    }
+  }
+  return normed(x, w.output_norm, s.norm_epsilon) * w.output;
+}
+
+Tokens random_prompt(int64_t count, uint64_t seed) {
+  test::Random random(seed);
+  Tokens tokens;
+  for (int64_t i = 0; i < count; ++i) tokens.push_back(static_cast<int32_t>(random.integer(0, 159)));
+  return tokens;
+}
+
+// An engine with a small model.
+struct Running {
+  Recorder recorder;
+  std::unique_ptr<Engine> engine;
+
+  Running(const ModelSource& source, cpu::KvType kv, bool prefix_cache,
+          const std::function<void(Weights&)>& change = nullptr) {
+    EngineOptions options;
+    options.vocabulary = source.shape.vocabulary;
+    options.context_tokens = 400;
+    options.max_sequences = 4;
+    options.prefix_cache = prefix_cache;
+    engine = std::make_unique<Engine>(
+        options,
+        [=](const Progress& progress, const std::atomic<bool>& abort) {
+          Weights weights = load_weights(source, progress, abort);
+          if (change) change(weights);
+          return cpu::make_cpu_backend(source.shape, std::move(weights), {3, options.pages(), kv});
+        },
+        recorder);
+  }
+  Recorder::Answer answer(const Request& request) { return recorder.wait(engine->submit(request)); }
+};
+
+const ModelShape kShapes[] = {small_shape(2, 16, 96, 544), small_shape(1, 32, 96, 1056), small_shape(3, 128, 64, 544)};
+
+class ForwardTest : public testing::TestWithParam<const char*> {
+ protected:
+  void SetUp() override {
+    if (!cpu::kernels_by_name(GetParam())) GTEST_SKIP() << "not on this CPU";
+    setenv("CHATGLM_KERNELS", GetParam(), 1);
+  }
+  void TearDown() override { unsetenv("CHATGLM_KERNELS"); }
+};
+
+INSTANTIATE_TEST_SUITE_P(InstructionSets, ForwardTest, testing::Values("portable", "avx2", "avx512"),
+                         [](const auto& info) { return std::string(info.param); });
+
+TEST_P(ForwardTest, EqualsASlowForwardInDoublePrecision) {
+  const Tokens prompt = random_prompt(150, 40);
+  for (ModelShape shape : kShapes) {
+    for (const int variant : {0, 1, 2}) {
+      if (variant == 1) shape.rope_scale = 4, shape.rope_dimension = shape.head_size;
+      if (variant == 2) shape.rope_scale = 1, shape.rope_base = 5e5f, shape.rope_dimension = shape.head_size / 2;
+      const ModelSource source = test::random_model(shape, DataType::f32, 77);
+      const std::atomic<bool> never{false};
+      const Weights weights = load_weights(
+          source, [](uint64_t, uint64_t) {}, never);
+      const std::vector<Vector> expected = slow_forward(shape, weights, prompt);
+      Running model(source, cpu::KvType::f32, true);
+      const auto answer = model.answer(logits_of(prompt, 0));
+      ASSERT_EQ(answer.logits.size(), prompt.size() * static_cast<size_t>(shape.vocabulary));
+      double largest = 0, error = 0;
+      for (size_t i = 0; i < answer.logits.size(); ++i) {
+        const double wanted =
+            expected[i / static_cast<size_t>(shape.vocabulary)][i % static_cast<size_t>(shape.vocabulary)];
+        largest = std::max(largest, std::abs(wanted));
+        error = std::max(error, std::abs(static_cast<double>(answer.logits[i]) - wanted));
+      }
+      EXPECT_LT(error / largest, 1e-4) << "head size " << shape.head_size << " variant " << variant;
+      EXPECT_GT(largest, 1);
+      // The keys and values in f16 are not far from that.
+      Running half(source, cpu::KvType::f16, true);
+      const auto rough = half.answer(logits_of(prompt, 0));
+      double rough_error = 0;
+      for (size_t i = 0; i < rough.logits.size(); ++i) {
+        rough_error = std::max(rough_error, static_cast<double>(std::fabs(rough.logits[i] - answer.logits[i])));
+      }
+      EXPECT_LT(rough_error / largest, 2e-2);
+      EXPECT_GT(rough_error, 0);
+    }
+  }
+}
+
+void expect_same(const std::vector<float>& actual, const std::vector<float>& expected, int64_t first_row,
+                 const char* how) {
+  const float* rows = expected.data() + first_row * 160;
+  ASSERT_LE(static_cast<size_t>(first_row) * 160 + actual.size(), expected.size()) << how;
+  ASSERT_FALSE(actual.empty()) << how;
+  ASSERT_EQ(std::memcmp(actual.data(), rows, actual.size() * sizeof(float)), 0) << how << " from row " << first_row;
+}
+
+TEST_P(ForwardTest, TheSameBitsHoweverAPromptIsComputed) {
+  constexpr int32_t kTokens = 140;
+  const Tokens prompt = random_prompt(kTokens, 41);
+  for (const DataType type : {DataType::f32, DataType::f16, DataType::bf16, DataType::q8_0, DataType::q4_0}) {
+    for (const cpu::KvType kv : {cpu::KvType::f16, cpu::KvType::f32}) {
+      const ModelShape& shape = kShapes[(static_cast<int>(type) + static_cast<int>(kv)) % 3];
+      const ModelSource source = test::random_model(shape, type, 78);
+      SCOPED_TRACE(std::string(name_of(type)) + (kv == cpu::KvType::f16 ? " f16" : " f32"));
+
+      std::vector<float> all;
+      {
+        Running model(source, kv, false);
+        all = model.answer(logits_of(prompt, 0)).logits;
+        ASSERT_EQ(all.size(), static_cast<size_t>(kTokens) * 160);
+        for (const float x : all) ASSERT_TRUE(std::isfinite(x));
+        // All tokens in one step.
+        expect_same(model.answer(logits_of(prompt, kTokens - 1)).logits, all, kTokens - 1, "at once");
+        expect_same(model.answer(logits_of(prompt, kTokens - 50)).logits, all, kTokens - 50, "at once, 50 rows");
+      }
+      Running model(source, kv, true);
+      for (int32_t count = 1; count <= kTokens; ++count) {
+        const auto answer = model.answer(logits_of(Tokens(prompt.begin(), prompt.begin() + count), count - 1));
+        ASSERT_EQ(answer.finish->cached_tokens, count - 1);
+        expect_same(answer.logits, all, count - 1, "token by token");
+      }
+      // After a prefix-cache hit that ends inside of a page.
+      model.engine->clear_cache();
+      Tokens other(prompt.begin(), prompt.begin() + 70);
+      other.push_back((prompt[70] + 1) % 160);
+      model.answer(generation(other, 3));
+      const auto hit = model.answer(logits_of(prompt, 90));
+      EXPECT_EQ(hit.finish->cached_tokens, 70);
+      expect_same(hit.logits, all, 90, "after a cache hit");
+      // In a batch with other prompts, and in pieces while others are answering.
+      model.engine->clear_cache();
+      std::vector<uint32_t> ids;
+      for (int i = 0; i < 3; ++i)
+        ids.push_back(model.engine->submit(generation(random_prompt(30 + 20 * i, 50 + static_cast<uint64_t>(i)), 120)));
+      model.recorder.wait_for_tokens(ids[2], 4);
+      expect_same(model.answer(logits_of(prompt, 0)).logits, all, 0, "in pieces");
+      for (const uint32_t id : ids) model.engine->cancel(id);
+      model.engine->clear_cache();
+      const uint32_t a = model.engine->submit(logits_of(prompt, 100)),
+                     b = model.engine->submit(logits_of(random_prompt(99, 60), 10)),
+                     c = model.engine->submit(generation(random_prompt(3, 61), 30));
+      expect_same(model.recorder.wait(a).logits, all, 100, "in a batch");
+      model.recorder.wait(b);
+      model.recorder.wait(c);
+      // A greedy answer is what the logits say, alone and among others.
+      model.engine->clear_cache();
+      const Tokens answer = model.answer(generation(prompt, 12)).tokens;
+      Tokens whole = prompt;
+      whole.insert(whole.end(), answer.begin(), answer.end());
+      model.engine->clear_cache();
+      const auto rows = model.answer(logits_of(whole, kTokens - 1)).logits;
+      for (size_t i = 0; i < answer.size(); ++i) {
+        const float* row = rows.data() + i * 160;
+        EXPECT_EQ(std::max_element(row, row + 160) - row, answer[i]);
+      }
+      const uint32_t again = model.engine->submit(generation(prompt, 12)),
+                     beside = model.engine->submit(generation(random_prompt(130, 62), 40));
+      EXPECT_EQ(model.recorder.wait(again).tokens, answer);
+      model.recorder.wait(beside);
+    }
+  }
+}
+
+// A single number that is not finite, wherever it is, must be found and not be rounded away.
+TEST_P(ForwardTest, NaNWeightsAreReported) {
+  const Tokens prompt = random_prompt(20, 42);
+  for (const DataType type : {DataType::f32, DataType::f16, DataType::q8_0, DataType::q4_0}) {
+    const ModelSource source = test::random_model(kShapes[0], type, 79);
+    const auto poison = [&](const Tensor& tensor, int64_t row) {
+      auto* data = const_cast<uint8_t*>(tensor.row(row));
+      if (type == DataType::f32) {
+        const float nan = NAN;
+        std::memcpy(data, &nan, 4);
+      } else {
+        store_u16(data, 0x7e00);
+      }
+    };
+    const std::function<void(Weights&)> changes[] = {
+        [&](Weights& w) { poison(w.layers[0].qkv, 1); },                            // a query
+        [&](Weights& w) { poison(w.layers[0].qkv, kShapes[0].query_size() + 1); },  // a key
+        [&](Weights& w) { poison(w.layers[1].qkv, kShapes[0].qkv_size() - 1); },    // a value
+        [&](Weights& w) { poison(w.layers[0].attention_output, 3); },
+        [&](Weights& w) { poison(w.layers[1].ffn_up, 17); },  // a gate
+        [&](Weights& w) { poison(w.layers[1].ffn_up, kShapes[0].ffn_size + 5); },
+        [&](Weights& w) { poison(w.layers[1].ffn_down, 8); },
+        [&](Weights& w) { poison(w.output, 100); },
+    };
+    int index = 0;
+    for (const auto& change : changes) {
+      Running model(source, cpu::KvType::f16, true, change);
+      EXPECT_EQ(model.answer(generation(prompt, 5)).error, "ERR_INVALID_LOGITS") << name_of(type) << " " << index;
+      EXPECT_EQ(model.recorder.failure(), "");
+      ++index;
+    }
+  }
+}
+
+TEST_P(ForwardTest, TheBackendSaysWhatItIs) {
+  const ModelSource source = test::random_model(kShapes[1], DataType::q4_0);
+  Running model(source, cpu::KvType::f16, true);
+  model.recorder.wait_until_ready();
+  const BackendInfo info = *model.recorder.info();
+  EXPECT_EQ(info.device, "cpu");
+  EXPECT_EQ(info.kernels, GetParam());
+  EXPECT_EQ(info.threads, 3);
+  uint64_t bytes = 0;
+  for (const TensorSource& t : source.tensors) bytes += static_cast<uint64_t>(t.rows * row_bytes(t.type, t.columns));
+  EXPECT_EQ(info.weight_bytes, bytes);
+  EXPECT_EQ(info.bytes_per_token, bytes - static_cast<uint64_t>(159 * row_bytes(DataType::q4_0, 96)));
+  EXPECT_EQ(info.mapped_bytes, 0u);
+  EXPECT_EQ(info.kv_bytes,
+            4u * 7 * 64 * 2 * 2 * 32 * 2);  // 4 sequences of 7 pages; 2 layers; keys and values of 32 f16
+}
+
+TEST(Backend, KeysAndValuesThatCannotFitAreRefused) {
+  const ModelSource source = test::random_model(kShapes[0], DataType::q4_0);
+  const std::atomic<bool> never{false};
+  for (const int32_t pages : {1 << 27, INT32_MAX}) {
+    try {
+      cpu::make_cpu_backend(source.shape,
+                            load_weights(
+                                source, [](uint64_t, uint64_t) {}, never),
+                            {1, pages, cpu::KvType::f32});
+      FAIL();
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code, "ERR_OUT_OF_MEMORY");
+    }
+  }
+}
+
+}  // namespace
+}  // namespace chatglm
