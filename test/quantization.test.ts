@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { loadModel, openCheckpoint } from 'node-chatglm';
 import { referenceCheckpoint, referenceExpectation, temporaryDirectory } from './support/checkpoints';
 
-const name = 'chatglm3-safetensors-f16';
+const name = 'chatglm3-32k-f16';
 const { input_ids: ids } = referenceExpectation(name);
 
 const float = new Float32Array(1);

@@ -101,13 +101,13 @@ test('loads from a GGUF file and refuses what is none', async () => {
   await expect(loadTokenizer(__filename)).rejects.toMatchObject({ code: 'ERR_CHECKPOINT_INVALID' });
 });
 
-test('every byte of a tokenizer.model damaged gives an error or a tokenizer that works', async () => {
+test('a damaged tokenizer.model gives an error or a tokenizer that works', async () => {
   const directory = temporaryDirectory();
   const bytes = readFileSync(referenceTokenizer());
   const file = join(directory.path, 'tokenizer.model');
   // The file is a megabyte of like entries: its beginning, its end and a sample between.
-  const positions = [...Array(64).keys(), ...Array.from({ length: 60 }, (_, i) => bytes.length - 1 - i)];
-  for (let i = 0; i < 60; i++) positions.push(Math.floor((bytes.length * (i + 0.5)) / 60));
+  const positions = [...Array(16).keys(), bytes.length - 1, bytes.length - 20];
+  for (let i = 0; i < 8; i++) positions.push(Math.floor((bytes.length * (i + 0.5)) / 8));
   const outcomes = new Set<string>();
   for (const position of positions) {
     const damaged = Uint8Array.from(bytes);
