@@ -2,7 +2,14 @@ import { type ChatReply, ChatStream } from './chat-stream.js';
 import type { ModelFamily } from './checkpoint/types.js';
 import { invalidArgument } from './errors.js';
 import { checkGenerateOptions, type GenerateOptions } from './generation.js';
-import { type ChatMessage, type ToolDefinition, validateMessage, validateMessages, validateTools } from './messages.js';
+import {
+  type ChatMessage,
+  type ToolDefinition,
+  validateMessage,
+  validateMessages,
+  validateTools,
+  type WrappedToolDefinition,
+} from './messages.js';
 import { type ChatFamily, type SpecialTokens, specialTokens, stopTokens } from './prompt.js';
 import { StopSequences } from './stop-sequences.js';
 import type { RawGeneration } from './text-stream.js';
@@ -16,7 +23,7 @@ export interface ChatOptions extends GenerateOptions {
   /** The system message. Default: none, or {@link TOOLS_PROMPT} where there are tools. */
   system?: string;
   /** Tools that the model may call, also in OpenAI's shape. ChatGLM3 only. Default: none. */
-  tools?: readonly ToolDefinition[];
+  tools?: readonly (ToolDefinition | WrappedToolDefinition)[];
   /**
    * The conversation so far: messages, or THUDM's pairs `[query, response]`. It is copied. Default: empty. One that
    * begins with a system message leaves no room for `system` and `tools`.

@@ -37,10 +37,12 @@ export type {
   TensorEntry,
   TensorType,
   Timings,
+  TokenDecoder,
   TokenLogprobs,
   ToolCall,
   ToolDefinition,
   Usage,
+  WrappedToolDefinition,
   WriteProgress,
   WrittenFile,
 } from './index.js';

@@ -40,7 +40,7 @@ export type {
   TokenLogprobs,
   Usage,
 } from './generation.js';
-export type { ChatMessage, Role, ToolDefinition } from './messages.js';
+export type { ChatMessage, Role, ToolDefinition, WrappedToolDefinition } from './messages.js';
 export {
   type LoadOptions,
   type LoadProgress,
@@ -56,4 +56,4 @@ export type { ChatFamily, SpecialTokens } from './prompt.js';
 export type { ToolCall } from './reply.js';
 export { measureBandwidth, type SystemInfo, systemInfo } from './system.js';
 export { Generation } from './text-stream.js';
-export { type DecodeOptions, loadTokenizer, Tokenizer } from './tokenizer.js';
+export { type DecodeOptions, loadTokenizer, type TokenDecoder, Tokenizer } from './tokenizer.js';

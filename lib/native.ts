@@ -2,6 +2,7 @@ import path from 'node:path';
 import load from 'node-gyp-build';
 import type { FileRange, TensorEntry } from './checkpoint/types.js';
 import { ChatGLMError, type ErrorCode } from './errors.js';
+import type { TokenDecoder } from './tokenizer.js';
 
 // The addon's interface, typed by hand: what native/addon/ exports. Nothing here is public.
 
@@ -12,14 +13,7 @@ export interface NativeTokenizer {
   encode(text: string): Uint32Array;
   /** Text of the ids. Ids that have no piece decode to nothing. */
   decode(ids: Uint32Array): string;
-  createDecoder(): NativeDecoder;
-}
-
-/** Decodes a stream of ids: the texts that push() and flush() return, joined, are decode() of all ids. */
-export interface NativeDecoder {
-  push(id: number): string;
-  /** What was held back of an incomplete character. */
-  flush(): string;
+  createDecoder(): TokenDecoder;
 }
 
 /** Native code checks each range against the file's size, and the shapes against the config. */

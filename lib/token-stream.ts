@@ -1,8 +1,9 @@
 import { aborted, ChatGLMError } from './errors.js';
 import type { TokenLogprobs } from './generation.js';
-import type { NativeDecoder, NativeError, NativeFinish, NativeTokenLogprobs } from './native.js';
+import type { NativeError, NativeFinish, NativeTokenLogprobs } from './native.js';
 import { PieceStream } from './piece-stream.js';
 import type { RawGeneration, RawResult, RawToken } from './text-stream.js';
+import type { TokenDecoder } from './tokenizer.js';
 
 /** Where the events of one native request go. */
 export interface RequestHandler {
@@ -19,7 +20,7 @@ export function toChatGLMError({ code, message, details }: NativeError): ChatGLM
 /** The tokens of one native request as they are computed. */
 export class TokenStream extends PieceStream<RawToken, RawResult> implements RawGeneration, RequestHandler {
   readonly #seed: number;
-  readonly #decoder: NativeDecoder | undefined;
+  readonly #decoder: TokenDecoder | undefined;
   readonly #cancel: () => void;
   readonly #signal: AbortSignal | undefined;
   readonly #onAbort = () => {
@@ -29,7 +30,7 @@ export class TokenStream extends PieceStream<RawToken, RawResult> implements Raw
   };
 
   /** @param cancel Asks for an early end of the native request. */
-  constructor(seed: number, decoder: NativeDecoder | undefined, cancel: () => void, signal: AbortSignal | undefined) {
+  constructor(seed: number, decoder: TokenDecoder | undefined, cancel: () => void, signal: AbortSignal | undefined) {
     super();
     this.#seed = seed;
     this.#decoder = decoder;

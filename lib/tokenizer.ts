@@ -4,13 +4,21 @@ import type { ModelFamily, TokenizerData } from './checkpoint/types.js';
 import { invalidArgument } from './errors.js';
 import type { ChatMessage } from './messages.js';
 import { validateMessages } from './messages.js';
-import { callNative, type NativeDecoder, type NativeTokenizer, native } from './native.js';
+import { callNative, type NativeTokenizer, native } from './native.js';
 import { tokenIds } from './options.js';
 import { type ChatFamily, encodeChat, type SpecialTokens, specialTokens } from './prompt.js';
 
 export interface DecodeOptions {
   /** Write special tokens by their names, such as `<|user|>`. Default: they have no text. */
   special?: boolean;
+}
+
+/** Decodes ids as they come: the texts, joined, are `decode()` of all ids, and no text ends within a character. */
+export interface TokenDecoder {
+  /** The text that is complete with this id; nothing for a special token. */
+  push(id: number): string;
+  /** What was held back of a character that never became complete, as U+FFFD. */
+  flush(): string;
 }
 
 /** Text to token ids and back: ChatGLM's SentencePiece BPE, id for id as SentencePiece does it. */
@@ -73,8 +81,8 @@ export class Tokenizer {
     return [this.special.gmask, this.special.sop, ...this.encode(text)];
   }
 
-  /** @internal Decodes a stream of ids. */
-  createDecoder(): NativeDecoder {
+  /** Decodes a stream of ids. */
+  createDecoder(): TokenDecoder {
     return this.#native.createDecoder();
   }
 }

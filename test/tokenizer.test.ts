@@ -28,7 +28,7 @@ test('deltas of an incremental decoder, joined, are the decoded whole and hold w
     const decoder = tokenizer.createDecoder();
     const deltas = [...ids.map((id) => decoder.push(id)), decoder.flush()];
     if (deltas.join('') !== decoded) expect(deltas.join('')).toBe(decoded);
-    if (!decoded.includes('\ufffd')) expect(deltas.filter((delta) => !delta.isWellFormed())).toEqual([]);
+    if (!decoded.includes('\ufffd')) expect(deltas.filter((delta) => /\ufffd/.test(delta))).toEqual([]);
   }
   expect.hasAssertions();
 });
