@@ -30,7 +30,7 @@ export interface WrittenFile {
 
 export interface GgufContent<T extends GgufTensor> {
   /** Encoded key-value pairs, in order. */
-  metadata: readonly Buffer[];
+  metadata: readonly Uint8Array[];
   tensors: readonly T[];
   /** Gives the bytes of one tensor, in any number of pieces. */
   fill(tensor: T, write: (bytes: Uint8Array) => Promise<void>): Promise<void>;
@@ -101,7 +101,7 @@ async function writeContent<T extends GgufTensor>(
 }
 
 /** Magic, version, counts, metadata, tensor table, and padding up to where the first tensor begins. */
-export function encodeHeader(metadata: readonly Buffer[], tensors: readonly GgufTensor[]): Buffer {
+export function encodeHeader(metadata: readonly Uint8Array[], tensors: readonly GgufTensor[]): Uint8Array {
   const parts = [
     Buffer.from(GGUF_MAGIC),
     u32Bytes(GGUF_VERSION),
