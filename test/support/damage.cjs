@@ -30,10 +30,15 @@ async function forEachDamage(file, positions, check) {
   }
 }
 
-/** Opens a damaged checkpoint again and again: it must be refused properly, or every range must lie in its file. */
+/**
+ * Opens a damaged checkpoint again and again: it must be refused properly, or every range must lie in its file, and then
+ * the runtime must load it, or refuse it, and compute.
+ */
 async function openDamaged({ target, file, positions }) {
-  const { openCheckpoint } = require(path.join(__dirname, '..', '..', 'dist', 'checkpoint', 'open.js'));
-  const outcome = { refused: 0, opened: 0, largestBuffer: 0, failures: [] };
+  const dist = path.join(__dirname, '..', '..', 'dist');
+  const { openCheckpoint } = require(path.join(dist, 'checkpoint', 'open.js'));
+  const { loadModel } = require(dist);
+  const outcome = { refused: 0, computed: 0, largestBuffer: 0, failures: [] };
   const { allocUnsafe } = Buffer;
   Buffer.allocUnsafe = (size) => {
     outcome.largestBuffer = Math.max(outcome.largestBuffer, size);
@@ -42,13 +47,22 @@ async function openDamaged({ target, file, positions }) {
   await forEachDamage(file, positions, async (damage) => {
     try {
       const checkpoint = await openCheckpoint(target);
-      outcome.opened++;
       const sizes = checkpoint.files.map((name) => fs.statSync(name).size);
       for (const { name, data, scale } of checkpoint.tensors) {
         for (const { file: index, offset, length } of scale === undefined ? [data] : [data, scale]) {
           const inside = offset >= 0 && length > 0 && offset + length <= sizes[index];
           if (!inside) outcome.failures.push(`${damage}: ${name} lies outside`);
         }
+      }
+      const model = await loadModel(target, { threads: 1, maxSequences: 1 });
+      try {
+        // Damaged weights may well overflow; that is an error of its own.
+        await model.logits([1, 2, 3]).catch(({ code }) => {
+          if (code !== 'ERR_INVALID_LOGITS') throw code;
+        });
+        outcome.computed++;
+      } finally {
+        await model.dispose();
       }
     } catch (error) {
       outcome.refused++;
