@@ -43,7 +43,7 @@ export interface TensorBytes {
 export interface SmallGgufOptions {
   config?: ModelConfig;
   /** Of the matrices. */
-  type?: 'f32' | 'f16' | 'bf16' | 'q8_0' | 'q4_0';
+  type?: keyof typeof TYPE_LAYOUTS;
 }
 
 export interface SmallFile {
@@ -57,7 +57,7 @@ export function writeSmallGguf(path: string, { config = smallConfig, type = 'f16
   const tensors = tensorLayout(config).map((spec) => {
     return { ...spec, type: spec.shape.length === 1 ? ('f32' as const) : type };
   });
-  const fileType = type === 'bf16' ? 'f16' : type;
+  const fileType = type === 'f32' || type === 'q8_0' || type === 'q4_0' ? type : 'f16';
   const header = encodeHeader(ggufMetadata(config, smallTokenizer, fileType), tensors);
   const parts = [header];
   for (const tensor of tensors) {
@@ -250,9 +250,13 @@ function randomBytes(
     for (let i = 0; i < bytes.length; i += 4) {
       bytes.writeFloatLE((sign() === 0 ? 1 : -1) * 2 ** -exponent() * (1 + (random() % 256) / 512), i);
     }
-  } else if (type === 'q8_0' || type === 'q4_0') {
-    const scale = type === 'q8_0' ? 0x1400 : 0x2c00; // 2^-10, 2^-4
-    for (let i = 0; i < bytes.length; i += TYPE_LAYOUTS[type].bytes) bytes.writeUInt16LE(scale, i);
+  } else if (type !== 'int8' && type !== 'int4') {
+    // 2^-4 for codes of few bits, less for larger ones and for those that have scales of their own.
+    const scale = { q8_0: 0x1400, q4_k: 0x1000, q5_k: 0x0c00, q6_k: 0x0800 }[type as string] ?? 0x2c00;
+    const at = type === 'q6_k' ? [208] : /^q._(1|k)$/.test(type) ? [0, 2] : [0];
+    for (let i = 0; i < bytes.length; i += TYPE_LAYOUTS[type].bytes) {
+      for (const place of at) bytes.writeUInt16LE(scale, i + place);
+    }
   }
   return bytes;
 }
