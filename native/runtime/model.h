@@ -105,8 +105,8 @@ void check_shape(const ModelShape& shape);
 /// rows to q8_0 and q4_0. Throws ERR_CHECKPOINT_INVALID naming file and tensor, ERR_OUT_OF_MEMORY, or ERR_ABORTED.
 Weights load_weights(const ModelSource& source, const Progress& progress, const std::atomic<bool>& abort);
 
-/// Fills a run of a tensor's elements with normally distributed numbers. The same name and seed give the same numbers
-/// wherever the tensor is cut; `first` and `count` are multiples of 32.
+/// Fills a run of a tensor's elements with numbers that are about normally distributed. The same name and seed give the
+/// same numbers wherever the tensor is cut; `first` and `count` are multiples of 32.
 void fill_random(DataType type, uint8_t* target, const std::string& name, uint64_t seed, int64_t first, int64_t count,
                  float mean, float deviation);
 

@@ -1,4 +1,3 @@
-#include <cmath>
 #include <cstring>
 #include <vector>
 
@@ -35,12 +34,13 @@ void fill_random(DataType type, uint8_t* target, const std::string& name, uint64
   // A short run takes just the blocks that it needs; so block b of the pool must not depend on the others.
   std::vector<bool> made(static_cast<size_t>(kPoolBlocks), false);
   const auto make = [&](uint64_t block) {
-    for (size_t j = 0; j < values.size(); j += 2) {  // Box-Muller
-      const uint64_t bits = mix(key + block * kBlockElements + j), more = mix(bits);
-      const double radius = std::sqrt(-2 * std::log((static_cast<double>(bits >> 11) + 0.5) * 0x1p-53));
-      const double angle = 6.283185307179586 * (static_cast<double>(more >> 11) * 0x1p-53);
-      values[j] = mean + deviation * static_cast<float>(radius * std::cos(angle));
-      values[j + 1] = mean + deviation * static_cast<float>(radius * std::sin(angle));
+    for (size_t j = 0; j < values.size(); ++j) {
+      // The sum of four uniform numbers in [0, 1) has mean 2 and variance 1/3, and is near enough to normal.
+      const uint64_t bits = mix(key + block * kBlockElements + j);
+      uint32_t sum = 0;
+      for (int shift = 0; shift < 64; shift += 16) sum += static_cast<uint32_t>(bits >> shift & 0xffff);
+      const float normal = (static_cast<float>(sum) * 0x1p-16f - 2.0f) * 1.7320508f;
+      values[j] = mean + deviation * normal;
     }
     from_float(type, values.data(), kBlockElements, pool.data() + block * bytes);
     made[block] = true;
