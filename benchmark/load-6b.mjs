@@ -6,7 +6,15 @@ import { monitorEventLoopDelay } from 'node:perf_hooks';
 import { finished } from 'node:stream/promises';
 import { fileURLToPath } from 'node:url';
 import { loadModel, synthesize } from '../dist/esm.mjs';
-import { commandLine, median, printTable, randomIds, verdict, withTemporaryDirectory } from './common.mjs';
+import {
+  commandLine,
+  median,
+  printTable,
+  randomIds,
+  verdict,
+  watchNeighbours,
+  withTemporaryDirectory,
+} from './common.mjs';
 
 const RUNS = 3;
 const PROMPT = 32;
@@ -17,6 +25,7 @@ const MOST_OF_ALLOWED = 1.1;
 
 /** In a process of its own: its peak memory is that of this alone. */
 async function measure(path) {
+  const neighbours = watchNeighbours();
   const delays = monitorEventLoopDelay({ resolution: 1 });
   delays.enable();
   const began = performance.now();
@@ -36,6 +45,7 @@ async function measure(path) {
     peak,
     mapped: info.mappedBytes,
     kv: (usage.promptTokens + usage.generatedTokens) * info.kvBytesPerToken,
+    neighbours: neighbours(),
   };
   await model.dispose();
   console.log(JSON.stringify(result));
@@ -73,6 +83,7 @@ async function report(path) {
     ],
   ]);
   console.log(`file ${megabytes(file)}, mapped ${megabytes(runs[0].mapped)}, keys and values ${megabytes(runs[0].kv)}`);
+  for (const { neighbours } of runs) console.log(neighbours);
 }
 
 const usage =
