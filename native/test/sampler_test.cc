@@ -64,7 +64,7 @@ Sampling greedy() {
 
 // Draws many tokens and compares their frequencies with the probabilities.
 void check_distribution(const Sampling& s, const std::vector<float>& logits) {
-  constexpr int kDraws = 20000;
+  constexpr int kDraws = 10000;
   const std::vector<double> expected = probabilities(s, logits, {}, {});
   std::vector<int> counts(logits.size(), 0);
   Sampler sampler(s, {});
