@@ -25,6 +25,7 @@ const greedy = { temperature: 0 } as const;
 test('tells what it is', () => {
   expect(model.info).toMatchObject({
     family: 'chatglm3',
+    name: 'chatglm-tiny',
     parameters: 30_425_600,
     contextLength: 1024,
     vocabSize: 8192,

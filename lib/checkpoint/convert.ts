@@ -14,7 +14,10 @@ export const CONVERSION_TYPES = ['f16', 'q8_0', 'q4_0'] as const;
 export type ConversionType = (typeof CONVERSION_TYPES)[number];
 
 export interface ConvertOptions extends WriteOptions {
+  /** Of the matrices. */
   type: ConversionType;
+  /** What the new file calls the model. Default: as the checkpoint does. */
+  name?: string;
 }
 
 /** Weights that are converted at a time: few enough that nobody waits for the event loop, enough for the disk. */
@@ -40,7 +43,8 @@ export async function convertCheckpoint(
 ): Promise<WrittenFile> {
   throwIfAborted(options.signal);
   const checkpoint = typeof source === 'string' ? await openCheckpoint(source, { signal: options.signal }) : source;
-  const { config, tokenizer, path } = checkpoint;
+  const { tokenizer, path } = checkpoint;
+  const config = { ...checkpoint.config, name: options.name ?? checkpoint.config.name };
   if (tokenizer === undefined) throw invalid(path, 'has no tokenizer, and a GGUF file needs one');
   const native = loadNative();
   const files: CheckpointFile[] = [];

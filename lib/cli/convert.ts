@@ -13,6 +13,7 @@ const options = {
     choices: CONVERSION_TYPES,
     about: 'Type of the matrices: f16, q8_0 or q4_0 (required)',
   },
+  name: { kind: 'text', about: "What the new file calls the model (default: the checkpoint's name)" },
   force: { kind: 'flag', short: 'f', about: 'Overwrite an existing file' },
   json: { kind: 'flag', about: 'Print { path, bytes } of the new file as one line of JSON' },
 } as const satisfies CommandSpec['options'];
@@ -34,9 +35,10 @@ export async function run(given: OptionValues<typeof options>, paths: readonly s
   const [source, target] = paths as [string, string];
   if (given.type === undefined) throw new UsageError(`--type is missing: one of ${CONVERSION_TYPES.join(', ')}`);
   const type = given.type as ConversionType;
+  const named = given.name === undefined ? {} : { name: given.name };
   const { path, bytes } = await withInterruptSignal((signal) =>
     withProgress('Converting', (onProgress) =>
-      convertCheckpoint(source, target, { type, overwrite: given.force === true, signal, onProgress }),
+      convertCheckpoint(source, target, { type, ...named, overwrite: given.force === true, signal, onProgress }),
     ),
   );
   if (given.json) printJson({ path, bytes });
