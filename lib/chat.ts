@@ -1,6 +1,6 @@
 import { type ChatReply, ChatStream } from './chat-stream.js';
 import type { ModelFamily } from './checkpoint/types.js';
-import { invalidArgument } from './errors.js';
+import { type ChatGLMError, invalidArgument } from './errors.js';
 import { checkGenerateOptions, type GenerateOptions } from './generation.js';
 import {
   type ChatMessage,
@@ -21,22 +21,22 @@ export const TOOLS_PROMPT =
 /** Options of `model.createChat()`. Those for generation hold for every answer that is not given its own. */
 export interface ChatOptions extends GenerateOptions {
   /** The system message. Default: none, or {@link TOOLS_PROMPT} where there are tools. */
-  system?: string;
+  system?: string | undefined;
   /** Tools that the model may call, also in OpenAI's shape. ChatGLM3 only. Default: none. */
-  tools?: readonly (ToolDefinition | WrappedToolDefinition)[];
+  tools?: readonly (ToolDefinition | WrappedToolDefinition)[] | undefined;
   /**
    * The conversation so far: messages, or THUDM's pairs `[query, response]`. It is copied. Default: empty. One that
    * begins with a system message leaves no room for `system` and `tools`.
    */
-  history?: readonly (ChatMessage | readonly [query: string, response: string])[];
+  history?: readonly (ChatMessage | readonly [query: string, response: string])[] | undefined;
   /** The format of the prompt. Default: `auto`, the model's own. CodeGeeX2 has none. */
-  family?: 'auto' | ChatFamily;
+  family?: 'auto' | ChatFamily | undefined;
 }
 
 /** Options of one answer. */
 export interface SendOptions extends GenerateOptions {
   /** Who speaks; `observation` is what a called tool has given. Default: `user`. */
-  role?: 'user' | 'observation';
+  role?: 'user' | 'observation' | undefined;
 }
 
 /** What `toJSON()` gives: `createChat()` takes it back, and the conversation goes on. */
@@ -52,7 +52,9 @@ export interface ChatModel {
     readonly special: SpecialTokens;
     encodeChat(messages: readonly ChatMessage[], options: { family: ChatFamily }): number[];
   };
-  generateIds(prompt: readonly number[], options: GenerateOptions): RawGeneration;
+  /** The error for a text that is so long that it cannot fit the context. */
+  overflowOf(length: number): ChatGLMError | undefined;
+  generateIds(prompt: readonly number[] | ChatGLMError, options: GenerateOptions): RawGeneration;
 }
 
 /** A conversation with a model. It answers one message at a time; a model can have any number of chats. */
@@ -79,7 +81,10 @@ export class Chat {
     }
     const message: Record<string, unknown> = { role: 'system', content: system ?? TOOLS_PROMPT };
     if (system !== undefined && typeof system !== 'string') throw invalidArgument('system must be a string');
-    if (tools !== undefined) message.tools = validateTools(tools);
+    if (tools !== undefined) {
+      if (this.family !== 'chatglm3') throw invalidArgument('tools: ChatGLM2 has none');
+      message.tools = validateTools(tools);
+    }
     this.#history.unshift(validateMessage(message));
   }
 
@@ -150,7 +155,8 @@ export class Chat {
     const { tokenizer } = this.#model;
     // The history is the user's to edit, so it is checked each time.
     const messages = [...validateMessages(this.#history, 'history').slice(0, kept), ...added];
-    const prompt = tokenizer.encodeChat(messages, { family: this.family });
+    const length = messages.reduce((sum, { content }) => sum + content.length, 0);
+    const prompt = this.#model.overflowOf(length) ?? tokenizer.encodeChat(messages, { family: this.family });
     const special = specialTokens(tokenizer.special.mask, this.family);
     const { stop = [], stopTokens: more = [], ...rest } = { ...this.#defaults, ...withoutUndefined(options) };
     const stops = new StopSequences(stop);

@@ -4,7 +4,7 @@ export type ErrorCode =
   | 'ERR_CHECKPOINT_INVALID'
   /** There is nothing at the given path. */
   | 'ERR_CHECKPOINT_NOT_FOUND'
-  /** The prompt, or the prompt with what is to be generated, does not fit the context. Details: `tokens`, `limit`. */
+  /** The prompt leaves no room for an answer in the context. Details: `tokens`, `limit`. */
   | 'ERR_CONTEXT_OVERFLOW'
   /** As many requests as `maxQueue` allows are waiting already. Details: `limit`. */
   | 'ERR_QUEUE_FULL'

@@ -1,7 +1,8 @@
 import { randomInt } from 'node:crypto';
 import { invalidArgument } from './errors.js';
 import type { NativeSampling } from './native.js';
-import { booleanOption, integerOption, numberOption, refuseUnknown } from './options.js';
+import { booleanOption, checkOptions, integerOption, numberOption, show, signalOption } from './options.js';
+import { StopSequences } from './stop-sequences.js';
 
 /**
  * How the next token is chosen, applied in this order: `logitBias`; `repetitionPenalty`; `presencePenalty` and
@@ -10,41 +11,41 @@ import { booleanOption, integerOption, numberOption, refuseUnknown } from './opt
  */
 export interface SamplingOptions {
   /** `false`: always the likeliest token, like `temperature: 0`. Default: true. */
-  doSample?: boolean;
+  doSample?: boolean | undefined;
   /** What logits are divided by; 0 takes the likeliest token. Default: 0.8. */
-  temperature?: number;
+  temperature?: number | undefined;
   /** Draw among so many of the likeliest tokens; 0: among all. Default: 50. */
-  topK?: number;
+  topK?: number | undefined;
   /** Draw among the fewest likeliest tokens whose probabilities reach this sum, 0 to 1. Default: 0.8. */
-  topP?: number;
+  topP?: number | undefined;
   /** Leave out tokens that are less than so many times as likely as the likeliest, 0 to 1. Default: 0. */
-  minP?: number;
+  minP?: number | undefined;
   /**
    * Logits of tokens in the prompt and the answer are divided by this if positive and multiplied if negative, as in
-   * Hugging Face's RepetitionPenaltyLogitsProcessor. Above 0. Default: 1, no penalty.
+   * Hugging Face's RepetitionPenaltyLogitsProcessor. 0.01 to 100. Default: 1, no penalty.
    */
-  repetitionPenalty?: number;
+  repetitionPenalty?: number | undefined;
   /** Taken off the logit of each token that the answer has already, as OpenAI defines it. Default: 0. */
-  presencePenalty?: number;
+  presencePenalty?: number | undefined;
   /** Taken off as many times as the answer has the token, as OpenAI defines it. Default: 0. */
-  frequencyPenalty?: number;
-  /** Added to the logits of single tokens, by id. Default: none. */
-  logitBias?: Readonly<Record<number, number>>;
+  frequencyPenalty?: number | undefined;
+  /** Added to the logits of single tokens, by id; minus infinity bans a token. Default: none. */
+  logitBias?: Readonly<Record<number, number>> | undefined;
   /** The same seed, prompt and options give the same tokens. A whole number from 0. Default: drawn anew each time. */
-  seed?: number;
+  seed?: number | undefined;
   /** Give log-probabilities: of each chosen token and of this many of the likeliest, 0 to 100. Default: none. */
-  logprobs?: number;
+  logprobs?: number | undefined;
 }
 
 export interface GenerateOptions extends SamplingOptions {
   /** The most tokens to generate, a stop token included. Default: until the context is full. */
-  maxTokens?: number;
+  maxTokens?: number | undefined;
   /** Texts that end the answer; they are not part of it. Default: none. */
-  stop?: string | readonly string[];
+  stop?: string | readonly string[] | undefined;
   /** Ids that end the answer. Default: those that end a turn, which is `</s>` and for ChatGLM3 two of the role tokens. */
-  stopTokens?: readonly number[];
+  stopTokens?: readonly number[] | undefined;
   /** Ends the generation with ERR_ABORTED, also while the prompt is being computed. */
-  signal?: AbortSignal;
+  signal?: AbortSignal | undefined;
 }
 
 /** Tokens, counted. */
@@ -123,18 +124,34 @@ const SAMPLING_OPTIONS = [
 
 const GENERATE_OPTIONS: readonly string[] = [...SAMPLING_OPTIONS, 'maxTokens', 'stop', 'stopTokens', 'signal'];
 
-/** Refuses what is no option of a generation. */
+/** Refuses what is no option of a generation, and values that are not allowed. */
 export function checkGenerateOptions(options: GenerateOptions): void {
-  if (options === null || typeof options !== 'object') throw invalidArgument('the options must be an object');
-  refuseUnknown(options, GENERATE_OPTIONS, 'generation');
+  checkOptions(options, GENERATE_OPTIONS, 'a generation');
+  toNativeSampling(options, 2 ** 32);
+  maxTokensOf(options, 0);
+  signalOption(options.signal);
+  new StopSequences(options.stop ?? []);
+}
+
+export function maxTokensOf(options: GenerateOptions, fallback: number): number {
+  return integerOption('maxTokens', options.maxTokens, fallback, { most: 0x7fff_ffff });
+}
+
+function toBias(logitBias: unknown, vocabSize: number): [id: number, value: number][] {
+  if (logitBias === undefined) return [];
+  if (logitBias === null || typeof logitBias !== 'object' || Symbol.iterator in logitBias) {
+    throw invalidArgument(`logitBias must be an object of numbers by token id, got ${show(logitBias)}`);
+  }
+  return Object.entries(logitBias).map(([id, value]) => [
+    integerOption('logitBias: a token id', Number(id), 0, { most: vocabSize - 1 }),
+    // Minus infinity bans a token.
+    value === Number.NEGATIVE_INFINITY ? value : numberOption(`logitBias[${id}]`, value, 0),
+  ]);
 }
 
 /** Checks the sampling options and fills in the defaults. */
-export function toNativeSampling(options: SamplingOptions): NativeSampling & { seedNumber: number } {
-  const bias = Object.entries(options.logitBias ?? {}).map(([id, value]): [number, number] => [
-    integerOption('logitBias: an id', Number(id), 0, { most: 0xffff_ffff }),
-    numberOption(`logitBias[${id}]`, value, 0),
-  ]);
+export function toNativeSampling(options: SamplingOptions, vocabSize: number): NativeSampling & { seedNumber: number } {
+  const bias = toBias(options.logitBias, vocabSize);
   const doSample = booleanOption('doSample', options.doSample, true);
   const temperature = numberOption('temperature', options.temperature, 0.8, { least: 0, most: 100 });
   const seedNumber = integerOption('seed', options.seed, undefined) ?? randomInt(2 ** 47);
@@ -144,11 +161,7 @@ export function toNativeSampling(options: SamplingOptions): NativeSampling & { s
     topK: integerOption('topK', options.topK, 50, { most: 0x7fff_ffff }),
     topP: numberOption('topP', options.topP, 0.8, { least: 0, most: 1 }),
     minP: numberOption('minP', options.minP, 0, { least: 0, most: 1 }),
-    repetitionPenalty: numberOption('repetitionPenalty', options.repetitionPenalty, 1, {
-      least: 0,
-      above: true,
-      most: 100,
-    }),
+    repetitionPenalty: numberOption('repetitionPenalty', options.repetitionPenalty, 1, { least: 0.01, most: 100 }),
     presencePenalty: numberOption('presencePenalty', options.presencePenalty, 0, { least: -100, most: 100 }),
     frequencyPenalty: numberOption('frequencyPenalty', options.frequencyPenalty, 0, { least: -100, most: 100 }),
     biasIds: Uint32Array.from(bias, ([id]) => id),

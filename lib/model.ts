@@ -1,11 +1,12 @@
 import { availableParallelism } from 'node:os';
+import { onAbort } from './abort.js';
 import { Chat, type ChatOnceOptions, type ChatOnceResult, type ChatOptions, chatOnce } from './chat.js';
 import { type OpenOptions, openCheckpoint } from './checkpoint/open.js';
 import { type ShapeName, type SyntheticType, syntheticConfig, syntheticTensors } from './checkpoint/synth.js';
 import type { Checkpoint, ModelConfig, ModelFamily, TokenizerData } from './checkpoint/types.js';
 import { embeddedModelPath } from './embedded.js';
 import { aborted, ChatGLMError, invalidArgument, throwIfAborted } from './errors.js';
-import { checkGenerateOptions, type GenerateOptions, toNativeSampling } from './generation.js';
+import { checkGenerateOptions, type GenerateOptions, maxTokensOf, toNativeSampling } from './generation.js';
 import {
   callNative,
   type NativeEvent,
@@ -15,7 +16,16 @@ import {
   type NativeRequest,
   native,
 } from './native.js';
-import { booleanOption, choiceOption, integerOption, refuseUnknown, signalOption, tokenIds } from './options.js';
+import {
+  booleanOption,
+  checkOptions,
+  checkPath,
+  choiceOption,
+  integerOption,
+  show,
+  signalOption,
+  tokenIds,
+} from './options.js';
 import { specialTokens, stopTokens } from './prompt.js';
 import { StopSequences } from './stop-sequences.js';
 import { Generation, type RawGeneration } from './text-stream.js';
@@ -35,36 +45,36 @@ export interface LoadOptions {
    * Where to compute. `auto` takes a GPU if this package's CUDA backend finds one and the CPU otherwise; `cuda` and
    * `cuda:1` take a GPU or fail with ERR_DEVICE_UNAVAILABLE. Default: `auto`.
    */
-  device?: 'auto' | 'cpu' | 'cuda' | `cuda:${number}`;
+  device?: 'auto' | 'cpu' | 'cuda' | `cuda:${number}` | undefined;
   /**
    * Quantize the layers' matrices while loading, as THUDM's `model.quantize(8)` and `model.quantize(4)` do: one scale a
    * row. Embedding and output matrix stay as they are. Default: as the checkpoint has them.
    */
-  quantization?: 'int8' | 'int4';
+  quantization?: 'int8' | 'int4' | undefined;
   /**
    * The most tokens of one sequence, prompt and answer together. At most what the model was made for. Default: that, but no
    * more than 32,768.
    */
-  contextLength?: number;
+  contextLength?: number | undefined;
   /** The most sequences that are computed at the same time; further requests wait. Default: 4. */
-  maxSequences?: number;
+  maxSequences?: number | undefined;
   /** The most requests that wait; one more is refused with ERR_QUEUE_FULL. Default: 256. */
-  maxQueue?: number;
+  maxQueue?: number | undefined;
   /** Threads of the CPU that compute. Default: as many as the process may use at once. */
-  threads?: number;
+  threads?: number | undefined;
   /**
    * How keys and values are kept. f32 takes twice the memory of f16 and is nearer to THUDM's float32. Default: `f16` where
    * the layers' matrices are quantized, else `f32`.
    */
-  kvCacheType?: 'f16' | 'f32';
+  kvCacheType?: 'f16' | 'f32' | undefined;
   /** Find again what was computed for earlier requests that begin with the same tokens. Default: true. */
-  prefixCache?: boolean;
+  prefixCache?: boolean | undefined;
   /** The model's generation, where the checkpoint's files do not tell it rightly. Default: what they tell. */
-  family?: ModelFamily;
+  family?: ModelFamily | undefined;
   /** Called while loading, some times a second. */
-  onProgress?: (progress: LoadProgress) => void;
+  onProgress?: ((progress: LoadProgress) => void) | undefined;
   /** Ends loading with ERR_ABORTED. */
-  signal?: AbortSignal;
+  signal?: AbortSignal | undefined;
 }
 
 /** What was loaded. */
@@ -111,8 +121,8 @@ export interface ModelStats {
 /** Options of `model.logits()`. */
 export interface LogitsOptions {
   /** Leave out the positions before this one; they may then come from the prefix cache. Default: 0. */
-  from?: number;
-  signal?: AbortSignal;
+  from?: number | undefined;
+  signal?: AbortSignal | undefined;
 }
 
 const LOAD_OPTIONS = [
@@ -211,7 +221,7 @@ class Requests {
 
 /** A loaded model. It answers any number of requests at once and keeps no process alive while it has none. */
 export class Model implements AsyncDisposable {
-  readonly info: ModelInfo;
+  readonly info: Readonly<ModelInfo>;
 
   readonly #native: NativeModel;
   readonly #requests: Requests;
@@ -234,8 +244,7 @@ export class Model implements AsyncDisposable {
     throwIfAborted(signal);
     const requests = new Requests(onProgress);
     const handle = callNative(() => new native.Model(spec, requests.handle));
-    const onAbort = () => requests.failLoading(aborted(signal as AbortSignal));
-    signal?.addEventListener('abort', onAbort, { once: true });
+    const over = onAbort(signal, () => requests.failLoading(aborted(signal as AbortSignal)));
     try {
       const { weightBytes, ...facts } = await requests.ready;
       const info: ModelInfo = {
@@ -249,13 +258,13 @@ export class Model implements AsyncDisposable {
         bytes: weightBytes,
         kvBytesPerToken: 2 * config.layers * config.kvGroups * config.headSize * (spec.kvCacheType === 'f32' ? 4 : 2),
       };
-      return new Model(info, handle, requests, tokenizer);
+      return new Model(Object.freeze(info), handle, requests, tokenizer);
     } catch (error) {
       handle.dispose();
       await requests.disposed;
       throw error;
     } finally {
-      signal?.removeEventListener('abort', onAbort);
+      over();
     }
   }
 
@@ -280,26 +289,41 @@ export class Model implements AsyncDisposable {
    *   ERR_DISPOSED, ERR_INVALID_LOGITS.
    */
   generate(prompt: string | ArrayLike<number>, options: GenerateOptions = {}): Generation {
+    checkGenerateOptions(options);
     const { stop = [], ...rest } = options;
     const stops = new StopSequences(stop);
-    const ids = typeof prompt === 'string' ? this.tokenizer.encodePrompt(prompt) : prompt;
+    const ids =
+      typeof prompt === 'string' ? (this.overflowOf(prompt.length) ?? this.tokenizer.encodePrompt(prompt)) : prompt;
     return new Generation(this.generateIds(ids, rest), stops);
   }
 
-  /** @internal The tokens of a continuation, special ones included. */
-  generateIds(prompt: ArrayLike<number>, options: GenerateOptions): RawGeneration {
+  /**
+   * @internal The error for a text of so many UTF-16 units that it cannot fit the context, whatever its tokens are: to
+   * find them would hold up the event loop for nothing.
+   */
+  overflowOf(length: number): ChatGLMError | undefined {
+    const tokens = this.tokenizer.leastTokens(length);
+    const limit = this.info.contextLength;
+    if (tokens <= limit) return undefined;
+    const message = `the prompt has at least ${tokens} tokens; the context holds ${limit}, the answer included`;
+    return new ChatGLMError('ERR_CONTEXT_OVERFLOW', message, { tokens, limit });
+  }
+
+  /** @internal The tokens of a continuation, special ones included. An error instead of a prompt is what it ends with. */
+  generateIds(prompt: ArrayLike<number> | ChatGLMError, options: GenerateOptions): RawGeneration {
     checkGenerateOptions(options);
     const signal = signalOption(options.signal);
-    const { seedNumber, ...sampling } = toNativeSampling(options);
+    const { seedNumber, ...sampling } = toNativeSampling(options, this.info.vocabSize);
     const request: NativeRequest = {
-      prompt: tokenIds('prompt', prompt, this.info.vocabSize - 1),
-      maxTokens: integerOption('maxTokens', options.maxTokens, this.info.contextLength, { most: 0x7fff_ffff }),
-      stopTokens: options.stopTokens ? tokenIds('stopTokens', options.stopTokens) : this.#stopTokens(),
+      prompt: prompt instanceof ChatGLMError ? new Uint32Array() : tokenIds('prompt', prompt, this.info.vocabSize - 1),
+      maxTokens: maxTokensOf(options, this.info.contextLength),
+      stopTokens: options.stopTokens === undefined ? this.#stopTokens() : tokenIds('stopTokens', options.stopTokens),
       sampling,
       logitsFrom: -1,
     };
     const decoder = this.#tokenizer?.createDecoder();
-    return this.#submit(request, signal, (cancel) => new TokenStream(seedNumber, decoder, cancel, signal));
+    const create = (cancel: () => void) => new TokenStream(seedNumber, decoder, cancel, signal);
+    return this.#submit(prompt instanceof ChatGLMError ? prompt : request, signal, create);
   }
 
   /** A conversation. */
@@ -323,11 +347,11 @@ export class Model implements AsyncDisposable {
    * @throws {ChatGLMError} ERR_CONTEXT_OVERFLOW, ERR_INVALID_ARGUMENT, ERR_QUEUE_FULL, ERR_ABORTED, ERR_DISPOSED.
    */
   async logits(ids: ArrayLike<number>, options: LogitsOptions = {}): Promise<Float32Array> {
-    refuseUnknown(options, ['from', 'signal'], 'logits()');
+    checkOptions(options, ['from', 'signal'], 'logits()');
     const signal = signalOption(options.signal);
     const prompt = tokenIds('ids', ids, this.info.vocabSize - 1);
     const from = integerOption('from', options.from, 0, { most: Math.max(0, prompt.length - 1) });
-    const { seedNumber: _, ...sampling } = toNativeSampling({ seed: 0 });
+    const { seedNumber: _, ...sampling } = toNativeSampling({ seed: 0 }, this.info.vocabSize);
     const request: NativeRequest = { prompt, maxTokens: 0, stopTokens: new Uint32Array(), sampling, logitsFrom: from };
     const handler = this.#submit(
       request,
@@ -369,7 +393,7 @@ export class Model implements AsyncDisposable {
   }
 
   #submit<H extends RequestHandler>(
-    request: NativeRequest,
+    request: NativeRequest | ChatGLMError,
     signal: AbortSignal | undefined,
     create: (cancel: () => void) => H,
   ): H {
@@ -380,6 +404,7 @@ export class Model implements AsyncDisposable {
     });
     try {
       throwIfAborted(signal);
+      if (request instanceof ChatGLMError) throw request;
       id = callNative(() => this.#native.submit(request));
       this.#requests.handlers.set(id, handler);
     } catch (error) {
@@ -403,9 +428,12 @@ function toNativeSpec({ files, tensors, config, seed }: ModelSource, options: Lo
   const most = config.contextLength;
   const device = options.device ?? 'auto';
   if (typeof device !== 'string' || !/^(auto|cpu|cuda(:\d{1,3})?)$/.test(device)) {
-    throw invalidArgument(`device must be auto, cpu, cuda or cuda:N, got ${JSON.stringify(device)}`);
+    throw invalidArgument(`device must be auto, cpu, cuda or cuda:N, got ${show(device)}`);
   }
-  const quantization = choiceOption('quantization', options.quantization, ['int8', 'int4', ''], '');
+  const quantization =
+    options.quantization === undefined
+      ? ''
+      : choiceOption('quantization', options.quantization, ['int8', 'int4'], 'int8');
   const floats = ['f32', 'f16', 'bf16'];
   const isQuantized = quantization !== '' || tensors.some(({ type }) => !floats.includes(type));
   return {
@@ -417,7 +445,7 @@ function toNativeSpec({ files, tensors, config, seed }: ModelSource, options: Lo
       most,
     }),
     maxSequences: integerOption('maxSequences', options.maxSequences, DEFAULT_SEQUENCES, { least: 1, most: 256 }),
-    maxQueue: integerOption('maxQueue', options.maxQueue, DEFAULT_QUEUE, { least: 1, most: 1 << 20 }),
+    maxQueue: integerOption('maxQueue', options.maxQueue, DEFAULT_QUEUE, { most: 1 << 20 }),
     threads: integerOption('threads', options.threads, availableParallelism(), { least: 1, most: 1024 }),
     quantization,
     kvCacheType: choiceOption('kvCacheType', options.kvCacheType, ['f16', 'f32'], isQuantized ? 'f16' : 'f32'),
@@ -428,8 +456,7 @@ function toNativeSpec({ files, tensors, config, seed }: ModelSource, options: Lo
 }
 
 function checkLoadOptions(options: LoadOptions): LoadOptions {
-  if (options === null || typeof options !== 'object') throw invalidArgument('the options must be an object');
-  refuseUnknown(options, LOAD_OPTIONS, 'loadModel()');
+  checkOptions(options, LOAD_OPTIONS, 'loadModel()');
   if (options.onProgress !== undefined && typeof options.onProgress !== 'function') {
     throw invalidArgument('onProgress must be a function');
   }
@@ -449,7 +476,7 @@ function checkLoadOptions(options: LoadOptions): LoadOptions {
  *   ERR_ABORTED, ERR_INVALID_ARGUMENT.
  */
 export async function loadModel(path?: string, options: LoadOptions = {}): Promise<Model> {
-  if (path !== undefined && typeof path !== 'string') throw invalidArgument('path must be a string');
+  if (path !== undefined) checkPath('path', path);
   checkLoadOptions(options);
   const { family, signal } = options;
   const openOptions: OpenOptions = { family, signal };
@@ -460,11 +487,11 @@ export async function loadModel(path?: string, options: LoadOptions = {}): Promi
 /** Options of `loadSyntheticModel()`. */
 export interface SyntheticModelOptions extends LoadOptions {
   /** Default: `6b`. */
-  shape?: ShapeName;
+  shape?: ShapeName | undefined;
   /** Of all matrices. Default: `q4_0`. */
-  type?: SyntheticType;
+  type?: SyntheticType | undefined;
   /** Default: 0. The same seed gives the same weights. */
-  seed?: number;
+  seed?: number | undefined;
 }
 
 /** A model of a given shape with random weights, made in memory: for benchmarks. It has no tokenizer. */

@@ -1,8 +1,13 @@
 import { invalidArgument } from './errors.js';
 
-/** Refuses options that do not exist, so that a misspelt one is not silently without effect. */
-export function refuseUnknown(options: object, known: readonly string[], what: string): void {
-  for (const name of Object.keys(options)) {
+/** Refuses what is no object of options, and options that do not exist: a misspelt one must not be silently without effect. */
+export function checkOptions(options: unknown, known: readonly string[], what: string): void {
+  const prototype = options !== null && typeof options === 'object' ? Object.getPrototypeOf(options) : undefined;
+  // An object of another realm has another Object.prototype, which has no prototype either.
+  if (prototype === undefined || (prototype !== null && Object.getPrototypeOf(prototype) !== null)) {
+    throw invalidArgument(`the options of ${what} must be an object, got ${show(options)}`);
+  }
+  for (const name of Object.keys(options as object)) {
     if (!known.includes(name)) throw invalidArgument(`${what} has no option ${name}; there are ${known.join(', ')}`);
   }
 }
@@ -35,7 +40,7 @@ export function integerOption<T>(name: string, value: unknown, fallback: T, rang
 export function choiceOption<T extends string>(name: string, value: unknown, choices: readonly T[], fallback: T): T {
   if (value === undefined) return fallback;
   if (choices.includes(value as T)) return value as T;
-  throw invalidArgument(`${name} must be one of ${choices.join(', ')}, got ${show(value)}`);
+  throw invalidArgument(`${name} must be one of ${choices.filter(Boolean).join(', ')}, got ${show(value)}`);
 }
 
 export function booleanOption(name: string, value: unknown, fallback: boolean): boolean {
@@ -51,6 +56,11 @@ export function signalOption(value: unknown): AbortSignal | undefined {
   if (typeof signal?.aborted === 'boolean' && typeof signal.addEventListener === 'function')
     return value as AbortSignal;
   throw invalidArgument(`signal must be an AbortSignal, got ${show(value)}`);
+}
+
+export function checkPath(name: string, value: unknown): void {
+  if (typeof value === 'string' && value !== '') return;
+  throw invalidArgument(`${name} must be the path of a file or directory, got ${show(value)}`);
 }
 
 /** Token ids as native code takes them. */
@@ -77,7 +87,7 @@ function describe({ least, most, above }: Range): string {
   return hasMost ? ` from ${least} to ${most}` : ` of at least ${least}`;
 }
 
-function show(value: unknown): string {
+export function show(value: unknown): string {
   if (typeof value === 'string') return JSON.stringify(value);
   if (Array.isArray(value)) return 'an array';
   return typeof value === 'object' && value !== null ? 'an object' : String(value);

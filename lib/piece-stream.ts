@@ -33,7 +33,10 @@ export abstract class PieceStream<Piece, Result>
       if (this.#isLeft) return { done: true, value: undefined };
       const piece = this.#pieces.shift();
       if (piece !== undefined) return { done: false, value: piece };
-      if (this.#isOver) return { done: true, value: await this.result };
+      if (this.#isOver) {
+        this.#isLeft = true; // an error is told once
+        return { done: true, value: await this.result };
+      }
       await new Promise<void>((resolve) => this.#waiting.push(resolve));
     }
   }

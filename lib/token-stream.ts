@@ -1,3 +1,4 @@
+import { onAbort } from './abort.js';
 import { aborted, ChatGLMError } from './errors.js';
 import type { TokenLogprobs } from './generation.js';
 import type { NativeError, NativeFinish, NativeTokenLogprobs } from './native.js';
@@ -22,12 +23,7 @@ export class TokenStream extends PieceStream<RawToken, RawResult> implements Raw
   readonly #seed: number;
   readonly #decoder: TokenDecoder | undefined;
   readonly #cancel: () => void;
-  readonly #signal: AbortSignal | undefined;
-  readonly #onAbort = () => {
-    this.#cancel();
-    this.#over();
-    this.fail(aborted(this.#signal as AbortSignal), true);
-  };
+  readonly #over: () => void;
 
   /** @param cancel Asks for an early end of the native request. */
   constructor(seed: number, decoder: TokenDecoder | undefined, cancel: () => void, signal: AbortSignal | undefined) {
@@ -35,8 +31,10 @@ export class TokenStream extends PieceStream<RawToken, RawResult> implements Raw
     this.#seed = seed;
     this.#decoder = decoder;
     this.#cancel = cancel;
-    this.#signal = signal;
-    signal?.addEventListener('abort', this.#onAbort, { once: true });
+    this.#over = onAbort(signal, () => {
+      cancel();
+      this.fail(aborted(signal as AbortSignal), true);
+    });
   }
 
   onToken(id: number, logprobs: NativeTokenLogprobs | undefined): void {
@@ -63,10 +61,6 @@ export class TokenStream extends PieceStream<RawToken, RawResult> implements Raw
 
   protected override stop(): void {
     this.#cancel();
-  }
-
-  #over(): void {
-    this.#signal?.removeEventListener('abort', this.#onAbort);
   }
 }
 
@@ -104,27 +98,22 @@ export class LogitsRequest implements RequestHandler {
   readonly #from: number;
   readonly #vocabulary: number;
   readonly #logits: Float32Array;
-  readonly #signal: AbortSignal | undefined;
-  readonly #cancel: () => void;
+  readonly #over: () => void;
   #resolve!: (logits: Float32Array) => void;
   #reject!: (error: unknown) => void;
-  readonly #onAbort = () => {
-    this.#cancel();
-    this.onError(aborted(this.#signal as AbortSignal));
-  };
-
   /** @param from The position of the first row. */
   constructor(rows: number, from: number, vocabulary: number, cancel: () => void, signal: AbortSignal | undefined) {
     this.#from = from;
     this.#vocabulary = vocabulary;
     this.#logits = new Float32Array(rows * vocabulary);
-    this.#signal = signal;
-    this.#cancel = cancel;
     this.result = new Promise((resolve, reject) => {
       this.#resolve = resolve;
       this.#reject = reject;
     });
-    signal?.addEventListener('abort', this.#onAbort, { once: true });
+    this.#over = onAbort(signal, () => {
+      cancel();
+      this.onError(aborted(signal as AbortSignal));
+    });
   }
 
   onToken(): void {}
@@ -134,12 +123,12 @@ export class LogitsRequest implements RequestHandler {
   }
 
   onFinish(): void {
-    this.#signal?.removeEventListener('abort', this.#onAbort);
+    this.#over();
     this.#resolve(this.#logits);
   }
 
   onError(error: ChatGLMError): void {
-    this.#signal?.removeEventListener('abort', this.#onAbort);
+    this.#over();
     this.#reject(error);
   }
 }

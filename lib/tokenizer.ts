@@ -5,12 +5,12 @@ import { invalidArgument } from './errors.js';
 import type { ChatMessage } from './messages.js';
 import { validateMessages } from './messages.js';
 import { callNative, type NativeTokenizer, native } from './native.js';
-import { tokenIds } from './options.js';
+import { checkOptions, tokenIds } from './options.js';
 import { type ChatFamily, encodeChat, type SpecialTokens, specialTokens } from './prompt.js';
 
 export interface DecodeOptions {
   /** Write special tokens by their names, such as `<|user|>`. Default: they have no text. */
-  special?: boolean;
+  special?: boolean | undefined;
 }
 
 /** Decodes ids as they come: the texts, joined, are `decode()` of all ids, and no text ends within a character. */
@@ -28,11 +28,15 @@ export class Tokenizer {
 
   readonly #native: NativeTokenizer;
   readonly #specialNames: readonly string[];
+  readonly #longestPiece: number;
 
   /** @internal Use `loadTokenizer()` or `model.tokenizer`. */
   constructor(data: TokenizerData, family: ModelFamily) {
     this.#native = callNative(() => new native.Tokenizer(data.pieces, data.offsets, data.scores, data.types));
     this.special = specialTokens(this.#native.size, family);
+    Object.freeze(this.special);
+    if (this.special.roles) Object.freeze(this.special.roles);
+    this.#longestPiece = data.offsets.reduce((most, end, i) => Math.max(most, end - (data.offsets[i - 1] ?? 0)), 1);
     this.#specialNames = specialTokenNames(family);
   }
 
@@ -52,6 +56,7 @@ export class Tokenizer {
 
   /** The text of ids. Bytes that are no UTF-8 become U+FFFD. */
   decode(ids: ArrayLike<number>, options: DecodeOptions = {}): string {
+    checkOptions(options, ['special'], 'decode()');
     const all = tokenIds('ids', ids);
     if (!options.special) return this.#native.decode(all);
     let text = '';
@@ -81,6 +86,11 @@ export class Tokenizer {
     return [this.special.gmask, this.special.sop, ...this.encode(text)];
   }
 
+  /** @internal No text of so many UTF-16 units has fewer tokens. */
+  leastTokens(length: number): number {
+    return Math.ceil(length / this.#longestPiece);
+  }
+
   /** Decodes a stream of ids. */
   createDecoder(): TokenDecoder {
     return this.#native.createDecoder();
@@ -93,7 +103,6 @@ export class Tokenizer {
  * @throws {ChatGLMError} ERR_CHECKPOINT_NOT_FOUND, ERR_CHECKPOINT_INVALID.
  */
 export async function loadTokenizer(path: string): Promise<Tokenizer> {
-  if (typeof path !== 'string') throw invalidArgument(`path must be a string, got ${typeof path}`);
   const { data, family } = await readTokenizer(path);
   // A lone tokenizer.model is the same file in both generations; ChatGLM3's special tokens include ChatGLM2's.
   return new Tokenizer(data, family ?? 'chatglm3');

@@ -43,7 +43,10 @@ class FakeModel implements ChatModel {
     };
   }
 
-  generateIds(prompt: readonly number[], options: GenerateOptions): RawGeneration {
+  overflowOf(): undefined {}
+
+  generateIds(prompt: readonly number[] | ChatGLMError, options: GenerateOptions): RawGeneration {
+    if (prompt instanceof ChatGLMError) throw prompt;
     const request: Request = { prompt: [...prompt], options, stopped: false, given: 0 };
     this.requests.push(request);
     const steps: Step[] = (this.#scripts.shift() ?? []).flatMap((step): Step[] =>

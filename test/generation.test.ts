@@ -1,4 +1,13 @@
-import { ChatGLMError, type Generation, type GenerationChunk, loadModel, type Model } from 'node-chatglm';
+import {
+  ChatGLMError,
+  convertCheckpoint,
+  type Generation,
+  type GenerationChunk,
+  loadModel,
+  type Model,
+  openCheckpoint,
+  synthesize,
+} from 'node-chatglm';
 
 let model: Model;
 beforeAll(async () => {
@@ -95,7 +104,7 @@ describe('results', () => {
     const banned = await model.generate(prompt, {
       temperature: 0,
       maxTokens: 20,
-      logitBias: { [first]: -100 },
+      logitBias: { [first]: Number.NEGATIVE_INFINITY },
       ...endless,
     }).result;
     expect(banned.tokens).not.toContain(first);
@@ -212,6 +221,46 @@ test('more requests than sequences wait for their turn, and more than maxQueue a
   await small.dispose();
 });
 
+test('free sequences count beside the queue, however quick the model is', async () => {
+  const small = await loadModel(undefined, { maxSequences: 2, maxQueue: 1 });
+  for (let round = 0; round < 5; round++) {
+    const requests = Array.from({ length: 5 }, () => small.generate(prompt, { maxTokens: 5, ...endless }).result);
+    const outcomes = await Promise.allSettled(requests);
+    expect(outcomes.map(({ status }) => status)).toEqual([
+      'fulfilled',
+      'fulfilled',
+      'fulfilled',
+      'rejected',
+      'rejected',
+    ]);
+  }
+  await small.dispose();
+});
+
+test('a text that is far too long is refused without being tokenized', async () => {
+  const text = 'hello '.repeat(1_000_000);
+  const overflow = { code: 'ERR_CONTEXT_OVERFLOW', details: { tokens: expect.any(Number), limit: 1024 } };
+  await expect(model.generate(text).result).rejects.toMatchObject(overflow);
+  await expect(model.createChat().send(text)).rejects.toMatchObject(overflow);
+});
+
+test('many requests share one listener of a signal', async () => {
+  const controller = new AbortController();
+  const warnings: Error[] = [];
+  const onWarning = (warning: Error) => warnings.push(warning);
+  process.on('warning', onWarning);
+  const { signal } = controller;
+  const generations = Array.from({ length: 20 }, () => model.generate(prompt, { maxTokens: 500, signal, ...endless }));
+  await generations[0]?.next();
+  controller.abort();
+  const outcomes = await Promise.allSettled(generations.map(({ result }) => result));
+  process.off('warning', onWarning);
+  expect(warnings).toEqual([]);
+  expect(new Set(outcomes.map((outcome) => outcome.status === 'rejected' && outcome.reason.code))).toEqual(
+    new Set(['ERR_ABORTED']),
+  );
+});
+
 describe('wrong arguments are named', () => {
   test.each([
     [{ temperature: -1 }, /temperature/],
@@ -219,12 +268,17 @@ describe('wrong arguments are named', () => {
     [{ topP: 2 }, /topP must be a number from 0 to 1, got 2/],
     [{ topK: 1.5 }, /topK/],
     [{ maxTokens: '5' }, /maxTokens must be a whole number of at least 0|maxTokens .*"5"/],
-    [{ repetitionPenalty: 0 }, /repetitionPenalty .*above 0/],
+    [{ repetitionPenalty: 0 }, /repetitionPenalty .*from 0.01/],
     [{ seed: -1 }, /seed/],
     [{ logprobs: 1000 }, /logprobs/],
     [{ stop: 5 }, /stop/],
     [{ stopTokens: ['a'] }, /stopTokens\[0\]/],
     [{ logitBias: { x: 1 } }, /logitBias/],
+    [{ logitBias: { 8192: 1 } }, /logitBias: a token id must be a whole number from 0 to 8191/],
+    [{ logitBias: new Map([[1, 1]]) }, /logitBias must be an object/],
+    [{ stopTokens: null }, /stopTokens/],
+    [null, /the options of a generation must be an object, got null/],
+    [100, /must be an object, got 100/],
     [{ signal: {} }, /signal/],
     [{ temprature: 1 }, /temprature/],
   ])('%j', (options, message) => {
@@ -241,6 +295,32 @@ describe('wrong arguments are named', () => {
     await expect(model.generate([]).result).rejects.toMatchObject({ code: 'ERR_INVALID_ARGUMENT' });
   });
 
+  test('of createChat(), before the first message', () => {
+    expect(() => model.createChat({ temperature: -1 })).toThrow(/temperature/);
+    expect(() => model.createChat({ maxTokens: -1 })).toThrow(/maxTokens/);
+    expect(() => model.createChat({ family: 'chatglm2', tools: [{ name: 'a' }] })).toThrow(/tools/);
+  });
+
+  test('of convertCheckpoint(), synthesize(), openCheckpoint() and decode()', async () => {
+    const invalid = { code: 'ERR_INVALID_ARGUMENT' };
+    await expect(convertCheckpoint('a', 'b', {} as { type: 'f16' })).rejects.toMatchObject(invalid);
+    await expect(convertCheckpoint('a', 'b', { type: 'q5_0' } as object as { type: 'f16' })).rejects.toMatchObject(
+      invalid,
+    );
+    await expect(synthesize('a', { tpye: 'f16' } as object)).rejects.toMatchObject(invalid);
+    await expect(openCheckpoint(undefined as unknown as string)).rejects.toMatchObject(invalid);
+    expect(() => model.tokenizer.decode([1], { speical: true } as object)).toThrow(/speical/);
+  });
+
+  test('what describes the model cannot be changed', () => {
+    expect(() => {
+      (model.info as { contextLength: number }).contextLength = 5;
+    }).toThrow(TypeError);
+    expect(() => {
+      (model.tokenizer.special as { gmask: number }).gmask = 0;
+    }).toThrow(TypeError);
+  });
+
   test('of loadModel()', async () => {
     for (const [options, message] of [
       [{ contextLength: 4096 }, /contextLength must be a whole number from 1 to 1024, got 4096/],
@@ -252,6 +332,8 @@ describe('wrong arguments are named', () => {
     ] as const) {
       await expect(loadModel(undefined, options as object)).rejects.toThrow(message);
     }
+    await expect(loadModel('')).rejects.toThrow(/path must be the path of a file or directory/);
+    await expect(loadModel('THUDM/chatglm3-6b')).rejects.toThrow(/must be cloned first/);
     await expect(loadModel('/nowhere')).rejects.toMatchObject({ code: 'ERR_CHECKPOINT_NOT_FOUND' });
     await expect(loadModel(undefined, { device: 'cuda' })).rejects.toMatchObject({ code: 'ERR_DEVICE_UNAVAILABLE' });
   });

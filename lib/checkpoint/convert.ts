@@ -1,8 +1,9 @@
 import { throwIfAborted } from '../errors.js';
 import type { Native } from '../native.js';
+import { checkOptions, checkPath, choiceOption } from '../options.js';
 import { CheckpointFile } from './file.js';
 import { ggufMetadata } from './gguf-metadata.js';
-import { type WriteOptions, type WrittenFile, writeGguf } from './gguf-writer.js';
+import { WRITE_OPTIONS, type WriteOptions, type WrittenFile, writeGguf } from './gguf-writer.js';
 import { invalid } from './invalid.js';
 import { loadNative } from './lazy-native.js';
 import { openCheckpoint } from './open.js';
@@ -17,7 +18,7 @@ export interface ConvertOptions extends WriteOptions {
   /** Of the matrices. */
   type: ConversionType;
   /** What the new file calls the model. Default: as the checkpoint does. */
-  name?: string;
+  name?: string | undefined;
 }
 
 /** Weights that are converted at a time: few enough that nobody waits for the event loop, enough for the disk. */
@@ -41,6 +42,9 @@ export async function convertCheckpoint(
   target: string,
   options: ConvertOptions,
 ): Promise<WrittenFile> {
+  checkOptions(options, [...WRITE_OPTIONS, 'type', 'name'], 'convertCheckpoint()');
+  const type = choiceOption('type', options.type ?? null, CONVERSION_TYPES, 'f16');
+  checkPath('target', target);
   throwIfAborted(options.signal);
   const checkpoint = typeof source === 'string' ? await openCheckpoint(source, { signal: options.signal }) : source;
   const { tokenizer, path } = checkpoint;
@@ -51,12 +55,12 @@ export async function convertCheckpoint(
   try {
     for (const file of checkpoint.files) files.push(await CheckpointFile.open(file));
     const tensors = checkpoint.tensors.map((entry): Conversion => {
-      return { name: entry.name, shape: entry.shape, type: targetType(entry, options.type), source: entry };
+      return { name: entry.name, shape: entry.shape, type: targetType(entry, type), source: entry };
     });
     return await writeGguf(
       target,
       {
-        metadata: ggufMetadata(config, tokenizer, options.type),
+        metadata: ggufMetadata(config, tokenizer, type),
         tensors,
         fill: (tensor, write) => convertTensor(tensor, files, native, write),
       },

@@ -1,5 +1,5 @@
 import { constants, type FileHandle, open } from 'node:fs/promises';
-import { resolve } from 'node:path';
+import { relative, resolve } from 'node:path';
 import { ChatGLMError } from '../errors.js';
 import { invalid } from './invalid.js';
 
@@ -110,7 +110,10 @@ export function readError(path: string, error: unknown): ChatGLMError {
   if (error instanceof ChatGLMError) return error;
   const { code, message } = error as NodeJS.ErrnoException;
   if (code === 'ENOENT' || code === 'ENOTDIR') {
-    return new ChatGLMError('ERR_CHECKPOINT_NOT_FOUND', `There is no ${path}`, { file: path }, error);
+    const hint = /^[\w.-]+[\\/][\w.-]+$/.test(relative('.', path))
+      ? '; a model of Hugging Face must be cloned first'
+      : '';
+    return new ChatGLMError('ERR_CHECKPOINT_NOT_FOUND', `There is no ${path}${hint}`, { file: path }, error);
   }
   return invalid(path, `cannot be read: ${message}`, {}, error);
 }

@@ -23,6 +23,9 @@ export interface WriteOptions {
   overwrite?: boolean | undefined;
 }
 
+/** The names of {@link WriteOptions}. */
+export const WRITE_OPTIONS = ['overwrite', 'onProgress', 'signal'] as const satisfies readonly (keyof WriteOptions)[];
+
 export interface WrittenFile {
   path: string;
   bytes: number;
@@ -133,7 +136,7 @@ async function refuseExisting(path: string, { overwrite = false }: WriteOptions)
   const existing = await stat(path).catch(() => undefined);
   if (existing?.isDirectory()) throw invalidArgument(`target: ${path} is a directory`);
   if (existing !== undefined && !overwrite)
-    throw invalidArgument(`target: ${path} exists; say overwrite to replace it`);
+    throw invalidArgument(`target: ${path} exists already; overwrite: true, or --force, replaces it`);
 }
 
 /** A full disk or a missing folder is about the argument; the package has no code of its own for it. */

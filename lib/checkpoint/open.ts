@@ -1,6 +1,7 @@
 import { stat } from 'node:fs/promises';
 import { basename, dirname, resolve } from 'node:path';
 import { throwIfAborted } from '../errors.js';
+import { checkOptions, checkPath } from '../options.js';
 import { readError, withFile } from './file.js';
 import { openGguf, readGgufTokenizer } from './gguf.js';
 import { GGUF_MAGIC } from './gguf-format.js';
@@ -20,6 +21,8 @@ export interface OpenOptions {
  * Nothing of it is executed, and whatever the files say, every range in the result lies within them.
  */
 export async function openCheckpoint(path: string, options: OpenOptions = {}): Promise<Checkpoint> {
+  checkPath('path', path);
+  checkOptions(options, ['family', 'signal'], 'openCheckpoint()');
   const { family, signal } = options;
   throwIfAborted(signal);
   const absolute = resolve(path);
@@ -46,6 +49,8 @@ export interface ReadTokenizerResult {
 
 /** Reads only the tokenizer: of a tokenizer.model file, of a checkpoint's directory or of a GGUF file. */
 export async function readTokenizer(path: string): Promise<ReadTokenizerResult> {
+  checkPath('path', path);
+  checkPath('path', path);
   const absolute = resolve(path);
   const isFile = !(await isDirectory(absolute));
   if (isFile && !isInDirectory(absolute)) {

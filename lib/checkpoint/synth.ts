@@ -1,7 +1,8 @@
 import { ChatGLMError, invalidArgument } from '../errors.js';
 import type { NativeTensor } from '../native.js';
+import { checkOptions, checkPath } from '../options.js';
 import { type GgufFileType, ggufMetadata } from './gguf-metadata.js';
-import { type WriteOptions, type WrittenFile, writeGguf } from './gguf-writer.js';
+import { WRITE_OPTIONS, type WriteOptions, type WrittenFile, writeGguf } from './gguf-writer.js';
 import { type TensorRole, type TensorSpec, tensorLayout } from './layout.js';
 import { loadNative } from './lazy-native.js';
 import { specialTokens } from './special-tokens.js';
@@ -115,6 +116,8 @@ export function syntheticTensors(config: ModelConfig, type: SyntheticType): Nati
 
 /** Writes a GGUF file of random weights whose activations stay in a model's usual range: for benchmarks and tests. */
 export async function synthesize(target: string, options: SynthesizeOptions = {}): Promise<WrittenFile> {
+  checkOptions(options, [...WRITE_OPTIONS, 'shape', 'type', 'seed'], 'synthesize()');
+  checkPath('target', target);
   const { shape = '6b', type = 'q4_0', seed = 0 } = options;
   const config = typeof shape === 'string' ? syntheticConfig(shape) : shape;
   checkConfig(config);

@@ -26,7 +26,8 @@ export const spec = {
   about: `Talk with a model: a checkpoint's directory or GGUF file, or else the embedded model.
 
 With text piped in, each line is answered, and nothing but answers goes to stdout.
-Ctrl-C stops an answer and keeps the conversation; at the prompt it leaves.`,
+Ctrl-C stops an answer and keeps the conversation; at the prompt it leaves. The line clear forgets the conversation, and
+the line stop ends it.`,
   options,
   examples: [
     ['chatglm chat', 'talk with the embedded model'],

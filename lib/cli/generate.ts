@@ -41,6 +41,7 @@ export async function run(given: OptionValues<typeof options>, [argument]: reado
     });
     const release = onInterrupt(() => {
       release();
+      process.exitCode = 130; // what follows must not go on with half an answer
       void generation.return?.();
     });
     try {

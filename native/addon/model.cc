@@ -98,7 +98,7 @@ Spec spec_of(const Napi::Object& object) {
   spec.engine.vocabulary = spec.source.shape.vocabulary;
   spec.engine.context_tokens = integer("contextLength", 1, 1 << 24);
   spec.engine.max_sequences = integer("maxSequences", 1, 256);
-  spec.engine.max_queue = integer("maxQueue", 1, 1 << 20);
+  spec.engine.max_queue = integer("maxQueue", 0, 1 << 20);
   spec.engine.prefix_cache = boolean_of(object.Get("prefixCache"), "prefixCache");
 
   spec.cpu.threads = spec.source.threads;

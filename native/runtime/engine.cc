@@ -59,12 +59,13 @@ uint32_t Engine::submit(Request request) {
 
   const std::lock_guard lock(mutex_);
   if (stopping_) throw Error("ERR_DISPOSED", "the model was disposed");
-  if (waiting_ >= options_.max_queue) {
-    throw Error("ERR_QUEUE_FULL", std::to_string(waiting_) + " requests are waiting already (maxQueue)",
+  // Counted so that it does not matter how soon this model's thread looks into the inbox.
+  if (unfinished_ >= options_.max_sequences + options_.max_queue) {
+    throw Error("ERR_QUEUE_FULL", std::to_string(options_.max_queue) + " requests are waiting already (maxQueue)",
                 {{"limit", static_cast<double>(options_.max_queue)}});
   }
   const uint32_t id = sequence->id = next_id_++;
-  ++waiting_;
+  ++unfinished_;
   inbox_.push_back(std::move(sequence));
   wake_.notify_one();
   return id;
@@ -96,7 +97,8 @@ void Engine::stop() {
 Engine::Stats Engine::stats() const {
   const std::lock_guard lock(mutex_);
   Stats stats = stats_;
-  stats.queued_requests = waiting_;
+  stats.active_sequences = running_;
+  stats.queued_requests = unfinished_ - running_;
   return stats;
 }
 
@@ -128,10 +130,6 @@ void Engine::run(const Load& load) {
   queue_.clear();
   cache_.clear();
   logits_ = {};
-  {
-    const std::lock_guard lock(mutex_);
-    waiting_ = 0;
-  }
   publish_stats();
   listener_.on_stopped();
 }
@@ -173,14 +171,11 @@ void Engine::take_inbox() {
     if (contains(cancelled, sequence->id)) finish(*sequence, FinishReason::cancelled);
   }
   std::erase_if(active_, [&](const SequencePtr& sequence) { return contains(cancelled, sequence->id); });
-  const size_t before = queue_.size();
   std::erase_if(queue_, [&](const SequencePtr& sequence) {
     if (!contains(cancelled, sequence->id)) return false;
     finish(*sequence, FinishReason::cancelled);
     return true;
   });
-  const std::lock_guard lock(mutex_);
-  waiting_ -= static_cast<int32_t>(before - queue_.size());
 }
 
 void Engine::admit(Backend& backend) {
@@ -208,7 +203,7 @@ void Engine::admit(Backend& backend) {
     active_.push_back(std::move(queue_.front()));
     queue_.pop_front();
     const std::lock_guard lock(mutex_);
-    --waiting_;
+    ++running_;
   }
 }
 
@@ -336,7 +331,7 @@ void Engine::finish(Sequence& sequence, FinishReason reason) {
   result.first_token_ms = sequence.generated > 0 ? since(sequence.submitted, sequence.prefilled) : 0;
   result.prefill_ms = since(sequence.admitted, sequence.prefilled);
   result.decode_ms = sequence.generated > 0 ? since(sequence.prefilled, sequence.last_token) : 0;
-  sequence.ended = true;
+  count_out(sequence);
   // What was computed stays behind for sequences that begin with it.
   sequence.tokens.resize(static_cast<size_t>(sequence.evaluated));
   cache_.end(sequence.holding, std::move(sequence.tokens), options_.prefix_cache);
@@ -344,14 +339,21 @@ void Engine::finish(Sequence& sequence, FinishReason reason) {
 }
 
 void Engine::fail(Sequence& sequence, const Error& error) {
-  sequence.ended = true;
+  count_out(sequence);
   cache_.end(sequence.holding, {}, false);
   listener_.on_error(sequence.id, error);
 }
 
+// Before anybody hears of its end, so that who does can submit another.
+void Engine::count_out(Sequence& sequence) {
+  sequence.ended = true;
+  const std::lock_guard lock(mutex_);
+  --unfinished_;
+  if (sequence.admitted != Clock::time_point{}) --running_;
+}
+
 void Engine::publish_stats() {
   const std::lock_guard lock(mutex_);
-  stats_.active_sequences = static_cast<int32_t>(active_.size());
   stats_.cached_tokens = cache_.cached_tokens();
   stats_.used_pages = cache_.used_pages();
   stats_.total_pages = cache_.total_pages();

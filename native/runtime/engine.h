@@ -133,6 +133,7 @@ class Engine {
   void consume(const Part& part, std::span<const float> logits);
   void finish(Sequence& sequence, FinishReason reason);
   void fail(Sequence& sequence, const Error& error);
+  void count_out(Sequence& sequence);
   void publish_stats();
 
   const EngineOptions options_;
@@ -145,7 +146,8 @@ class Engine {
   std::vector<uint32_t> prefilling_;  // sequences of which the running step computes pieces of prompts
   bool clear_cache_ = false;
   bool stopping_ = false;
-  int32_t waiting_ = 0;  // requests in inbox_ and queue_
+  int32_t unfinished_ = 0;  // requests that were submitted and have not ended
+  int32_t running_ = 0;     // of these, admitted sequences
   uint32_t next_id_ = 1;
   Stats stats_;
 

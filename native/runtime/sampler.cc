@@ -24,7 +24,7 @@ bool all_finite(std::span<const float> values) {
   return zero == 0.0f;
 }
 
-Logprobs log_probabilities(std::span<const float> logits, int32_t count) {
+Logprobs log_probabilities(std::span<const float> logits, uint32_t chosen, int32_t count) {
   std::vector<uint32_t> order(logits.size());
   for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<uint32_t>(i);
   const auto kept = order.begin() + std::min<int64_t>(std::max(count, 1), static_cast<int64_t>(order.size()));
@@ -39,7 +39,7 @@ Logprobs log_probabilities(std::span<const float> logits, int32_t count) {
     const uint32_t id = order[static_cast<size_t>(i)];
     result.top.emplace_back(id, static_cast<float>(logits[id] - log_sum));
   }
-  result.chosen = static_cast<float>(log_sum);  // the caller subtracts it from the chosen logit
+  result.chosen = static_cast<float>(logits[chosen] - log_sum);
   return result;
 }
 
@@ -67,10 +67,7 @@ Choice Sampler::choose(std::span<const float> logits) {
   }
   choice.token = sampling_.temperature == 0.0f || sampling_.top_k == 1 ? largest(changed) : draw(changed);
   if (penalties) ++generated_[choice.token];
-  if (sampling_.logprobs >= 0) {
-    choice.logprobs = log_probabilities(logits, sampling_.logprobs);
-    choice.logprobs.chosen = logits[choice.token] - choice.logprobs.chosen;
-  }
+  if (sampling_.logprobs >= 0) choice.logprobs = log_probabilities(logits, choice.token, sampling_.logprobs);
   return choice;
 }
 
