@@ -40,8 +40,10 @@ Tokens chain(Tokens prompt, size_t count) {
 
 // What a test does to a running backend.
 struct Controls {
-  std::atomic<bool> hold{false};  // forward() waits until it is let go or aborted
-  std::atomic<int> forwards{0};   // begun
+  std::atomic<bool> hold{false};          // forward() waits until it is let go or aborted
+  std::atomic<bool> hold_prefill{false};  // the same, but for steps with pieces of prompts only
+  std::atomic<int> prefills{0};           // such steps
+  std::atomic<int> forwards{0};           // begun
   std::atomic<int> aborted{0};
   std::atomic<int> throw_at{-1};     // the so many-th forward() throws
   std::atomic<bool> invalid{false};  // logits are NaN
@@ -76,8 +78,11 @@ class FakeBackend final : public Backend {
       if (abort) break;  // half of the batch is written
     }
     EXPECT_LE(tokens, max_batch_tokens());
+    const bool prefill = tokens > static_cast<int32_t>(batch.size());
+    if (prefill) ++controls_.prefills;
     if (const int delay = controls_.delay_us) std::this_thread::sleep_for(std::chrono::microseconds(delay));
-    while (controls_.hold && !abort) std::this_thread::sleep_for(std::chrono::microseconds(100));
+    while ((controls_.hold || (prefill && controls_.hold_prefill)) && !abort)
+      std::this_thread::sleep_for(std::chrono::microseconds(100));
     if (abort) {
       ++controls_.aborted;
       return false;
@@ -314,24 +319,40 @@ TEST_F(EngineTest, AFullQueueRefuses) {
   expect_nothing_is_left();
 }
 
-TEST_F(EngineTest, CancellingInsideOfAPrefillEndsTheStep) {
+TEST_F(EngineTest, CancellingAPrefillBesideAnAnswer) {
   start();
   controls_.delay_us = 200;
   const uint32_t other = engine_->submit(generation(numbers(40, 20), 100));
   recorder_.wait_for_tokens(other, 5);
-  controls_.hold = true;
+  controls_.hold_prefill = true;
   const uint32_t request = engine_->submit(generation(numbers(7, 200), 50));
-  // Held either in a step of the other alone, or in one with a piece of the prompt.
-  const int before = controls_.forwards;
-  controls_.hold = false;
-  recorder_.wait_for_tokens(other, 8);
-  controls_.hold = true;
-  wait_for_forwards(before + 1);
+  for (int i = 0; i < 100000 && controls_.prefills < 2; ++i)
+    std::this_thread::sleep_for(std::chrono::microseconds(100));
   engine_->cancel(request);
-  if (!recorder_.wait(request).finish) FAIL();
-  EXPECT_TRUE(recorder_.wait(request).tokens.empty() || recorder_.wait(request).tokens.size() < 50);
-  controls_.hold = false;
-  EXPECT_EQ(recorder_.wait(other).tokens, chain(numbers(40, 20), 100));
+  const auto answer = recorder_.wait(request);
+  ASSERT_TRUE(answer.finish);
+  EXPECT_EQ(answer.finish->reason, FinishReason::cancelled);
+  EXPECT_TRUE(answer.tokens.empty());
+  EXPECT_EQ(controls_.aborted, 1);
+  EXPECT_EQ(recorder_.wait(other).tokens, chain(numbers(40, 20), 100));  // its step was computed again
+  controls_.hold_prefill = false;
+  expect_nothing_is_left();
+}
+
+// Also between the engine's look at what was cancelled and its next step, which nothing but the abort would end.
+TEST_F(EngineTest, CancellingAtAnyMomentOfAPrefill) {
+  start();
+  controls_.hold_prefill = true;
+  Random random(9);
+  for (int round = 0; round < 500; ++round) {
+    const uint32_t request = engine_->submit(generation(numbers(round, 150), 50));
+    for (int64_t i = random.integer(0, 3000); i > 0; --i) std::atomic_signal_fence(std::memory_order_seq_cst);
+    engine_->cancel(request);
+    const auto answer = recorder_.wait(request);
+    ASSERT_TRUE(answer.finish) << round;
+    ASSERT_EQ(answer.finish->reason, FinishReason::cancelled);
+  }
+  controls_.hold_prefill = false;
   expect_nothing_is_left();
 }
 

@@ -263,6 +263,7 @@ class Model {
     ASSERT_LE(start->reused_tokens, match.tokens);
     if (start->copy_from >= 0) {
       ++copies;
+      EXPECT_NE(start->copy_to, start->copy_from);
       expect_unshared(start->copy_to);
       std::copy_n(memory_[static_cast<size_t>(start->copy_from)].begin(), start->copy_tokens,
                   memory_[static_cast<size_t>(start->copy_to)].begin());
