@@ -15,7 +15,13 @@ const [{ filename, files, size }] = JSON.parse(
   run('npm', ['pack', '--json', '--ignore-scripts', '--pack-destination', project], root),
 );
 const names = files.map((file) => file.path);
-for (const wanted of ['dist/index.js', 'dist/esm.mjs', 'dist/index.d.ts', 'models/chatglm-tiny/model.gguf', 'LICENSE']) {
+for (const wanted of [
+  'dist/index.js',
+  'dist/esm.mjs',
+  'dist/index.d.ts',
+  'models/chatglm-tiny/model.gguf',
+  'LICENSE',
+]) {
   if (!names.includes(wanted)) throw new Error(`the package lacks ${wanted}`);
 }
 const stray = names.filter((name) => /^(test|benchmark|build|native\/test)\//.test(name));
@@ -34,7 +40,10 @@ const model = await loadModel();
 const { response } = await model.chat('What is the capital of France?', { temperature: 0 });
 console.log(response);
 await model.dispose();`;
-fs.writeFileSync(path.join(project, 'a.cjs'), `const { loadModel } = require('node-chatglm'); (async () => {${source}})();`);
+fs.writeFileSync(
+  path.join(project, 'a.cjs'),
+  `const { loadModel } = require('node-chatglm'); (async () => {${source}})();`,
+);
 fs.writeFileSync(path.join(project, 'b.mjs'), `import { loadModel } from 'node-chatglm';${source}`);
 for (const file of ['a.cjs', 'b.mjs']) {
   const answer = run(process.execPath, [file]).trim();

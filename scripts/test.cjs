@@ -20,10 +20,13 @@ function bin(name) {
 }
 
 if (node(bin('typescript'), ['-p', '.']).status !== 0) process.exit(1);
-if (node(path.join(__dirname, 'node-gyp.cjs'), [], { stdio: ['inherit', 'ignore', 'inherit'] }).status !== 0) process.exit(1);
+if (node(path.join(__dirname, 'node-gyp.cjs'), [], { stdio: ['inherit', 'ignore', 'inherit'] }).status !== 0)
+  process.exit(1);
 
 const report = path.join(fs.mkdtempSync(path.join(os.tmpdir(), 'node-chatglm-report-')), 'jest.json');
-const jest = node(bin('jest'), ['--json', `--outputFile=${report}`, ...args], { stdio: ['inherit', 'ignore', 'inherit'] });
+const jest = node(bin('jest'), ['--json', `--outputFile=${report}`, ...args], {
+  stdio: ['inherit', 'ignore', 'inherit'],
+});
 let passed = 0;
 let failed = 0;
 try {
@@ -36,7 +39,10 @@ try {
 let ok = jest.status === 0 && failed === 0;
 
 if (args.length === 0) {
-  const native = node(path.join(__dirname, 'native-tests.cjs'), [], { stdio: ['inherit', 'pipe', 'inherit'], encoding: 'utf8' });
+  const native = node(path.join(__dirname, 'native-tests.cjs'), [], {
+    stdio: ['inherit', 'pipe', 'inherit'],
+    encoding: 'utf8',
+  });
   process.stdout.write(native.stdout);
   const counts = /^native: (\d+) passed, (\d+) failed$/m.exec(native.stdout);
   passed += Number(counts?.[1] ?? 0);
