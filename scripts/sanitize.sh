@@ -23,9 +23,25 @@ unit_tests() { # directory, -fsanitize=, options, which tests
     quietly cmake -S . -B "$dir" "${generator[@]}" -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCHATGLM_TESTS=ON \
       "-DCHATGLM_SANITIZE=$2" -DCMAKE_CXX_FLAGS_RELWITHDEBINFO="-O2 -g1"
   quietly cmake --build "$dir" --parallel "$(nproc)"
-  # One process: a thousand starts of an instrumented one take longer than the tests.
-  quietly env "$3" "$dir/native/test/chatglm_tests" --gtest_brief=1 "--gtest_filter=$4"
-  echo "sanitizers: unit tests under $2: $(grep -oE '[0-9]+ tests?\.$' "$log" | tail -n 1) passed"
+  # A process for each core: a thousand starts of an instrumented one, one a test, take longer than the tests.
+  local shards i pids=()
+  shards=$(nproc)
+  rm -f "$dir"/shard-*.log
+  for ((i = 0; i < shards; i++)); do
+    env "$3" GTEST_TOTAL_SHARDS="$shards" GTEST_SHARD_INDEX="$i" "$dir/native/test/chatglm_tests" --gtest_brief=1 \
+      "--gtest_filter=$4" >"$dir/shard-$i.log" 2>&1 &
+    pids+=($!)
+  done
+  for i in "${!pids[@]}"; do
+    if ! wait "${pids[$i]}"; then
+      tail -n 200 "$dir/shard-$i.log" >&2
+      echo "sanitizers: failed: unit tests under $2"
+      exit 1
+    fi
+  done
+  local passed
+  passed=$(cat "$dir"/shard-*.log | grep -oE '[0-9]+ tests?\.$' | awk '{ sum += $1 } END { print sum }')
+  echo "sanitizers: $passed unit tests under $2 passed"
 }
 unit_tests tests-asan address,undefined ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1:detect_stack_use_after_return=1 '*'
 unit_tests tests-tsan thread TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1 \
