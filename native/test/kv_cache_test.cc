@@ -39,6 +39,11 @@ TEST(KvCache, AHistoryIsFoundByItsTokens) {
   EXPECT_EQ(cache.find(range(0, 20)).tokens, 10);
   EXPECT_EQ(cache.find(range(0, 6)).tokens, 6);
   EXPECT_EQ(cache.find(range(1, 6)).tokens, 0);
+  Tokens other = range(0, 9);
+  other.push_back(99);
+  compute(cache, other);
+  EXPECT_EQ(cache.find(other).tokens, 10);
+  EXPECT_EQ(cache.find(range(0, 20)).tokens, 10);  // is no beginning of the other
   cache.clear();
   EXPECT_EQ(cache.used_pages(), 0);
   EXPECT_EQ(cache.find(range(0, 20)).tokens, 0);
