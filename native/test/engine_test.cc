@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <thread>
+#include <utility>
 
 #include "test/random.h"
 #include "test/recorder.h"
@@ -346,7 +347,10 @@ TEST_F(EngineTest, CancellingAPrefillBesideAnAnswer) {
 
 // Between the engine's look at what was cancelled and its next step, which nothing but the abort would end.
 TEST_F(EngineTest, CancellingJustBeforeAPrefill) {
-  controls_.on_plan = [this] { engine_->cancel(1); };
+  // Once: the last step is planned when engine_ is being reset.
+  controls_.on_plan = [this, done = false]() mutable {
+    if (!std::exchange(done, true)) engine_->cancel(1);
+  };
   start();
   controls_.hold_prefill = true;
   const uint32_t request = engine_->submit(generation(numbers(7, 150), 50));
