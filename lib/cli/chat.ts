@@ -31,7 +31,7 @@ the line stop ends it.`,
   options,
   examples: [
     ['chatglm chat', 'talk with the embedded model'],
-    ['chatglm chat ./chatglm3-6b --quantization int4 --stats', 'with THUDM/chatglm3-6b in a quarter of the memory'],
+    ['chatglm chat ./chatglm3-6b --quantization int4 --stats', 'with THUDM/chatglm3-6b in a third of the memory'],
     ["echo '你好' | chatglm chat --greedy", 'one question, one answer'],
     ["chatglm chat --system 'You are Emma.' --temperature 0.3", 'give it a part to play'],
   ],

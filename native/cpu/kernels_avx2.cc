@@ -3,9 +3,11 @@
 
 #include <cstdint>
 
+#include "cpu/x86_blocks.h"
+
 namespace {
 
-struct Simd {
+struct Simd : X86Blocks {
   static constexpr const char* kName = "avx2";
   using F = __m256;
   static constexpr int kLanes = 8;
@@ -37,28 +39,14 @@ struct Simd {
     const __m256i power = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
     return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), power));
   }
-  static float sum(F a) {
-    __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
-    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
-  }
+  static float sum(F a) { return quantized_sum(a); }
   static float largest(F a) {
     __m128 s = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     s = _mm_max_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
   }
 
-  // Blocks of 32 codes.
-  using Bytes = __m256i;
-  using Codes = __m256i;
-  using QF = __m256;
-  static Bytes load_codes(const int8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
-  static Codes load_signed(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
-  static Codes load_nibbles(const uint8_t* p) {
-    const __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    const __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(packed), _mm_srli_epi16(packed, 4), 1);
-    return _mm256_and_si256(both, _mm256_set1_epi8(15));
-  }
+  // Blocks of 32 codes; the rest of it is X86Blocks'.
   // Pairs of products fit 16 bits: 2 * 128 * 127 for signed weights, 2 * 15 * 127 for nibbles.
   static __m256i dot(__m256i unsigned_codes, __m256i signed_codes) {
     return _mm256_madd_epi16(_mm256_maddubs_epi16(unsigned_codes, signed_codes), _mm256_set1_epi16(1));
@@ -69,14 +57,6 @@ struct Simd {
   static QF dot_unsigned(const Codes& w, const Bytes& x, int32_t offset) {
     return _mm256_cvtepi32_ps(_mm256_add_epi32(dot(w, x), _mm256_zextsi128_si256(_mm_cvtsi32_si128(offset))));
   }
-  static float half(const uint8_t* p) {
-    uint16_t bits;
-    __builtin_memcpy(&bits, p, 2);
-    return _cvtsh_ss(bits);
-  }
-  static QF quantized_zero() { return zero(); }
-  static QF quantized_add(QF dot, float scale, QF sum) { return _mm256_fmadd_ps(dot, _mm256_set1_ps(scale), sum); }
-  static float quantized_sum(QF a) { return sum(a); }
 };
 
 }  // namespace

@@ -3,9 +3,11 @@
 
 #include <cstdint>
 
+#include "cpu/x86_blocks.h"
+
 namespace {
 
-struct Simd {
+struct Simd : X86Blocks {
   static constexpr const char* kName = "avx512";
   using F = __m512;
   static constexpr int kLanes = 16;
@@ -37,35 +39,13 @@ struct Simd {
   static float sum(F a) { return _mm512_reduce_add_ps(a); }
   static float largest(F a) { return _mm512_reduce_max_ps(a); }
 
-  // Blocks of 32 codes.
-  using Bytes = __m256i;
-  using Codes = __m256i;
-  using QF = __m256;
-  static Bytes load_codes(const int8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
-  static Codes load_signed(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
-  static Codes load_nibbles(const uint8_t* p) {
-    const __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    const __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(packed), _mm_srli_epi16(packed, 4), 1);
-    return _mm256_and_si256(both, _mm256_set1_epi8(15));
-  }
+  // Blocks of 32 codes; the rest of it is X86Blocks'.
   static QF dot_signed(const Codes& w, const Bytes& x) {
     const __m256i dot = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
     return _mm256_cvtepi32_ps(dot);
   }
   static QF dot_unsigned(const Codes& w, const Bytes& x, int32_t offset) {
     return _mm256_cvtepi32_ps(_mm256_dpbusd_epi32(_mm256_zextsi128_si256(_mm_cvtsi32_si128(offset)), w, x));
-  }
-  static float half(const uint8_t* p) {
-    uint16_t bits;
-    __builtin_memcpy(&bits, p, 2);
-    return _cvtsh_ss(bits);
-  }
-  static QF quantized_zero() { return _mm256_setzero_ps(); }
-  static QF quantized_add(QF dot, float scale, QF sum) { return _mm256_fmadd_ps(dot, _mm256_set1_ps(scale), sum); }
-  static float quantized_sum(QF a) {
-    __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
-    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
   }
 };
 
