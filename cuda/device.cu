@@ -1,0 +1,75 @@
+#include "cuda/device.h"
+
+#include "cuda/ptx.cuh"
+
+namespace chatglm::cuda {
+
+namespace {
+
+// What the code that runs was compiled for: with PTX the driver's choice, so only running it tells.
+__global__ void report_arch(int32_t* arch) {
+#if defined(__CUDA_ARCH__)
+  arch[0] = __CUDA_ARCH__;
+#if defined(CHATGLM_WGMMA)
+  arch[1] = 1;
+#else
+  arch[1] = 0;
+#endif
+#endif
+}
+
+void require(cudaError_t status, const std::string& device) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // the error is told once
+  throw Error("ERR_DEVICE_UNAVAILABLE", "device '" + device + "': " + cudaGetErrorString(status));
+}
+
+}  // namespace
+
+int32_t device_count() {
+  int count = 0;
+  require(cudaGetDeviceCount(&count), "cuda");
+  if (count == 0) throw Error("ERR_DEVICE_UNAVAILABLE", "device 'cuda': there is no NVIDIA GPU");
+  return count;
+}
+
+Device open_device(int32_t index) {
+  const int32_t count = device_count();
+  const std::string name = "cuda:" + std::to_string(index);
+  if (index < 0 || index >= count) {
+    throw Error("ERR_DEVICE_UNAVAILABLE",
+                "device '" + name + "': the GPUs here are cuda:0" +
+                    (count > 1 ? " to cuda:" + std::to_string(count - 1) : std::string(" alone")),
+                {{"devices", static_cast<double>(count)}});
+  }
+  require(cudaSetDevice(index), name);
+  cudaDeviceProp properties;
+  require(cudaGetDeviceProperties(&properties, index), name);
+  if (properties.major * 10 + properties.minor < 75) {
+    throw Error("ERR_DEVICE_UNAVAILABLE", "device '" + name + "': " + properties.name + " has compute capability " +
+                                              std::to_string(properties.major) + "." +
+                                              std::to_string(properties.minor) + "; 7.5 is the least");
+  }
+  Device device;
+  device.index = index;
+  device.multiprocessors = properties.multiProcessorCount;
+  device.shared_bytes = properties.sharedMemPerBlockOptin;
+  int32_t* arch = nullptr;
+  require(cudaMalloc(&arch, 2 * sizeof(int32_t)), name);
+  report_arch<<<1, 1>>>(arch);
+  int32_t found[2] = {};
+  const cudaError_t launched = cudaGetLastError();
+  const cudaError_t copied = cudaMemcpy(found, arch, sizeof found, cudaMemcpyDeviceToHost);
+  cudaFree(arch);
+  require(launched, name);
+  require(copied, name);
+  device.arch = found[0];
+  device.wgmma = found[1] != 0;
+  return device;
+}
+
+std::string kernels_name(const Device& device) {
+  return "sm_" + std::to_string(device.arch / 10) + (device.wgmma ? "a" : "");
+}
+
+}  // namespace chatglm::cuda

@@ -1,0 +1,17 @@
+#pragma once
+#include <string>
+
+#include "cuda/kernels.h"
+
+namespace chatglm::cuda {
+
+/// How many GPUs there are. Throws ERR_DEVICE_UNAVAILABLE with the driver's reason if there is none.
+int32_t device_count();
+
+/// Makes the GPU the calling thread's and finds out what runs on it. Throws ERR_DEVICE_UNAVAILABLE.
+Device open_device(int32_t index);
+
+/// Of the kernels that a device gets, e.g. "sm_90a".
+std::string kernels_name(const Device& device);
+
+}  // namespace chatglm::cuda
