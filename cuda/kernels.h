@@ -142,18 +142,8 @@ struct PrefillSegment {
 void attend_prefill(const Launch& launch, const half* queries, int32_t heads, const Batch& batch,
                     const PrefillSegment& segment, const KvCache& cache, int32_t layer, const Activations& out);
 
-/// The largest logits of each row, the largest first, of equal ones the lowest id first.
-constexpr int32_t kMaxTop = 64;
-struct TopRow {
-  int32_t finite = 0;   // whether all logits of the row are
-  int32_t count = 0;    // min(kMaxTop, vocabulary)
-  float log_sum = 0;    // ln(sum(exp(logit)))
-  int32_t padding = 0;
-  int32_t ids[kMaxTop];
-  float logits[kMaxTop];
-};
-/// logits: (rows, vocabulary). top: (rows), device memory or host memory that is mapped.
-void top_k(const Launch& launch, const float* logits, int32_t rows, int32_t vocabulary, TopRow* top);
+/// The largest logits of each row (rows, vocabulary). top: (rows), device memory or host memory that is mapped.
+void top_k(const Launch& launch, const float* logits, int32_t rows, int32_t vocabulary, TopLogits* top);
 
 /// Orders rows [first_row, first_row + rows) of a matrix as the model file has them (type, row_bytes each, at `source`
 /// in device memory) into `target`, whose shape is packed_shape's. Rows of gate_up matrices go where source_row says.

@@ -13,6 +13,18 @@ struct Segment {
   int32_t position = 0;            // of tokens[0] in its sequence; what lies before is in the pages
   std::span<const int32_t> pages;  // position p is in pages[p / page_tokens]; there are enough for all tokens
   int32_t logits = 0;              // of the last so many tokens the logits are wanted
+  bool top = false;                // of the logits, which are one row then, only the largest (if max_top() is not 0)
+};
+
+/// The largest logits of a row, the largest first, of equal ones the lowest id first.
+struct TopLogits {
+  static constexpr int32_t kMost = 64;
+
+  int32_t finite = 0;  // 1: all logits of the row are; else nothing here is to be relied on
+  int32_t count = 0;   // min(kMost, vocabulary)
+  float log_sum = 0;   // ln(sum of exp(logit)) of the whole row
+  int32_t ids[kMost];
+  float logits[kMost];
 };
 
 struct BackendInfo {
@@ -29,7 +41,8 @@ struct BackendInfo {
 /// A model on a device, with its key/value memory. Used by the engine's thread alone.
 ///
 /// The result for a token depends on the tokens before it and on nothing else: neither on how a prompt is cut into
-/// segments nor on what else is in the batch.
+/// segments nor on what else is in the batch. On the CPU that holds for every bit; on a GPU up to rounding, because
+/// batches of different sizes take different kernels. The same calls give the same bits on both.
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -38,11 +51,15 @@ class Backend {
   /// Most tokens, and most rows of logits, of one batch.
   virtual int32_t max_batch_tokens() const = 0;
   virtual int32_t max_batch_logits() const = 0;
+  /// How many of the largest logits it can give instead of whole rows: 0 (none) or TopLogits::kMost.
+  virtual int32_t max_top() const { return 0; }
 
   /// Runs a batch of segments, each of another sequence, through the model: writes the keys and values of all their
-  /// tokens and the wanted logits. logits: (sum of Segment::logits, vocabulary), in the segments' order. Returns false,
-  /// with nothing to rely on, if `abort` became true before the end; the same batch can be run again.
-  virtual bool forward(std::span<const Segment> batch, float* logits, const std::atomic<bool>& abort) = 0;
+  /// tokens and the wanted logits, in the segments' order: logits (sum of Segment::logits of those without `top`,
+  /// vocabulary), top (segments with `top`). Returns false, with nothing to rely on, if `abort` became true before the
+  /// end; the same batch can be run again.
+  virtual bool forward(std::span<const Segment> batch, float* logits, TopLogits* top,
+                       const std::atomic<bool>& abort) = 0;
 
   /// Copies the keys and values of the first `tokens` tokens of a page.
   virtual void copy_page(int32_t from, int32_t to, int32_t tokens) = 0;
