@@ -128,19 +128,26 @@ void attend_decode(const Launch& launch, const QkvRows& qkv, const Batch& batch,
 
 /// For the tokens [first, first + count) of a batch, any mix of sequences: adds the bias, rotates, appends keys and
 /// values to the cache, and writes the queries, times 1 / sqrt(head_size), as f16
-/// (tokens, heads, padded head size) with zeros behind head_size.
+/// (tokens of the batch, heads, padded head size) with zeros behind head_size: token t of the batch is row t, so rows
+/// outside of [first, first + count) are left alone.
 void rotate_append(const Launch& launch, const QkvRows& qkv, const Batch& batch, int32_t first, int32_t count,
                    const KvCache& cache, int32_t layer, half* queries);
 
 /// Causal attention of a segment: tokens [first, first + count) of the batch, which are the positions
 /// [position, position + count) of one sequence, over all keys of that sequence up to each token's own. Run after
-/// rotate_append.
+/// rotate_append; `queries` is the array that it wrote, (tokens of the batch, heads, padded head size).
 struct PrefillSegment {
   int32_t first = 0, count = 0, position = 0;
   int32_t table = 0;  // where in batch.pages its page table begins
 };
 void attend_prefill(const Launch& launch, const half* queries, int32_t heads, const Batch& batch,
                     const PrefillSegment& segment, const KvCache& cache, int32_t layer, const Activations& out);
+// Its two kernels, for tests. The second one needs device.wgmma, f16 and a head size above 64: attend_prefill_wgmma_fits.
+void attend_prefill_mma(const Launch& launch, const half* queries, int32_t heads, const Batch& batch,
+                        const PrefillSegment& segment, const KvCache& cache, int32_t layer, const Activations& out);
+void attend_prefill_wgmma(const Launch& launch, const half* queries, int32_t heads, const Batch& batch,
+                          const PrefillSegment& segment, const KvCache& cache, int32_t layer, const Activations& out);
+bool attend_prefill_wgmma_fits(const Device& device, const KvCache& cache);
 
 /// The largest logits of each row (rows, vocabulary). top: (rows), device memory or host memory that is mapped.
 void top_k(const Launch& launch, const float* logits, int32_t rows, int32_t vocabulary, TopLogits* top);
