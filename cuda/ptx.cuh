@@ -3,10 +3,9 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
-#include <string>
 
 #include "cuda/kernels.h"
-#include "runtime/error.h"
+#include "cuda/memory.h"
 
 // The instructions that CUDA C++ has no name for, and how kernels are launched.
 namespace chatglm::cuda {
@@ -150,11 +149,6 @@ __device__ __forceinline__ void copy_bulk(void* shared, const void* global, uint
                : "memory");
 }
 #endif
-
-inline void check(cudaError_t status, const char* what) {
-  if (status == cudaSuccess) return;
-  throw Error("ERR_INTERNAL", std::string("CUDA: ") + what + ": " + cudaGetErrorString(status));
-}
 
 /// Launches a kernel so that it may overlap the one before in the stream, where the code knows how to wait for that.
 template <class... Parameters, class... Arguments>
