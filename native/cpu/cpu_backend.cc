@@ -93,7 +93,8 @@ class CpuBackend final : public Backend {
   int32_t max_batch_tokens() const override { return kMaxBatchTokens; }
   int32_t max_batch_logits() const override { return kMaxBatchLogits; }
 
-  bool forward(std::span<const Segment> batch, float* logits, const std::atomic<bool>& abort) override {
+  // No largest logits, whose rows cost nothing here: max_top() is 0.
+  bool forward(std::span<const Segment> batch, float* logits, TopLogits*, const std::atomic<bool>& abort) override {
     abort_ = &abort;
     tokens_ = 0;
     for (const Segment& segment : batch) embed(segment);

@@ -48,7 +48,8 @@ class Backend {
   virtual ~Backend() = default;
 
   virtual BackendInfo info() const = 0;
-  /// Most tokens, and most rows of logits, of one batch.
+  /// Most tokens of one batch; and most rows of logits of what is not `top`, besides one row of each sequence (a
+  /// generating sequence wants one, whatever the others want).
   virtual int32_t max_batch_tokens() const = 0;
   virtual int32_t max_batch_logits() const = 0;
   /// How many of the largest logits it can give instead of whole rows: 0 (none) or TopLogits::kMost.

@@ -130,6 +130,7 @@ void Engine::run(const Load& load) {
   queue_.clear();
   cache_.clear();
   logits_ = {};
+  tops_ = {};
   publish_stats();
   listener_.on_stopped();
 }
@@ -137,6 +138,7 @@ void Engine::run(const Load& load) {
 void Engine::serve(Backend& backend) {
   const size_t rows = static_cast<size_t>(backend.max_batch_logits() + options_.max_sequences);
   logits_.resize(rows * static_cast<size_t>(options_.vocabulary));
+  tops_.resize(static_cast<size_t>(options_.max_sequences));
   publish_stats();
   for (;;) {
     {
@@ -210,9 +212,10 @@ void Engine::admit(Backend& backend) {
 std::vector<Engine::Part> Engine::plan(const Backend& backend) const {
   std::vector<Part> parts;
   int32_t tokens = backend.max_batch_tokens(), logits = backend.max_batch_logits();
+  const auto top = [most = backend.max_top()](const Sequence& sequence) { return sequence.sampler->enough(most); };
   for (const SequencePtr& sequence : active_) {
     if (sequence->prefilling() || tokens == 0) continue;
-    parts.push_back({sequence.get(), 1, 1});
+    parts.push_back({sequence.get(), 1, 1, top(*sequence)});
     --tokens;
   }
   if (!parts.empty() && prefill_tokens_per_second_ > 0) {
@@ -232,7 +235,7 @@ std::vector<Engine::Part> Engine::plan(const Backend& backend) const {
       rows = 1;
     }
     if (count <= 0) continue;
-    parts.push_back({sequence.get(), count, rows});
+    parts.push_back({sequence.get(), count, rows, from < 0 && rows > 0 && top(*sequence)});
     tokens -= count;
     if (from >= 0) logits -= rows;
   }
@@ -262,10 +265,11 @@ void Engine::step(Backend& backend, const std::vector<Part>& parts) {
     batch.push_back({{sequence.tokens.data() + sequence.evaluated, static_cast<size_t>(part.tokens)},
                      sequence.evaluated,
                      sequence.holding.pages,
-                     part.logits});
+                     part.logits,
+                     part.top});
   }
   const Clock::time_point begin = Clock::now();
-  const bool complete = backend.forward(batch, logits_.data(), abort_step_);
+  const bool complete = backend.forward(batch, logits_.data(), tops_.data(), abort_step_);
   {
     const std::lock_guard lock(mutex_);
     prefilling_.clear();
@@ -276,16 +280,18 @@ void Engine::step(Backend& backend, const std::vector<Part>& parts) {
   }
 
   std::span<const float> logits = logits_;
+  const TopLogits* top = tops_.data();
   for (const Part& part : parts) {
-    const size_t count = static_cast<size_t>(part.logits) * static_cast<size_t>(options_.vocabulary);
-    consume(part, logits.subspan(0, count));
+    const size_t rows = part.top ? 0 : static_cast<size_t>(part.logits);
+    const size_t count = rows * static_cast<size_t>(options_.vocabulary);
+    consume(part, logits.subspan(0, count), part.top ? top++ : nullptr);
     logits = logits.subspan(count);
   }
   std::erase_if(active_, [](const SequencePtr& sequence) { return sequence->ended; });
 }
 
 // Takes what a step has computed of one sequence.
-void Engine::consume(const Part& part, std::span<const float> logits) {
+void Engine::consume(const Part& part, std::span<const float> logits, const TopLogits* top) {
   Sequence& sequence = *part.sequence;
   const int32_t first = sequence.evaluated + part.tokens - part.logits;
   sequence.evaluated += part.tokens;
@@ -298,7 +304,7 @@ void Engine::consume(const Part& part, std::span<const float> logits) {
   if (sequence.remaining() > 0) return;
   if (sequence.request.max_tokens == 0) return finish(sequence, FinishReason::length);
 
-  const Choice choice = sequence.sampler->choose(logits);
+  const Choice choice = top ? sequence.sampler->choose(*top) : sequence.sampler->choose(logits);
   if (!choice.finite) {
     return fail(sequence, Error("ERR_INVALID_LOGITS", "the model computed logits that are NaN or infinite",
                                 {{"position", static_cast<double>(first)}}));

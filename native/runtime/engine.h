@@ -122,6 +122,7 @@ class Engine {
     Sequence* sequence;
     int32_t tokens;
     int32_t logits;
+    bool top;  // instead of the row of logits, its largest
   };
 
   void run(const Load& load);
@@ -130,7 +131,7 @@ class Engine {
   void admit(Backend& backend);
   std::vector<Part> plan(const Backend& backend) const;
   void step(Backend& backend, const std::vector<Part>& parts);
-  void consume(const Part& part, std::span<const float> logits);
+  void consume(const Part& part, std::span<const float> logits, const TopLogits* top);
   void finish(Sequence& sequence, FinishReason reason);
   void fail(Sequence& sequence, const Error& error);
   void count_out(Sequence& sequence);
@@ -155,7 +156,8 @@ class Engine {
   std::deque<SequencePtr> queue_;
   std::vector<SequencePtr> active_;
   KvCache cache_;
-  std::vector<float> logits_;
+  std::vector<float> logits_;    // (rows of a batch, vocabulary)
+  std::vector<TopLogits> tops_;  // (max_sequences)
   double prefill_tokens_per_second_ = 0;
 
   std::atomic<bool> abort_step_{false};

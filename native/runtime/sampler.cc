@@ -24,6 +24,12 @@ bool all_finite(std::span<const float> values) {
   return zero == 0.0f;
 }
 
+// likeliest: ids and logits; log_sum: the logarithm of the sum of all logits' exponentials.
+Logprobs log_probabilities(std::vector<std::pair<uint32_t, float>> likeliest, float chosen, double log_sum) {
+  for (auto& [id, value] : likeliest) value = static_cast<float>(value - log_sum);
+  return {static_cast<float>(chosen - log_sum), std::move(likeliest)};
+}
+
 Logprobs log_probabilities(std::span<const float> logits, uint32_t chosen, int32_t count) {
   std::vector<uint32_t> order(logits.size());
   for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<uint32_t>(i);
@@ -33,14 +39,9 @@ Logprobs log_probabilities(std::span<const float> logits, uint32_t chosen, int32
   const double maximum = logits[order.front()];
   double sum = 0;
   for (const float logit : logits) sum += std::exp(logit - maximum);
-  const double log_sum = maximum + std::log(sum);
-  Logprobs result;
-  for (int32_t i = 0; i < count && i < static_cast<int32_t>(logits.size()); ++i) {
-    const uint32_t id = order[static_cast<size_t>(i)];
-    result.top.emplace_back(id, static_cast<float>(logits[id] - log_sum));
-  }
-  result.chosen = static_cast<float>(logits[chosen] - log_sum);
-  return result;
+  std::vector<std::pair<uint32_t, float>> likeliest;
+  for (auto id = order.begin(); id != kept && count > 0; ++id) likeliest.emplace_back(*id, logits[*id]);
+  return log_probabilities(std::move(likeliest), logits[chosen], maximum + std::log(sum));
 }
 
 }  // namespace
@@ -52,20 +53,58 @@ Sampler::Sampler(Sampling sampling, std::span<const int32_t> prompt)
   }
 }
 
+bool Sampler::penalizes() const {
+  return sampling_.repetition_penalty != 1.0f || sampling_.presence_penalty != 0.0f ||
+         sampling_.frequency_penalty != 0.0f;
+}
+
+bool Sampler::enough(int32_t count) const {
+  const bool few = sampling_.temperature == 0.0f || (sampling_.top_k >= 1 && sampling_.top_k <= count);
+  return few && !penalizes() && sampling_.bias.empty() && sampling_.logprobs <= count && count >= 1;
+}
+
+Choice Sampler::choose(const TopLogits& top) {
+  Choice choice;
+  choice.finite = top.finite == 1;
+  if (!choice.finite) return choice;
+
+  int32_t chosen = 0;
+  if (sampling_.temperature != 0.0f && sampling_.top_k != 1) {
+    candidates_.clear();
+    for (int32_t i = 0; i < std::min(top.count, sampling_.top_k); ++i)
+      candidates_.push_back({top.logits[i], static_cast<uint32_t>(top.ids[i])});
+    const auto token = static_cast<int32_t>(draw());
+    while (top.ids[chosen] != token) ++chosen;
+  }
+  choice.token = static_cast<uint32_t>(top.ids[chosen]);
+  if (sampling_.logprobs >= 0) {
+    std::vector<std::pair<uint32_t, float>> likeliest;
+    for (int32_t i = 0; i < std::min(top.count, sampling_.logprobs); ++i)
+      likeliest.emplace_back(top.ids[i], top.logits[i]);
+    choice.logprobs = log_probabilities(std::move(likeliest), top.logits[chosen], top.log_sum);
+  }
+  return choice;
+}
+
 Choice Sampler::choose(std::span<const float> logits) {
   Choice choice;
   choice.finite = all_finite(logits);
   if (!choice.finite) return choice;
 
-  const bool penalties =
-      sampling_.repetition_penalty != 1.0f || sampling_.presence_penalty != 0.0f || sampling_.frequency_penalty != 0.0f;
+  const bool penalties = penalizes();
   std::span<const float> changed = logits;
   if (penalties || !sampling_.bias.empty()) {
     scratch_.assign(logits.begin(), logits.end());
     apply_penalties(scratch_);
     changed = scratch_;
   }
-  choice.token = sampling_.temperature == 0.0f || sampling_.top_k == 1 ? largest(changed) : draw(changed);
+  if (sampling_.temperature == 0.0f || sampling_.top_k == 1) {
+    choice.token = largest(changed);
+  } else {
+    candidates_.clear();
+    for (size_t i = 0; i < changed.size(); ++i) candidates_.push_back({changed[i], static_cast<uint32_t>(i)});
+    choice.token = draw();
+  }
   if (penalties) ++generated_[choice.token];
   if (sampling_.logprobs >= 0) choice.logprobs = log_probabilities(logits, choice.token, sampling_.logprobs);
   return choice;
@@ -88,21 +127,22 @@ void Sampler::apply_penalties(std::span<float> logits) const {
   }
 }
 
-uint32_t Sampler::draw(std::span<const float> logits) {
+// Draws one of candidates_.
+uint32_t Sampler::draw() {
   const auto likelier = [](const Candidate& a, const Candidate& b) {
     return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
   };
-  candidates_.clear();
-  for (size_t i = 0; i < logits.size(); ++i) candidates_.push_back({logits[i], static_cast<uint32_t>(i)});
   if (sampling_.top_k > 0 && static_cast<size_t>(sampling_.top_k) < candidates_.size()) {
     std::nth_element(candidates_.begin(), candidates_.begin() + sampling_.top_k - 1, candidates_.end(), likelier);
     candidates_.resize(static_cast<size_t>(sampling_.top_k));
   }
+  // Few are brought into an order that does not depend on where they come from: so their sum does not either.
+  if (candidates_.size() <= static_cast<size_t>(TopLogits::kMost))
+    std::sort(candidates_.begin(), candidates_.end(), likelier);
 
   // From here on `logit` holds the weight exp((logit - max) / temperature), whose sum is `total`.
-  float maximum = candidates_.front().logit;
-  for (const Candidate& c : candidates_) maximum = std::max(maximum, c.logit);
-  if (maximum == -kInfinity) return largest(logits);  // every token is banned
+  const auto [maximum, likeliest] = *std::min_element(candidates_.begin(), candidates_.end(), likelier);
+  if (maximum == -kInfinity) return likeliest;  // every token is banned
   double total = 0;
   for (Candidate& c : candidates_) {
     const float exponent = (c.logit - maximum) / sampling_.temperature;

@@ -6,6 +6,8 @@
 #include <utility>
 #include <vector>
 
+#include "backend.h"
+
 namespace chatglm {
 
 /// How the next token is chosen. Applied in this order, which is Hugging Face's (bias, processors, then warpers):
@@ -47,8 +49,12 @@ class Sampler {
   /// prompt: what the repetition penalty counts from the beginning.
   Sampler(Sampling sampling, std::span<const int32_t> prompt);
 
+  /// Whether the `count` largest logits are all that a choice depends on.
+  bool enough(int32_t count) const;
   /// logits: (vocabulary). Remembers the chosen token for the penalties.
   Choice choose(std::span<const float> logits);
+  /// The same choice as from the whole row, if its largest logits are enough; log-probabilities up to rounding.
+  Choice choose(const TopLogits& top);
 
  private:
   struct Candidate {
@@ -56,14 +62,15 @@ class Sampler {
     uint32_t id;
   };
 
+  bool penalizes() const;
   void apply_penalties(std::span<float> logits) const;
-  uint32_t draw(std::span<const float> logits);
+  uint32_t draw();
 
   Sampling sampling_;
   std::mt19937_64 random_;
   std::unordered_map<uint32_t, int32_t> generated_;  // id -> times generated; 0: only in the prompt
   std::vector<float> scratch_;                       // (vocabulary), when logits are changed
-  std::vector<Candidate> candidates_;
+  std::vector<Candidate> candidates_;                // of draw()
 };
 
 }  // namespace chatglm

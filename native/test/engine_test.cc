@@ -11,6 +11,7 @@
 
 #include "test/random.h"
 #include "test/recorder.h"
+#include "test/top_logits.h"
 
 namespace chatglm {
 namespace {
@@ -50,6 +51,9 @@ struct Controls {
   std::atomic<int> aborted{0};
   std::atomic<int> throw_at{-1};     // the so many-th forward() throws
   std::atomic<bool> invalid{false};  // logits are NaN
+  std::atomic<int> max_top{0};
+  std::atomic<int> tops{0};  // rows of which only the largest logits were wanted
+  std::atomic<int> rows{0};  // whole rows
   std::atomic<int> delay_us{0};
   std::atomic<bool> alive{false};
 };
@@ -68,13 +72,15 @@ class FakeBackend final : public Backend {
     return kBatchTokens;
   }
   int32_t max_batch_logits() const override { return 16; }
+  int32_t max_top() const override { return controls_.max_top; }
 
-  bool forward(std::span<const Segment> batch, float* logits, const std::atomic<bool>& abort) override {
+  bool forward(std::span<const Segment> batch, float* logits, TopLogits* top, const std::atomic<bool>& abort) override {
     if (++controls_.forwards == controls_.throw_at) throw std::bad_alloc();
     int32_t tokens = 0;
     for (const Segment& segment : batch) {
       EXPECT_FALSE(segment.tokens.empty());
       EXPECT_LE(segment.logits, static_cast<int32_t>(segment.tokens.size()));
+      if (segment.top) EXPECT_EQ(segment.logits, 1);
       const auto end = segment.position + static_cast<int32_t>(segment.tokens.size());
       EXPECT_GE(static_cast<int32_t>(segment.pages.size()) * kPageTokens, end);
       tokens += static_cast<int32_t>(segment.tokens.size());
@@ -99,9 +105,15 @@ class FakeBackend final : public Backend {
       for (int32_t position = 0; position < end; ++position) {
         state = hash(state, at(segment, position));
         if (position < end - segment.logits) continue;
-        std::fill_n(logits, kVocabulary, controls_.invalid ? NAN : 0.0f);
-        logits[state % kVocabulary] += 1;
-        logits += kVocabulary;
+        std::vector<float> row(kVocabulary, controls_.invalid ? NAN : 0.0f);
+        row[state % kVocabulary] += 1;
+        if (segment.top) {
+          ++controls_.tops;
+          *top++ = test::top_logits(row);
+        } else {
+          ++controls_.rows;
+          logits = std::copy(row.begin(), row.end(), logits);
+        }
       }
     }
     return true;
@@ -512,6 +524,36 @@ TEST_F(EngineTest, InvalidLogitsFailTheRequestOnly) {
   expect_nothing_is_left();
 }
 
+TEST_F(EngineTest, WhereTheLargestLogitsAreEnoughNoRowIsCopied) {
+  controls_.max_top = TopLogits::kMost;
+  start();
+  const Tokens prompt = numbers(1, 150);
+  EXPECT_EQ(recorder_.wait(engine_->submit(generation(prompt, 20))).tokens, chain(prompt, 20));
+  EXPECT_EQ(controls_.tops, 20);
+  EXPECT_EQ(controls_.rows, 0);
+  recorder_.wait(engine_->submit(generation(prompt, 0)));
+  recorder_.wait(engine_->submit(logits_of(prompt, 149)));
+  EXPECT_EQ(controls_.tops, 20);
+  EXPECT_EQ(controls_.rows, 1);
+
+  // Both kinds in one batch, prompts and answers: each sequence gets its own.
+  Request whole = generation(numbers(2, 60), 60);
+  whole.sampling.frequency_penalty = 1e-6f;
+  const uint32_t ids[] = {engine_->submit(generation(numbers(1, 70), 60)), engine_->submit(whole),
+                          engine_->submit(generation(numbers(3, 90), 60))};
+  EXPECT_EQ(recorder_.wait(ids[0]).tokens, chain(numbers(1, 70), 60));
+  EXPECT_EQ(recorder_.wait(ids[1]).tokens, chain(numbers(2, 60), 60));
+  EXPECT_EQ(recorder_.wait(ids[2]).tokens, chain(numbers(3, 90), 60));
+  EXPECT_EQ(controls_.tops, 140);
+  EXPECT_EQ(controls_.rows, 61);
+
+  controls_.invalid = true;
+  EXPECT_EQ(recorder_.wait(engine_->submit(generation(numbers(4, 60), 20))).error, "ERR_INVALID_LOGITS");
+  EXPECT_EQ(controls_.tops, 141);
+  controls_.invalid = false;
+  expect_nothing_is_left();
+}
+
 // Many threads submit and cancel at random; every answer that comes must be right, and every request must end once.
 TEST_F(EngineTest, RandomRequestsAndCancellations) {
   options_.context_tokens = 200;
@@ -520,6 +562,7 @@ TEST_F(EngineTest, RandomRequestsAndCancellations) {
     options_.prefix_cache = seed != 4;
     options_.max_sequences = static_cast<int32_t>(seed);
     Controls controls;
+    controls.max_top = seed % 2 == 0 ? TopLogits::kMost : 0;
     Recorder recorder;
     Engine engine(
         options_,
@@ -546,6 +589,7 @@ TEST_F(EngineTest, RandomRequestsAndCancellations) {
             random.chance(0.2)
                 ? logits_of(prompt, static_cast<int32_t>(random.integer(0, static_cast<int64_t>(prompt.size()))))
                 : generation(prompt, static_cast<int32_t>(random.integer(0, 40)));
+        if (random.chance(0.3)) request.sampling.presence_penalty = 1e-6f;  // wants whole rows
         if (random.chance(0.3)) request.stop_tokens = {static_cast<int32_t>(random.integer(0, kVocabulary - 1))};
         const bool cancel = random.chance(0.4);
         uint32_t id;

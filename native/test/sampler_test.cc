@@ -4,10 +4,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <map>
 #include <numeric>
 
 #include "test/random.h"
+#include "test/top_logits.h"
 
 namespace chatglm {
 namespace {
@@ -263,6 +265,64 @@ TEST(Sampler, LogprobsAreTheModelsOwn) {
   }
   s.logprobs = -1;
   EXPECT_TRUE(Sampler(s, {}).choose(logits).logprobs.top.empty());
+}
+
+TEST(Sampler, WhenTheLargestLogitsAreEnough) {
+  constexpr int32_t kMost = TopLogits::kMost;
+  const auto enough = [](const std::function<void(Sampling&)>& change, int32_t count = TopLogits::kMost) {
+    Sampling s;
+    change(s);
+    const std::vector<int32_t> prompt = {1};
+    return Sampler(s, prompt).enough(count);
+  };
+  EXPECT_TRUE(enough([](Sampling&) {}));
+  EXPECT_TRUE(enough([](Sampling& s) { s.top_k = kMost, s.logprobs = kMost; }));
+  EXPECT_TRUE(enough([](Sampling& s) { s.temperature = 0, s.top_k = 0; }));
+  EXPECT_TRUE(enough([](Sampling& s) { s.min_p = 0.1f, s.top_p = 1; }));
+  EXPECT_FALSE(enough([](Sampling&) {}, 0));
+  EXPECT_FALSE(enough([](Sampling& s) { s.temperature = 0; }, 0));
+  EXPECT_FALSE(enough([](Sampling& s) { s.top_k = 0; }));
+  EXPECT_FALSE(enough([](Sampling& s) { s.top_k = kMost + 1; }));
+  EXPECT_FALSE(enough([](Sampling& s) { s.logprobs = kMost + 1; }));
+  EXPECT_FALSE(enough([](Sampling& s) { s.temperature = 0, s.logprobs = kMost + 1; }));
+  EXPECT_FALSE(enough([](Sampling& s) { s.repetition_penalty = 1.1f; }));
+  EXPECT_FALSE(enough([](Sampling& s) { s.presence_penalty = 0.1f; }));
+  EXPECT_FALSE(enough([](Sampling& s) { s.frequency_penalty = -0.1f; }));
+  EXPECT_FALSE(enough([](Sampling& s) { s.bias = {{5, 1.0f}}; }));
+}
+
+TEST(Sampler, TheLargestLogitsGiveTheSameChoiceAsTheWholeRow) {
+  Random random(26);
+  for (int round = 0; round < 400; ++round) {
+    Sampling s;
+    s.temperature = random.chance(0.2) ? 0 : static_cast<float>(0.1 + 2 * random.uniform());
+    s.top_k = static_cast<int32_t>(random.integer(1, TopLogits::kMost));
+    s.top_p = random.chance(0.3) ? 1 : static_cast<float>(random.uniform());
+    s.min_p = random.chance(0.5) ? 0 : static_cast<float>(0.3 * random.uniform());
+    s.logprobs = static_cast<int32_t>(random.integer(-1, TopLogits::kMost));
+    s.seed = static_cast<uint64_t>(round);
+    Sampler whole(s, {}), top(s, {});
+    ASSERT_TRUE(top.enough(TopLogits::kMost));
+    // Fewer tokens than there might be of the largest, about as many, and many; half of the rounds with many ties.
+    const int64_t vocabulary = round % 3 == 0 ? random.integer(1, 40) : round % 3 == 1 ? random.integer(60, 70) : 1000;
+    for (int step = 0; step < 10; ++step) {
+      std::vector<float> logits = random.normals(vocabulary, 3);
+      if (round % 2 == 0) {
+        for (float& x : logits) x = std::round(2 * x) / 2;
+      }
+      const Choice expected = whole.choose(logits), actual = top.choose(test::top_logits(logits));
+      ASSERT_EQ(actual.token, expected.token) << round << " " << step;
+      ASSERT_TRUE(actual.finite);
+      ASSERT_NEAR(actual.logprobs.chosen, expected.logprobs.chosen, 1e-5);
+      ASSERT_EQ(actual.logprobs.top.size(), expected.logprobs.top.size());
+      for (size_t i = 0; i < actual.logprobs.top.size(); ++i) {
+        ASSERT_EQ(actual.logprobs.top[i].first, expected.logprobs.top[i].first);
+        ASSERT_NEAR(actual.logprobs.top[i].second, expected.logprobs.top[i].second, 1e-5);
+      }
+    }
+  }
+  TopLogits invalid = test::top_logits(std::vector<float>(5, NAN));
+  EXPECT_FALSE(Sampler(greedy(), {}).choose(invalid).finite);
 }
 
 TEST(Sampler, ExtremeOptionsNeverLeaveTheVocabulary) {
