@@ -33,6 +33,25 @@ int32_t device_count() {
   return count;
 }
 
+GpuInfo gpu_info(int32_t index) {
+  const std::string device = "cuda:" + std::to_string(index);
+  int before = 0;
+  require(cudaGetDevice(&before), device);
+  cudaDeviceProp properties;
+  require(cudaGetDeviceProperties(&properties, index), device);
+  GpuInfo info;
+  info.name = properties.name;
+  info.compute_capability = std::to_string(properties.major) + "." + std::to_string(properties.minor);
+  size_t free = 0, total = 0;
+  require(cudaSetDevice(index), device);
+  const cudaError_t status = cudaMemGetInfo(&free, &total);
+  cudaSetDevice(before);
+  require(status, device);
+  info.total_bytes = total;
+  info.free_bytes = free;
+  return info;
+}
+
 Device open_device(int32_t index) {
   const int32_t count = device_count();
   const std::string name = "cuda:" + std::to_string(index);

@@ -32,7 +32,9 @@ class DeviceMemory {
                       " are wanted in one piece",
                   {{"wantedBytes", static_cast<double>(bytes)}, {"freeBytes", static_cast<double>(free)}});
     }
-    if (const cudaError_t status = cudaMemset(data_, 0, bytes); status != cudaSuccess) {
+    cudaError_t status = cudaMemset(data_, 0, bytes);
+    if (status == cudaSuccess) status = cudaStreamSynchronize(nullptr);  // other streams do not wait for that one
+    if (status != cudaSuccess) {
       cudaFree(data_);
       check(status, "clearing memory");
     }
