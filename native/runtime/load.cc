@@ -42,51 +42,83 @@ std::map<std::string, Slot> slots_of(const ModelShape& s, Weights& weights) {
   return slots;
 }
 
-DataType loaded_type(const TensorSource& source, Kind kind, const ModelSource& model) {
+DataType loaded_type(const ModelSource& model, const TensorSource& tensor, Kind kind) {
   if (kind == Kind::vector) return DataType::f32;
   if (kind == Kind::linear && model.quantize) return model.quantized_type;
-  if (source.type == DataType::int4) return DataType::q4_0;
-  return is_compute_type(source.type) ? source.type : DataType::q8_0;
+  if (tensor.type == DataType::int4) return DataType::q4_0;
+  return is_compute_type(tensor.type) ? tensor.type : DataType::q8_0;
+}
+
+Error invalid(const ModelSource& model, const TensorSource& tensor, const std::string& what) {
+  const bool in_file =
+      !tensor.random && tensor.data.file >= 0 && static_cast<size_t>(tensor.data.file) < model.files.size();
+  const std::string file = in_file ? model.files[static_cast<size_t>(tensor.data.file)] : "";
+  return Error("ERR_CHECKPOINT_INVALID", (in_file ? file + ": " : "") + tensor.name + " " + what,
+               {{"file", file}, {"tensor", tensor.name}});
+}
+
+// What loading would do with a tensor.
+PlannedTensor planned(const ModelSource& model, const TensorSource& tensor, const Slot& slot) {
+  if (tensor.rows != slot.rows || tensor.columns != slot.columns) {
+    throw invalid(model, tensor,
+                  "has the shape (" + std::to_string(tensor.rows) + ", " + std::to_string(tensor.columns) +
+                      "); the config makes it (" + std::to_string(slot.rows) + ", " + std::to_string(slot.columns) +
+                      ")");
+  }
+  const int64_t block = block_shape(tensor.type).elements;
+  if (tensor.columns % block != 0) {
+    throw invalid(
+        model, tensor,
+        std::string("is of type ") + name_of(tensor.type) + ", whose rows are multiples of " + std::to_string(block));
+  }
+  const DataType type = loaded_type(model, tensor, slot.kind);
+  const bool from_float = tensor.type <= DataType::bf16;
+  const bool exact = (tensor.type == DataType::int8 && type == DataType::q8_0) ||
+                     (tensor.type == DataType::int4 && type == DataType::q4_0);
+  if (slot.kind == Kind::linear && model.quantize && tensor.type != type && !from_float && !exact) {
+    throw Error("ERR_INVALID_ARGUMENT", "quantization: this checkpoint is quantized already (" + tensor.name + " is " +
+                                            name_of(tensor.type) + ")");
+  }
+  return {tensor.name, type, tensor.rows, tensor.columns};
 }
 
 class Loader {
  public:
-  Loader(const ModelSource& source, const Progress& progress, const std::atomic<bool>& abort)
-      : source_(source), progress_(progress), abort_(abort), pool_(source.threads) {}
+  Loader(const ModelSource& source, const Progress& progress, const std::atomic<bool>& abort, const TensorSink& sink)
+      : source_(source), progress_(progress), abort_(abort), sink_(sink), pool_(source.threads) {}
 
   Weights load() {
+    const std::vector<PlannedTensor> plan = planned_tensors(source_);
     for (const std::string& path : source_.files) weights_.files.emplace_back(path);
-    std::map<std::string, Slot> slots = slots_of(source_.shape, weights_);
+    const std::map<std::string, Slot> slots = slots_of(source_.shape, weights_);
     for (const TensorSource& tensor : source_.tensors) total_ += bytes_of(tensor);
-    for (const TensorSource& tensor : source_.tensors) {
-      const auto slot = slots.find(tensor.name);
-      if (slot == slots.end()) throw invalid(tensor, "is not a tensor of this model, or is there twice");
-      load_tensor(tensor, slot->second);
-      slots.erase(slot);
+    for (size_t i = 0; i < plan.size(); ++i) {
+      const TensorSource& source = source_.tensors[i];
+      const Slot& slot = slots.at(source.name);
+      *slot.tensor = {plan[i].type, plan[i].rows, plan[i].columns, nullptr};
+      load_tensor(source, slot);
+      if (sink_) hand_over(source, *slot.tensor);
     }
-    if (const auto output = slots.find("output.weight"); output != slots.end() && weights_.embedding.data) {
-      weights_.output = weights_.embedding;
-      slots.erase(output);
-    }
-    if (!slots.empty()) {
-      throw Error("ERR_CHECKPOINT_INVALID", "the checkpoint has no tensor " + slots.begin()->first,
-                  {{"tensor", slots.begin()->first}});
-    }
+    if (weights_.output.rows == 0) weights_.output = weights_.embedding;
     return std::move(weights_);
   }
 
  private:
   Error invalid(const TensorSource& tensor, const std::string& what) const {
-    const bool in_file =
-        !tensor.random && tensor.data.file >= 0 && static_cast<size_t>(tensor.data.file) < source_.files.size();
-    const std::string file = in_file ? source_.files[static_cast<size_t>(tensor.data.file)] : "";
-    return Error("ERR_CHECKPOINT_INVALID", (in_file ? file + ": " : "") + tensor.name + " " + what,
-                 {{"file", file}, {"tensor", tensor.name}});
+    return chatglm::invalid(source_, tensor, what);
   }
 
   static uint64_t bytes_of(const TensorSource& tensor) {
-    // Unsigned, for these are not checked yet.
-    return static_cast<uint64_t>(tensor.rows) * static_cast<uint64_t>(row_bytes(tensor.type, tensor.columns));
+    return static_cast<uint64_t>(tensor.rows * row_bytes(tensor.type, tensor.columns));
+  }
+
+  void hand_over(const TensorSource& source, Tensor& tensor) {
+    sink_(source.name, tensor);
+    tensor.data = nullptr;
+    weights_.buffers.clear();
+    weights_.mapped_bytes = 0;
+    if (!source.random)
+      weights_.files[static_cast<size_t>(source.data.file)].forget(source.data.offset, source.data.length);
   }
 
   const uint8_t* mapped(const TensorSource& tensor, const FileRange& range, uint64_t wanted) const {
@@ -104,25 +136,7 @@ class Loader {
   }
 
   void load_tensor(const TensorSource& source, const Slot& slot) {
-    if (source.rows != slot.rows || source.columns != slot.columns) {
-      throw invalid(source, "has the shape (" + std::to_string(source.rows) + ", " + std::to_string(source.columns) +
-                                "); the config makes it (" + std::to_string(slot.rows) + ", " +
-                                std::to_string(slot.columns) + ")");
-    }
-    const int64_t block = block_shape(source.type).elements;
-    if (source.columns % block != 0) {
-      throw invalid(source, std::string("is of type ") + name_of(source.type) + ", whose rows are multiples of " +
-                                std::to_string(block));
-    }
-    const DataType type = loaded_type(source, slot.kind, source_);
-    const bool quantizing = slot.kind == Kind::linear && source_.quantize && source.type != type;
-    if (quantizing && source.type != DataType::f32 && source.type != DataType::f16 && source.type != DataType::bf16 &&
-        !(source.type == DataType::int8 && type == DataType::q8_0) &&
-        !(source.type == DataType::int4 && type == DataType::q4_0)) {
-      throw Error("ERR_INVALID_ARGUMENT", "quantization: this checkpoint is quantized already (" + source.name +
-                                              " is " + name_of(source.type) + ")");
-    }
-    *slot.tensor = {type, source.rows, source.columns, nullptr};
+    const DataType type = slot.tensor->type;
     if (source.random) {
       uint8_t* target = allocate(*slot.tensor);
       const float deviation = slot.kind == Kind::vector      ? (source.name.ends_with("bias") ? 0.2f : 0.1f)
@@ -144,7 +158,8 @@ class Loader {
           return all_finite(type, data + begin * source_row, (end - begin) * source.columns);
         });
       } else {
-        convert(source, *slot.tensor, data, quantizing && is_compute_type(source.type));
+        const bool quantizing = slot.kind == Kind::linear && source_.quantize && is_compute_type(source.type);
+        convert(source, *slot.tensor, data, quantizing);
       }
     }
     weights_.bytes_by_type[name_of(type)] += static_cast<uint64_t>(slot.tensor->bytes());
@@ -209,6 +224,7 @@ class Loader {
   const ModelSource& source_;
   const Progress& progress_;
   const std::atomic<bool>& abort_;
+  const TensorSink& sink_;
   ThreadPool pool_;
   Weights weights_;
   uint64_t done_ = 0, total_ = 0;
@@ -230,9 +246,28 @@ void check_shape(const ModelShape& s) {
     throw Error("ERR_CHECKPOINT_INVALID", "the model's shape is not one that this runtime computes");
 }
 
-Weights load_weights(const ModelSource& source, const Progress& progress, const std::atomic<bool>& abort) {
+std::vector<PlannedTensor> planned_tensors(const ModelSource& source) {
   check_shape(source.shape);
-  return Loader(source, progress, abort).load();
+  Weights weights;
+  std::map<std::string, Slot> slots = slots_of(source.shape, weights);
+  std::vector<PlannedTensor> plan;
+  for (const TensorSource& tensor : source.tensors) {
+    const auto slot = slots.find(tensor.name);
+    if (slot == slots.end()) throw invalid(source, tensor, "is not a tensor of this model, or is there twice");
+    plan.push_back(planned(source, tensor, slot->second));
+    slots.erase(slot);
+  }
+  slots.erase("output.weight");  // the embedding is it then
+  if (!slots.empty()) {
+    throw Error("ERR_CHECKPOINT_INVALID", "the checkpoint has no tensor " + slots.begin()->first,
+                {{"tensor", slots.begin()->first}});
+  }
+  return plan;
+}
+
+Weights load_weights(const ModelSource& source, const Progress& progress, const std::atomic<bool>& abort,
+                     const TensorSink& sink) {
+  return Loader(source, progress, abort, sink).load();
 }
 
 }  // namespace chatglm

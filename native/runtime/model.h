@@ -100,10 +100,30 @@ using Progress = std::function<void(uint64_t bytes, uint64_t total_bytes)>;
 /// Throws ERR_CHECKPOINT_INVALID if a backend could not compute with this shape.
 void check_shape(const ModelShape& shape);
 
+/// A tensor as it will be loaded.
+struct PlannedTensor {
+  std::string name;
+  DataType type = DataType::f32;
+  int64_t rows = 0;
+  int64_t columns = 0;
+};
+
+/// The tensors of the table, in its order. Reads no file. Throws ERR_CHECKPOINT_INVALID if one is missing, there twice,
+/// unknown or of another shape than the config's, and ERR_INVALID_ARGUMENT if it cannot be quantized as asked for.
+std::vector<PlannedTensor> planned_tensors(const ModelSource& source);
+
+/// Takes one tensor on its way, for instance to a GPU. Its bytes are there during the call only.
+using TensorSink = std::function<void(const std::string& name, const Tensor& tensor)>;
+
 /// Maps the files, checks every range and shape, checks that all numbers are finite, and converts what the kernels do
 /// not read as it lies: norms and biases to f32; q4_1, q5_0, q5_1, q4_K, q5_K and q6_K matrices to q8_0; int8 and int4
 /// rows to q8_0 and q4_0. Throws ERR_CHECKPOINT_INVALID naming file and tensor, ERR_OUT_OF_MEMORY, or ERR_ABORTED.
-Weights load_weights(const ModelSource& source, const Progress& progress, const std::atomic<bool>& abort);
+///
+/// With a sink each tensor goes there as soon as it is read, checked and converted, and its memory is given back: what
+/// is returned has types and shapes, but no numbers. A missing output matrix, which the embedding is then, is not
+/// given.
+Weights load_weights(const ModelSource& source, const Progress& progress, const std::atomic<bool>& abort,
+                     const TensorSink& sink = nullptr);
 
 /// Fills a run of a tensor's elements with numbers that are about normally distributed. The same name and seed give the
 /// same numbers wherever the tensor is cut; `first` and `count` are multiples of 32.

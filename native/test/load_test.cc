@@ -210,6 +210,106 @@ TEST_F(LoadTest, WithoutAnOutputMatrixTheEmbeddingIsIt) {
   EXPECT_EQ(weights.output.data, weights.embedding.data);
 }
 
+TEST_F(LoadTest, ASinkGetsEveryTensorOnceAndNothingIsKept) {
+  struct Seen {
+    DataType type;
+    int64_t rows, columns;
+    std::vector<uint8_t> bytes;
+  };
+  for (const DataType type : {DataType::f32, DataType::f16, DataType::q4_0, DataType::q5_k, DataType::int4}) {
+    for (const int how : {0, 1, 2}) {  // as it is, quantizing, random
+      if (how == 1 && type != DataType::f16) continue;
+      if (how == 2 && !is_compute_type(type)) continue;
+      ModelSource source = how == 2 ? test::random_model(shape_, type) : in_file(type);
+      source.quantize = how == 1;
+      source.quantized_type = DataType::q4_0;
+      const auto no_progress = [](uint64_t, uint64_t) {};
+      const Weights kept = load_weights(source, no_progress, never_);
+      std::vector<std::pair<std::string, Seen>> seen;
+      const Weights weights =
+          load_weights(source, no_progress, never_, [&](const std::string& name, const Tensor& tensor) {
+            const std::vector<uint8_t> bytes(tensor.data, tensor.data + tensor.bytes());
+            seen.push_back({name, {tensor.type, tensor.rows, tensor.columns, bytes}});
+          });
+      EXPECT_TRUE(weights.buffers.empty());
+      EXPECT_EQ(weights.mapped_bytes, 0u);
+      EXPECT_EQ(weights.bytes_by_type, kept.bytes_by_type);
+
+      const std::vector<PlannedTensor> plan = planned_tensors(source);
+      ASSERT_EQ(seen.size(), source.tensors.size());
+      ASSERT_EQ(plan.size(), source.tensors.size());
+      for (size_t i = 0; i < seen.size(); ++i) {
+        const auto& [name, tensor] = seen[i];
+        EXPECT_EQ(name, source.tensors[i].name);
+        EXPECT_EQ(plan[i].name, name);
+        EXPECT_EQ(plan[i].type, tensor.type);
+        EXPECT_EQ(plan[i].rows, tensor.rows);
+        EXPECT_EQ(plan[i].columns, tensor.columns);
+        const Tensor& expected = *tensor_of(kept, name);
+        EXPECT_EQ(tensor.type, expected.type) << name;
+        EXPECT_EQ(tensor.bytes, std::vector<uint8_t>(expected.data, expected.data + expected.bytes())) << name;
+        EXPECT_EQ(tensor_of(weights, name)->data, nullptr);
+        EXPECT_EQ(tensor_of(weights, name)->rows, tensor.rows);
+      }
+    }
+  }
+}
+
+TEST_F(LoadTest, ASinksErrorEndsLoading) {
+  int calls = 0;
+  const auto sink = [&](const std::string&, const Tensor&) {
+    if (++calls == 3) throw Error("ERR_TEST", "full");
+  };
+  try {
+    load_weights(
+        in_file(DataType::f16), [](uint64_t, uint64_t) {}, never_, sink);
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code, "ERR_TEST");
+  }
+  EXPECT_EQ(calls, 3);
+}
+
+TEST_F(LoadTest, APlanNeedsNoFilesAndFindsWhatTheTableHasWrong) {
+  const auto code_of_plan = [](const ModelSource& source) {
+    try {
+      planned_tensors(source);
+      return std::string("none");
+    } catch (const Error& error) {
+      return error.code;
+    }
+  };
+  ModelSource good = in_file(DataType::int4);
+  good.files = {(folder_ / "nothing").string()};
+  EXPECT_EQ(code_of_plan(good), "none");
+  for (const size_t i : {size_t{0}, size_t{1}, good.tensors.size() - 1}) {
+    ModelSource source = good;
+    source.tensors[i].rows += 1;
+    EXPECT_EQ(code_of_plan(source), "ERR_CHECKPOINT_INVALID");
+    source = good;
+    source.tensors[i].columns -= 1;
+    EXPECT_EQ(code_of_plan(source), "ERR_CHECKPOINT_INVALID");
+    source = good;
+    source.tensors[i].name = "x";
+    EXPECT_EQ(code_of_plan(source), "ERR_CHECKPOINT_INVALID");
+    source = good;
+    source.tensors.push_back(source.tensors[i]);
+    EXPECT_EQ(code_of_plan(source), "ERR_CHECKPOINT_INVALID");
+  }
+  ModelSource source = good;
+  source.shape.heads = 0;
+  EXPECT_EQ(code_of_plan(source), "ERR_CHECKPOINT_INVALID");
+  source = good;
+  source.tensors.pop_back();
+  EXPECT_EQ(code_of_plan(source), "ERR_CHECKPOINT_INVALID");
+  source = good;
+  std::erase_if(source.tensors, [](const TensorSource& t) { return t.name == "output.weight"; });
+  EXPECT_EQ(code_of_plan(source), "none");
+  source.quantize = true;
+  source.quantized_type = DataType::q8_0;
+  EXPECT_EQ(code_of_plan(source), "ERR_INVALID_ARGUMENT");
+}
+
 TEST_F(LoadTest, WrongRanges) {
   const ModelSource good = in_file(DataType::f16);
   EXPECT_EQ(code_of(good), "none");
