@@ -127,7 +127,8 @@ void attend_decode(const Launch& launch, const QkvRows& qkv, const Batch& batch,
                    const Activations& out, const AttendDecodeWorkspace& workspace);
 
 /// For the tokens [first, first + count) of a batch, any mix of sequences: adds the bias, rotates, appends keys and
-/// values to the cache, and writes the queries, times 1 / sqrt(head_size), as f16
+/// values to the cache, and writes the queries, times log2(e) / sqrt(head_size) (so that a weight of the softmax is
+/// 2^(score - largest), with nothing to multiply), as f16
 /// (tokens of the batch, heads, padded head size) with zeros behind head_size: token t of the batch is row t, so rows
 /// outside of [first, first + count) are left alone.
 void rotate_append(const Launch& launch, const QkvRows& qkv, const Batch& batch, int32_t first, int32_t count,
