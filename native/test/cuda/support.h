@@ -1,5 +1,5 @@
 #pragma once
-#include <cuda_runtime_api.h>
+#include <cuda_runtime.h>  // its templates: cudaMalloc of any pointer
 #include <gtest/gtest.h>
 
 #include <cmath>
