@@ -5,6 +5,8 @@
 #include <vector>
 
 #include "addon/arguments.h"
+#include "addon/cuda_library.h"
+#include "addon/device.h"
 #include "addon/model.h"
 #include "addon/tokenizer.h"
 #include "cpu/kernels.h"
@@ -83,7 +85,11 @@ Napi::Value measure_bandwidth(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     const auto threads = static_cast<int>(integer_of(info[0], "threads", 1, 1024));
     constexpr int64_t kPiece = 1 << 20;
-    const int64_t pieces = integer_of(info[1], "bytes", kPiece, int64_t{1} << 40) / kPiece;
+    const int64_t bytes = integer_of(info[1], "bytes", kPiece, int64_t{1} << 40), pieces = bytes / kPiece;
+    if (const std::string device = string_of(info[2], "device"); device != "cpu") {
+      const double speed = cuda_api().measure_bandwidth(cuda_index(device), static_cast<uint64_t>(bytes));
+      return Napi::Number::New(info.Env(), speed);
+    }
     const Buffer memory(static_cast<size_t>(pieces * kPiece), "the bandwidth measurement");
     ThreadPool pool(threads);
     const std::atomic<bool> never{false};
@@ -97,11 +103,29 @@ Napi::Value measure_bandwidth(const Napi::CallbackInfo& info) {
   });
 }
 
+Napi::Object to_js(Napi::Env env, const cuda::GpuInfo& gpu) {
+  Napi::Object object = Napi::Object::New(env);
+  object.Set("name", gpu.name);
+  object.Set("computeCapability", gpu.compute_capability);
+  object.Set("totalBytes", static_cast<double>(gpu.total_bytes));
+  object.Set("freeBytes", static_cast<double>(gpu.free_bytes));
+  return object;
+}
+
 Napi::Value system_facts(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     Napi::Object object = Napi::Object::New(info.Env());
     object.Set("kernels", cpu::select_kernels().name);
-    object.Set("cuda", kNoCuda);
+    Napi::Array gpus = Napi::Array::New(info.Env());
+    std::string cuda = "available";
+    try {
+      for (const cuda::GpuInfo& gpu : cuda_api().gpus()) gpus.Set(gpus.Length(), to_js(info.Env(), gpu));
+    } catch (const Error& error) {
+      if (error.code != "ERR_DEVICE_UNAVAILABLE") throw;
+      cuda = error.what();
+    }
+    object.Set("gpus", gpus);
+    object.Set("cuda", cuda);
     return object;
   });
 }

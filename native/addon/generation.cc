@@ -61,7 +61,9 @@ Napi::Object to_js(Napi::Env env, const BackendInfo& info) {
   object.Set("weightTypes", types);
   object.Set("bytesPerToken", static_cast<double>(info.bytes_per_token));
   object.Set("mappedBytes", static_cast<double>(info.mapped_bytes));
+  object.Set("kvCacheType", info.kv_type);
   object.Set("kvCacheBytes", static_cast<double>(info.kv_bytes));
+  object.Set("deviceBytes", static_cast<double>(info.device_bytes));
   return object;
 }
 

@@ -6,8 +6,8 @@
 #include <utility>
 
 #include "addon/arguments.h"
+#include "addon/device.h"
 #include "addon/generation.h"
-#include "cpu/cpu_backend.h"
 #include "runtime/engine.h"
 
 namespace chatglm::addon {
@@ -74,9 +74,7 @@ ModelShape shape_of(const Napi::Object& config) {
 
 struct Spec {
   ModelSource source;
-  EngineOptions engine;
-  cpu::CpuOptions cpu;
-  std::string device;
+  DeviceOptions options;
 };
 
 Spec spec_of(const Napi::Object& object) {
@@ -95,16 +93,14 @@ Spec spec_of(const Napi::Object& object) {
   spec.source.quantize = !quantization.empty();
   spec.source.quantized_type = quantization == "int4" ? DataType::q4_0 : DataType::q8_0;
 
-  spec.engine.vocabulary = spec.source.shape.vocabulary;
-  spec.engine.context_tokens = integer("contextLength", 1, 1 << 24);
-  spec.engine.max_sequences = integer("maxSequences", 1, 256);
-  spec.engine.max_queue = integer("maxQueue", 0, 1 << 20);
-  spec.engine.prefix_cache = boolean_of(object.Get("prefixCache"), "prefixCache");
-
-  spec.cpu.threads = spec.source.threads;
-  spec.cpu.pages = spec.engine.pages();
-  spec.cpu.kv_type = string_of(object.Get("kvCacheType"), "kvCacheType") == "f32" ? cpu::KvType::f32 : cpu::KvType::f16;
-  spec.device = string_of(object.Get("device"), "device");
+  EngineOptions& engine = spec.options.engine;
+  engine.vocabulary = spec.source.shape.vocabulary;
+  engine.context_tokens = integer("contextLength", 1, 1 << 24);
+  engine.max_sequences = integer("maxSequences", 1, 256);
+  engine.max_queue = integer("maxQueue", 0, 1 << 20);
+  engine.prefix_cache = boolean_of(object.Get("prefixCache"), "prefixCache");
+  spec.options.device = string_of(object.Get("device"), "device");
+  spec.options.kv_type = string_of(object.Get("kvCacheType"), "kvCacheType");
   return spec;
 }
 
@@ -122,12 +118,9 @@ class Session final : public EngineListener {
       delete owner;
       throw Napi::Error::New(env);
     }
-    const EngineOptions options = spec.engine;
+    const EngineOptions options = spec.options.engine;
     auto load = [spec = std::move(spec)](const Progress& progress, const std::atomic<bool>& abort) {
-      if (spec.device != "cpu" && spec.device != "auto") {
-        throw Error("ERR_DEVICE_UNAVAILABLE", "device '" + spec.device + "': " + kNoCuda);
-      }
-      return cpu::make_cpu_backend(spec.source.shape, load_weights(spec.source, progress, abort), spec.cpu);
+      return make_backend(spec.source, spec.options, progress, abort);
     };
     try {
       session->engine_ = std::make_unique<Engine>(options, std::move(load), *session);

@@ -87,6 +87,7 @@ class CpuBackend final : public Backend {
     const int64_t embeddings = tied ? 0 : weights_.embedding.bytes() - weights_.embedding.row_bytes();
     info.bytes_per_token = info.weight_bytes - static_cast<uint64_t>(embeddings);
     info.mapped_bytes = weights_.mapped_bytes;
+    info.kv_type = kv_type_ == KvType::f16 ? "f16" : "f32";
     info.kv_bytes = kv_.size();
     return info;
   }

@@ -35,7 +35,9 @@ struct BackendInfo {
   std::map<std::string, uint64_t> weight_types;  // weight_bytes by type
   uint64_t bytes_per_token = 0;                  // of the weights, those that are read to generate one token
   uint64_t mapped_bytes = 0;                     // of weight_bytes, those that are the system's page cache
+  std::string kv_type;                           // of keys and values: "f16", "f32", "q8_0"
   uint64_t kv_bytes = 0;
+  uint64_t device_bytes = 0;  // that a GPU gave for weights, keys and values, and what computing needs; 0 on the CPU
 };
 
 /// A model on a device, with its key/value memory. Used by the engine's thread alone.
