@@ -20,7 +20,7 @@ struct CudaOptions {
 };
 
 struct GpuInfo {
-  std::string name;  // "NVIDIA H100 80GB HBM3"
+  std::string name;                // "NVIDIA H100 80GB HBM3"
   std::string compute_capability;  // "9.0"
   uint64_t total_bytes = 0;
   uint64_t free_bytes = 0;

@@ -43,17 +43,17 @@ Sizes sizes_of(const CudaOptions& options) {
 
 /// The activations of the running batch.
 struct Workspace {
-  float* residual = nullptr;    // (tokens, hidden)
-  Activations normed;           // (tokens, hidden)
-  float* qkv = nullptr;         // (tokens, qkv_size)
-  half* queries = nullptr;      // (tokens, heads, padded head size), of prefilled tokens
-  Activations attended;         // (tokens, query_size)
-  Activations activated;        // (tokens, ffn)
-  Activations normed_rows;      // (rows, hidden): of the tokens whose logits are wanted
-  float* logits = nullptr;      // (rows, vocabulary)
-  float2* rotations = nullptr;  // (tokens, rope_dimension / 2)
+  float* residual = nullptr;     // (tokens, hidden)
+  Activations normed;            // (tokens, hidden)
+  float* qkv = nullptr;          // (tokens, qkv_size)
+  half* queries = nullptr;       // (tokens, heads, padded head size), of prefilled tokens
+  Activations attended;          // (tokens, query_size)
+  Activations activated;         // (tokens, ffn)
+  Activations normed_rows;       // (rows, hidden): of the tokens whose logits are wanted
+  float* logits = nullptr;       // (rows, vocabulary)
+  float2* rotations = nullptr;   // (tokens, rope_dimension / 2)
   float* frequencies = nullptr;  // (rope_dimension / 2)
-  int32_t* numbers = nullptr;   // ids, positions, tables, gather, then pages: see Numbers
+  int32_t* numbers = nullptr;    // ids, positions, tables, gather, then pages: see Numbers
   GemmWorkspace gemm;
   AttendDecodeWorkspace decode;
 };
@@ -177,6 +177,7 @@ class CudaBackend final : public Backend {
     info.weight_types = weights_.bytes_by_type;
     info.bytes_per_token = weights_.bytes_per_token;
     info.kv_bytes = kv_memory_.size();
+    info.device_bytes = weight_memory_.size() + kv_memory_.size() + work_memory_.size();
     return info;
   }
   int32_t max_batch_tokens() const override { return sizes_.tokens; }

@@ -14,8 +14,8 @@ namespace chatglm::cuda {
 struct Device {
   int32_t index = 0;
   int32_t multiprocessors = 0;
-  int32_t arch = 0;      // __CUDA_ARCH__ of the code that runs: 750, 800, ...; not the GPU's own, which may be newer
-  bool wgmma = false;    // that code was compiled for sm_90a
+  int32_t arch = 0;         // __CUDA_ARCH__ of the code that runs: 750, 800, ...; not the GPU's own, which may be newer
+  bool wgmma = false;       // that code was compiled for sm_90a
   size_t shared_bytes = 0;  // most dynamic shared memory of a block
 };
 
@@ -59,9 +59,9 @@ struct GemvInput {
   // Either activations (f16),
   Activations x;
   // or rows of floats that are normalized on the way: x / sqrt(mean(x^2) + epsilon) * norm.
-  const float* residual = nullptr;   // (some tokens, columns)
-  const float* norm = nullptr;       // (columns)
-  const int32_t* gather = nullptr;   // (tokens): the residual's row of each token; null: 0, 1, 2, ...
+  const float* residual = nullptr;  // (some tokens, columns)
+  const float* norm = nullptr;      // (columns)
+  const int32_t* gather = nullptr;  // (tokens): the residual's row of each token; null: 0, 1, 2, ...
   float epsilon = 0;
 };
 /// Whether gemv() can: the activations of so many tokens must fit into shared memory.
@@ -71,8 +71,8 @@ void gemv(const Launch& launch, const PackedMatrix& weights, int32_t tokens, con
 
 /// A linear layer on any number of tokens, on tensor cores: wgmma where the device has it, else mma.sync.
 struct GemmWorkspace {
-  float* partial = nullptr;     // gemm_workspace_bytes()
-  uint32_t* counters = nullptr; // (kGemmCounters), zero before the first use; every launch leaves zeros
+  float* partial = nullptr;      // gemm_workspace_bytes()
+  uint32_t* counters = nullptr;  // (kGemmCounters), zero before the first use; every launch leaves zeros
 };
 constexpr int32_t kGemmCounters = 65536;
 size_t gemm_workspace_bytes(const Device& device);
@@ -106,7 +106,8 @@ struct Rope {
 void embed(const Launch& launch, const EmbeddingTable& table, const Rope& rope, const Batch& batch, float* residual,
            float2* rotations);
 
-/// A layer's product of the QKV matrix, not yet with its bias: all query heads, then the key heads, then the value heads.
+/// A layer's product of the QKV matrix, not yet with its bias: all query heads, then the key heads, then the value
+/// heads.
 struct QkvRows {
   const float* data = nullptr;  // (tokens, (heads + 2 groups) * head_size)
   const float* bias = nullptr;  // ((heads + 2 groups) * head_size)
@@ -114,9 +115,9 @@ struct QkvRows {
   int32_t rope_dimension = 0;
 };
 
-/// Attention of tokens of which each is the last of its sequence (batch.tokens of them): adds the bias, rotates, appends
-/// key and value to the cache, attends, and writes (tokens, heads * head_size) to `out`. The keys are split among blocks;
-/// the last block of a token and group to finish merges them.
+/// Attention of tokens of which each is the last of its sequence (batch.tokens of them): adds the bias, rotates,
+/// appends key and value to the cache, attends, and writes (tokens, heads * head_size) to `out`. The keys are split
+/// among blocks; the last block of a token and group to finish merges them.
 struct AttendDecodeWorkspace {
   float* partial = nullptr;      // attend_decode_workspace_bytes()
   uint32_t* counters = nullptr;  // (max tokens * groups * tiles of 16 heads), zero before the first use; left zero
@@ -143,7 +144,8 @@ struct PrefillSegment {
 };
 void attend_prefill(const Launch& launch, const half* queries, int32_t heads, const Batch& batch,
                     const PrefillSegment& segment, const KvCache& cache, int32_t layer, const Activations& out);
-// Its two kernels, for tests. The second one needs device.wgmma, f16 and a head size above 64: attend_prefill_wgmma_fits.
+// Its two kernels, for tests. The second one needs device.wgmma, f16 and a head size above 64:
+// attend_prefill_wgmma_fits.
 void attend_prefill_mma(const Launch& launch, const half* queries, int32_t heads, const Batch& batch,
                         const PrefillSegment& segment, const KvCache& cache, int32_t layer, const Activations& out);
 void attend_prefill_wgmma(const Launch& launch, const half* queries, int32_t heads, const Batch& batch,

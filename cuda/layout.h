@@ -19,7 +19,8 @@ namespace chatglm::cuda {
 //
 // A block serves one warp: lane l holds rows g = l / 4 and g + 8, and with t = l % 4 in each of the four steps of 16
 // columns the columns 2t, 2t + 1, 2t + 8, 2t + 9: the A fragment of mma.m16n8k16 (PTX ISA, "Matrix fragments for
-// mma.m16n8k16") and of a warp's quarter of wgmma.m64nNk16. The fragment's eight numbers, in the order of its registers:
+// mma.m16n8k16") and of a warp's quarter of wgmma.m64nNk16. The fragment's eight numbers, in the order of its
+// registers:
 //   0, 1: (g, 2t), (g, 2t + 1)          2, 3: (g + 8, 2t), (g + 8, 2t + 1)
 //   4, 5: (g, 2t + 8), (g, 2t + 9)      6, 7: (g + 8, 2t + 8), (g + 8, 2t + 9)
 //
@@ -52,7 +53,7 @@ struct PackedMatrix {
   DataType type = DataType::f16;  // f16, q8_0 or q4_0
   int32_t rows = 0;               // of the model; packed ones: 16 * row_tiles
   int32_t columns = 0;
-  int32_t row_tiles = 0;          // a multiple of 8
+  int32_t row_tiles = 0;  // a multiple of 8
   int32_t chunks = 0;
   bool gate_up = false;           // the rows are those of ffn_up, reordered: see source_row
   const uint8_t* data = nullptr;  // (row_tiles, chunks, block_bytes), device memory
@@ -72,8 +73,8 @@ inline PackedMatrix packed_shape(DataType type, int64_t rows, int64_t columns, b
   return m;
 }
 
-/// The model's row behind a packed row, or -1 for filling. In ffn_up each tile has 8 rows of the gate and below them the
-/// 8 rows that they gate, so that both lie in one lane's registers.
+/// The model's row behind a packed row, or -1 for filling. In ffn_up each tile has 8 rows of the gate and below them
+/// the 8 rows that they gate, so that both lie in one lane's registers.
 CHATGLM_HD inline int32_t source_row(bool gate_up, int32_t rows, int32_t packed_row) {
   if (!gate_up) return packed_row < rows ? packed_row : -1;
   const int32_t ffn = rows / 2, in_tile = packed_row % kTileRows;
@@ -98,8 +99,8 @@ CHATGLM_HD inline int64_t activation_index(int64_t token, int32_t column, int64_
 //   f16    keys: (D / 64, 64 tokens, 64 dimensions), the 16-byte pieces of a row swapped about by token % 8;
 //          values, transposed: (D, 64 tokens), the 16-byte pieces of a row swapped about by dimension % 8.
 //   q8_0   keys: codes (64 tokens, D) int8, scales (64 tokens, D / 32) f16;
-//          values, transposed: codes (D, 64 tokens) int8, scales (D / 32, 64 tokens) f16: a block is still 32 dimensions
-//          of one token.
+//          values, transposed: codes (D, 64 tokens) int8, scales (D / 32, 64 tokens) f16: a block is still 32
+//          dimensions of one token.
 
 enum class KvType : int32_t { f16, q8_0 };
 

@@ -52,8 +52,9 @@ class Uploader {
     check(cudaStreamSynchronize(launch_.stream), "copying weights");
     if (overflow != 0) {
       throw Error("ERR_CHECKPOINT_INVALID",
-                  name + " has numbers beyond 65504, the largest of f16, which GPUs compute with here; the CPU backend "
-                         "takes them",
+                  name +
+                      " has numbers beyond 65504, the largest of f16, which GPUs compute with here; the CPU backend "
+                      "takes them",
                   {{"tensor", name}});
     }
   }
@@ -154,7 +155,8 @@ void upload_weights(const ModelSource& source, const GpuWeights& weights, const 
 
   Uploader uploader(launch);
   load_weights(source, progress, abort, [&](const std::string& name, const Tensor& tensor) {
-    if (name == "token_embd.weight") uploader.copy(tensor.data, static_cast<size_t>(tensor.bytes()), weights.embedding.data);
+    if (name == "token_embd.weight")
+      uploader.copy(tensor.data, static_cast<size_t>(tensor.bytes()), weights.embedding.data);
     if (const auto matrix = matrices.find(name); matrix != matrices.end()) uploader.pack(name, tensor, matrix->second);
     if (const auto vector = vectors.find(name); vector != vectors.end())
       uploader.copy(tensor.data, static_cast<size_t>(tensor.bytes()), vector->second);
