@@ -17,6 +17,7 @@ export type {
   GenerateOptions,
   GenerationChunk,
   GenerationResult,
+  GpuInfo,
   LoadOptions,
   LoadProgress,
   LogitsOptions,

@@ -54,6 +54,6 @@ export {
 } from './model.js';
 export type { ChatFamily, SpecialTokens } from './prompt.js';
 export type { ToolCall } from './reply.js';
-export { measureBandwidth, type SystemInfo, systemInfo } from './system.js';
+export { type GpuInfo, measureBandwidth, type SystemInfo, systemInfo } from './system.js';
 export { Generation } from './text-stream.js';
 export { type DecodeOptions, loadTokenizer, type TokenDecoder, Tokenizer } from './tokenizer.js';

@@ -21,8 +21,8 @@ import {
   checkOptions,
   checkPath,
   choiceOption,
+  deviceOption,
   integerOption,
-  show,
   signalOption,
   tokenIds,
 } from './options.js';
@@ -42,8 +42,9 @@ export interface LoadProgress {
 /** Options of `loadModel()`. */
 export interface LoadOptions {
   /**
-   * Where to compute. `auto` takes a GPU if this package's CUDA backend finds one and the CPU otherwise; `cuda` and
-   * `cuda:1` take a GPU or fail with ERR_DEVICE_UNAVAILABLE. Default: `auto`.
+   * Where to compute: `cuda`, which is `cuda:0`, or `cuda:1` and so on take that GPU or fail with ERR_DEVICE_UNAVAILABLE.
+   * `auto` takes the first GPU and, where there is none, where the model does not fit into its memory or where only the CPU
+   * has the asked-for kind of keys and values, the CPU: `model.info.device` tells. Default: `auto`.
    */
   device?: 'auto' | 'cpu' | 'cuda' | `cuda:${number}` | undefined;
   /**
@@ -60,13 +61,13 @@ export interface LoadOptions {
   maxSequences?: number | undefined;
   /** The most requests that wait; one more is refused with ERR_QUEUE_FULL. Default: 256. */
   maxQueue?: number | undefined;
-  /** Threads of the CPU that compute. Default: as many as the process may use at once. */
+  /** Threads of the CPU that compute, or that read the weights for a GPU. Default: as many as the process may use at once. */
   threads?: number | undefined;
   /**
-   * How keys and values are kept. f32 takes twice the memory of f16 and is nearer to THUDM's float32. Default: `f16` where
-   * the layers' matrices are quantized, else `f32`.
+   * How keys and values are kept. f32, on the CPU only, takes twice the memory of f16 and is nearer to THUDM's float32; q8_0,
+   * on a GPU only, takes half. Default: `f16` on a GPU and where weights are quantized, else `f32`.
    */
-  kvCacheType?: 'f16' | 'f32' | undefined;
+  kvCacheType?: 'f16' | 'f32' | 'q8_0' | undefined;
   /** Find again what was computed for earlier requests that begin with the same tokens. Default: true. */
   prefixCache?: boolean | undefined;
   /** The model's generation, where the checkpoint's files do not tell it rightly. Default: what they tell. */
@@ -96,14 +97,19 @@ export interface ModelInfo {
   mappedBytes: number;
   /** Bytes of weights that are read to generate one token. */
   bytesPerToken: number;
+  /** How keys and values are kept. */
+  kvCacheType: 'f16' | 'f32' | 'q8_0';
   /** Bytes of keys and values that each token of a sequence takes. */
   kvBytesPerToken: number;
-  /** The most memory that keys and values take. The CPU backend takes it as it is first needed. */
+  /** The most memory that keys and values take. A GPU gives it when the model is loaded, the CPU as it is first needed. */
   kvCacheBytes: number;
+  /** All that the model takes of a GPU's memory: weights, keys and values, and what computing needs. 0 on the CPU. */
+  deviceBytes: number;
   /** `cpu` or `cuda:0`. */
   device: string;
-  /** The device's kernels, such as `avx512`. */
+  /** The device's kernels, such as `avx512` or `sm_90a`. */
   kernels: string;
+  /** Threads of the CPU that compute; 0 on a GPU. */
   threads: number;
 }
 
@@ -140,6 +146,8 @@ const LOAD_OPTIONS = [
 ] as const satisfies readonly (keyof LoadOptions)[];
 
 const FAMILIES = ['chatglm2', 'chatglm3', 'codegeex2'] as const satisfies readonly ModelFamily[];
+/** Keys and values are kept in pages of so many tokens: kPageTokens of native/runtime/backend.h. */
+const PAGE_TOKENS = 64;
 const MOST_DEFAULT_CONTEXT = 32_768;
 const DEFAULT_SEQUENCES = 4;
 const DEFAULT_QUEUE = 256;
@@ -256,7 +264,9 @@ export class Model implements AsyncDisposable {
         vocabSize: config.vocabSize,
         ...facts,
         bytes: weightBytes,
-        kvBytesPerToken: 2 * config.layers * config.kvGroups * config.headSize * (spec.kvCacheType === 'f32' ? 4 : 2),
+        kvCacheType: facts.kvCacheType as ModelInfo['kvCacheType'],
+        kvBytesPerToken:
+          facts.kvCacheBytes / (spec.maxSequences * Math.ceil(spec.contextLength / PAGE_TOKENS) * PAGE_TOKENS),
       };
       return new Model(Object.freeze(info), handle, requests, tokenizer);
     } catch (error) {
@@ -426,16 +436,6 @@ interface ModelSource {
 
 function toNativeSpec({ files, tensors, config, seed }: ModelSource, options: LoadOptions): NativeModelSpec {
   const most = config.contextLength;
-  const device = options.device ?? 'auto';
-  if (typeof device !== 'string' || !/^(auto|cpu|cuda(:\d{1,3})?)$/.test(device)) {
-    throw invalidArgument(`device must be auto, cpu, cuda or cuda:N, got ${show(device)}`);
-  }
-  const quantization =
-    options.quantization === undefined
-      ? ''
-      : choiceOption('quantization', options.quantization, ['int8', 'int4'], 'int8');
-  const floats = ['f32', 'f16', 'bf16'];
-  const isQuantized = quantization !== '' || tensors.some(({ type }) => !floats.includes(type));
   return {
     files,
     tensors,
@@ -447,10 +447,10 @@ function toNativeSpec({ files, tensors, config, seed }: ModelSource, options: Lo
     maxSequences: integerOption('maxSequences', options.maxSequences, DEFAULT_SEQUENCES, { least: 1, most: 256 }),
     maxQueue: integerOption('maxQueue', options.maxQueue, DEFAULT_QUEUE, { most: 1 << 20 }),
     threads: integerOption('threads', options.threads, availableParallelism(), { least: 1, most: 1024 }),
-    quantization,
-    kvCacheType: choiceOption('kvCacheType', options.kvCacheType, ['f16', 'f32'], isQuantized ? 'f16' : 'f32'),
+    quantization: choiceOption('quantization', options.quantization, ['int8', 'int4'], ''),
+    kvCacheType: choiceOption('kvCacheType', options.kvCacheType, ['f16', 'f32', 'q8_0'], ''),
     prefixCache: booleanOption('prefixCache', options.prefixCache, true),
-    device,
+    device: deviceOption(options.device, ['auto', 'cpu'], 'auto'),
     seed,
   };
 }

@@ -44,9 +44,10 @@ export interface NativeModelSpec {
   threads: number;
   /** '', 'int8' or 'int4': quantize the linears of the layers while loading. */
   quantization: string;
+  /** 'f16', 'f32', 'q8_0', or '': what suits the device */
   kvCacheType: string;
   prefixCache: boolean;
-  /** 'cpu', 'cuda' or 'cuda:N' */
+  /** 'auto', 'cpu', 'cuda' or 'cuda:N' */
   device: string;
   seed: number;
 }
@@ -99,7 +100,18 @@ export interface NativeModelInfo {
   /** Bytes of weights that are read to generate one token: all but the embeddings of the others. */
   bytesPerToken: number;
   mappedBytes: number;
+  /** 'f16', 'f32' or 'q8_0' */
+  kvCacheType: string;
   kvCacheBytes: number;
+  /** Of a GPU's memory, all that the model takes; 0 on the CPU. */
+  deviceBytes: number;
+}
+
+export interface NativeGpu {
+  name: string;
+  computeCapability: string;
+  totalBytes: number;
+  freeBytes: number;
 }
 
 export interface NativeFinish {
@@ -184,10 +196,13 @@ export interface Native {
     mean: number,
     deviation: number,
   ): void;
-  /** Bytes per second of a plain read of `bytes` of memory by `threads` threads: what bounds decoding. Blocks meanwhile. */
-  measureBandwidth(threads: number, bytes: number): number;
-  /** The kernels that this CPU gets ('avx512', 'avx2', 'neon', 'scalar') and whether the CUDA backend is present. */
-  system(): { kernels: string; cuda: string };
+  /**
+   * Bytes per second of a plain read of `bytes` of memory: what bounds decoding. Blocks meanwhile. `device`: 'cpu', which
+   * `threads` threads read, 'cuda' or 'cuda:N'.
+   */
+  measureBandwidth(threads: number, bytes: number, device: string): number;
+  /** The kernels that this CPU gets ('avx512', 'avx2', 'portable'), the GPUs, and 'available' or why there are none. */
+  system(): { kernels: string; gpus: NativeGpu[]; cuda: string };
 }
 
 // dist/native.js -> the package's root, where prebuilds/ and build/ are.

@@ -37,10 +37,22 @@ export function integerOption<T>(name: string, value: unknown, fallback: T, rang
   throw invalidArgument(`${name} must be a whole number${describe({ least, most })}, got ${show(value)}`);
 }
 
-export function choiceOption<T extends string>(name: string, value: unknown, choices: readonly T[], fallback: T): T {
+export function choiceOption<T extends string, F extends string = T>(
+  name: string,
+  value: unknown,
+  choices: readonly T[],
+  fallback: F,
+): T | F {
   if (value === undefined) return fallback;
   if (choices.includes(value as T)) return value as T;
-  throw invalidArgument(`${name} must be one of ${choices.filter(Boolean).join(', ')}, got ${show(value)}`);
+  throw invalidArgument(`${name} must be one of ${choices.join(', ')}, got ${show(value)}`);
+}
+
+/** `cuda`, `cuda:N` or one of `others`. */
+export function deviceOption(value: unknown, others: readonly string[], fallback: string): string {
+  if (value === undefined) return fallback;
+  if (typeof value === 'string' && (others.includes(value) || /^cuda(:(0|[1-9]\d{0,2}))?$/.test(value))) return value;
+  throw invalidArgument(`device must be ${[...others, 'cuda'].join(', ')} or cuda:N, got ${show(value)}`);
 }
 
 export function booleanOption(name: string, value: unknown, fallback: boolean): boolean {

@@ -1,15 +1,30 @@
 import { availableParallelism } from 'node:os';
 import { callNative, native } from './native.js';
-import { integerOption } from './options.js';
+import { deviceOption, integerOption } from './options.js';
+
+/** A GPU that models can be computed on. */
+export interface GpuInfo {
+  /** As the driver calls it, such as `NVIDIA H100 80GB HBM3`. */
+  name: string;
+  /** NVIDIA's number for what it can do, such as `9.0`. */
+  computeCapability: string;
+  /** Bytes of its memory. */
+  totalBytes: number;
+  /** Of these, those that no program has taken: this one's models and CUDA's own needs count as taken. */
+  freeBytes: number;
+}
 
 /** What this package can use on this machine. */
 export interface SystemInfo {
   /** The kernels that this CPU gets: `avx512`, `avx2` or `portable`. */
   kernels: string;
-  /** Whether a GPU can be used, or why not. */
+  /** The GPUs `cuda:0`, `cuda:1` and so on; empty where none can be used. */
+  gpus: GpuInfo[];
+  /** `available`, or why no GPU can be used. */
   cuda: string;
 }
 
+/** What there is to compute on. Where there are GPUs, it takes some tenths of a second and blocks meanwhile. */
 export function systemInfo(): SystemInfo {
   return callNative(() => native.system());
 }
@@ -18,11 +33,14 @@ export function systemInfo(): SystemInfo {
  * Measures how fast memory is read, in bytes a second: what bounds the speed of generation. Blocks for some tenths of a
  * second.
  *
- * @param threads Default: as many as the process may use at once.
+ * @param threads On the CPU. Default: as many as the process may use at once.
  * @param bytes How much to read. Default: 1 GiB.
+ * @param device Whose memory: `cpu`, `cuda` or `cuda:1`. Default: `cpu`.
+ * @throws {ChatGLMError} ERR_INVALID_ARGUMENT, ERR_OUT_OF_MEMORY, ERR_DEVICE_UNAVAILABLE.
  */
-export function measureBandwidth(threads?: number, bytes?: number): number {
+export function measureBandwidth(threads?: number, bytes?: number, device?: 'cpu' | 'cuda' | `cuda:${number}`): number {
   const count = integerOption('threads', threads, availableParallelism(), { least: 1, most: 1024 });
-  const size = integerOption('bytes', bytes, 2 ** 30, { least: 2 ** 20 });
-  return callNative(() => native.measureBandwidth(count, size));
+  const size = integerOption('bytes', bytes, 2 ** 30, { least: 2 ** 20, most: 2 ** 40 });
+  const where = deviceOption(device, ['cpu'], 'cpu');
+  return callNative(() => native.measureBandwidth(count, size, where));
 }

@@ -1,15 +1,19 @@
 import {
+  embeddedModelPath,
+  type GpuInfo,
   type LoadOptions,
   loadSyntheticModel,
   type Model,
   measureBandwidth,
+  openCheckpoint,
   type ShapeName,
   type SyntheticType,
+  systemInfo,
 } from '../index.js';
 import { type CommandSpec, type OptionValues, UsageError } from './arguments.js';
 import { formatBytes, formatFacts, formatMilliseconds, formatTable, significant } from './format.js';
 import { withInterruptSignal } from './interrupt.js';
-import { measureDecode, measurePrefill, RandomIds } from './measure.js';
+import { evaluatePrompts, measureDecode, measurePrefill, RandomIds } from './measure.js';
 import { loadOptions, loadWithProgress, toLoadOptions } from './model-options.js';
 import { print, printJson } from './output.js';
 import { withProgress } from './progress.js';
@@ -37,9 +41,13 @@ On a checkpoint, or with --shape on random weights made in memory. Without eithe
   examples: [
     ['chatglm bench ./chatglm3-6b-q4_0.gguf', 'prompts of 512 tokens, then one answer at a time'],
     ['chatglm bench --shape 6b --type q4_0 --prompt 512,2048 --depth 0,2048 --batch 1,8 --gen 64', 'without a file'],
+    ['chatglm bench --device cuda --batch 1,8,64,256 --depth 128 --gen 128', 'on a GPU, many answers at a time'],
     ['chatglm bench model.gguf --json > bench.json', 'for programs'],
   ],
 } satisfies CommandSpec;
+
+/** Keys and values are kept in pages of so many tokens. */
+const PAGE_TOKENS = 64;
 
 /** What `--json` prints. */
 export interface BenchReport {
@@ -48,9 +56,22 @@ export interface BenchReport {
   threads: number;
   prefill: { tokens: number; tokensPerSecond: number }[];
   decode: { depth: number; batch: number; tokensPerSecond: number; bytesPerSecond: number }[];
-  /** Of a plain read of the machine's memory, measured in the same run. */
+  /** Of a plain read of the device's memory, measured in the same run. */
   bandwidth: { bytesPerSecond: number };
-  memory: { peakBytes: number; loadMs: number };
+  /** peakBytes: of the machine's memory, by the whole process. */
+  memory: { peakBytes: number; loadMs: number; gpu?: GpuMemory };
+}
+
+interface GpuMemory {
+  name: string;
+  totalBytes: number;
+  /** Before the model was loaded; CUDA had taken already what it needs itself. */
+  freeBytesBefore: number;
+  freeBytesAfter: number;
+  /** What the model took, and of that the weights and the keys and values. */
+  modelBytes: number;
+  weightBytes: number;
+  kvCacheBytes: number;
 }
 
 export async function run(given: OptionValues<typeof options>, [path]: readonly string[]): Promise<void> {
@@ -58,11 +79,13 @@ export async function run(given: OptionValues<typeof options>, [path]: readonly 
   if (path !== undefined && (given.shape !== undefined || given.type !== undefined)) {
     throw new UsageError('give a model or --shape and --type, not both');
   }
+  const gpus = given.device === 'cpu' ? [] : systemInfo().gpus;
+  const loading = await loadingOptions(path, given, plan);
   const began = performance.now();
-  const model = await load(path, given, plan);
+  const model = await load(path, given, loading);
   const loadMs = performance.now() - began;
   try {
-    const report = await measure(model, plan, loadMs);
+    const report = await measure(model, plan, loadMs, gpus);
     if (given.json) printJson(report);
     else print(formatReport(report));
   } finally {
@@ -93,11 +116,30 @@ function readPlan(given: OptionValues<typeof options>): Plan {
   return { prompts: prompt, depths: depth, batches: batch, generated: gen, repeat, seed };
 }
 
-async function load(path: string | undefined, given: OptionValues<typeof options>, plan: Plan): Promise<Model> {
-  const { prompts, depths, batches, generated } = plan;
+function isSynthetic({ shape, type }: OptionValues<typeof options>): boolean {
+  return shape !== undefined || type !== undefined;
+}
+
+/** No longer a context than is needed: on a GPU each of the sequences gets its memory at once. */
+async function loadingOptions(
+  path: string | undefined,
+  given: OptionValues<typeof options>,
+  { prompts, depths, batches, generated }: Plan,
+): Promise<LoadOptions> {
   const longest = Math.max(...prompts.map((tokens) => tokens + 1), ...depths.map((depth) => depth + generated + 1));
-  const loading: LoadOptions = { contextLength: longest, ...toLoadOptions(given), maxSequences: Math.max(...batches) };
-  if (given.shape === undefined && given.type === undefined) return await loadWithProgress(path, loading);
+  // A sequence that goes on from a cached prompt gets a page of its own for the prompt's end. Without room for that, other
+  // cached prompts would have to go.
+  const most = isSynthetic(given) ? Infinity : (await openCheckpoint(path ?? embeddedModelPath())).config.contextLength;
+  const contextLength = Math.max(longest, Math.min(longest + PAGE_TOKENS, most));
+  return { contextLength, ...toLoadOptions(given), maxSequences: Math.max(...batches) };
+}
+
+async function load(
+  path: string | undefined,
+  given: OptionValues<typeof options>,
+  loading: LoadOptions,
+): Promise<Model> {
+  if (!isSynthetic(given)) return await loadWithProgress(path, loading);
   const shape = (given.shape ?? '6b') as ShapeName;
   const type = (given.type ?? 'q4_0') as SyntheticType;
   return await withInterruptSignal((signal) =>
@@ -105,14 +147,16 @@ async function load(path: string | undefined, given: OptionValues<typeof options
   );
 }
 
-async function measure(model: Model, plan: Plan, loadMs: number): Promise<BenchReport> {
+async function measure(model: Model, plan: Plan, loadMs: number, gpus: readonly GpuInfo[]): Promise<BenchReport> {
   const { info } = model;
+  const isGpu = info.device !== 'cpu';
   const ids = new RandomIds(info.vocabSize, plan.seed);
-  // The first run pays for what is set up on first use.
+  // The first run pays for what is set up on first use: on a GPU that is something else for each size.
   await measurePrefill(model, ids, Math.min(16, ...plan.prompts));
   const prefill: BenchReport['prefill'] = [];
   for (const tokens of plan.prompts) {
     progress(`prefill of ${tokens} tokens`);
+    if (isGpu) await measurePrefill(model, ids, tokens);
     const speeds = await repeated(plan.repeat, () => measurePrefill(model, ids, tokens));
     prefill.push({ tokens, tokensPerSecond: median(speeds) });
   }
@@ -121,6 +165,8 @@ async function measure(model: Model, plan: Plan, loadMs: number): Promise<BenchR
     for (const batch of plan.batches) {
       progress(`decode of ${batch} x ${plan.generated} tokens at depth ${depth}`);
       const prompts = Array.from({ length: batch }, () => ids.next(Math.max(1, depth)));
+      await evaluatePrompts(model, prompts);
+      if (isGpu) await measureDecode(model, prompts, plan.generated);
       const speeds = await repeated(plan.repeat, () => measureDecode(model, prompts, plan.generated));
       const tokensPerSecond = median(speeds);
       // Each step reads the weights once, and every sequence's keys and values: at half of what is generated, on average.
@@ -129,9 +175,27 @@ async function measure(model: Model, plan: Plan, loadMs: number): Promise<BenchR
     }
   }
   // Before the measurement of the bandwidth takes memory of its own. Linux and macOS both tell kilobytes here.
-  const peakBytes = process.resourceUsage().maxRSS * 1024;
+  const memory: BenchReport['memory'] = { peakBytes: process.resourceUsage().maxRSS * 1024, loadMs };
+  let bandwidthBytes = 2 ** 30;
+  if (isGpu) {
+    const index = Number(info.device.slice('cuda:'.length));
+    const after = systemInfo().gpus[index] as GpuInfo;
+    memory.gpu = {
+      name: after.name,
+      totalBytes: after.totalBytes,
+      freeBytesBefore: (gpus[index] as GpuInfo).freeBytes,
+      freeBytesAfter: after.freeBytes,
+      modelBytes: info.deviceBytes,
+      weightBytes: info.bytes,
+      kvCacheBytes: info.kvCacheBytes,
+    };
+    // Far more than its cache holds, and no more than there is room for.
+    bandwidthBytes = Math.max(2 ** 20, Math.min(2 ** 32, Math.floor(after.freeBytes / 2)));
+  }
   progress('memory bandwidth');
-  const bytesPerSecond = await measureBandwidth(info.threads, 1 << 30);
+  const bytesPerSecond = isGpu
+    ? measureBandwidth(undefined, bandwidthBytes, info.device as 'cuda')
+    : measureBandwidth(info.threads, bandwidthBytes);
   progress('');
   return {
     model: info.name,
@@ -140,18 +204,20 @@ async function measure(model: Model, plan: Plan, loadMs: number): Promise<BenchR
     prefill,
     decode,
     bandwidth: { bytesPerSecond },
-    memory: { peakBytes, loadMs },
+    memory,
   };
 }
 
 function formatReport({ model, device, threads, prefill, decode, bandwidth, memory }: BenchReport): string {
   const perSecond = (bytes: number) => `${formatBytes(bytes)}/s`;
+  const { gpu } = memory;
   return [
     formatFacts([
       ['Model', model],
-      ['Device', `${device}, ${threads} threads`],
+      ['Device', `${device}, ${gpu ? gpu.name : `${threads} threads`}`],
       ['Loaded in', formatMilliseconds(memory.loadMs)],
       ['Peak memory', formatBytes(memory.peakBytes)],
+      ['GPU memory', gpu && gpuMemory(gpu)],
       ['Bandwidth', `${perSecond(bandwidth.bytesPerSecond)} (plain read)`],
     ]),
     formatTable([
@@ -169,6 +235,15 @@ function formatReport({ model, device, threads, prefill, decode, bandwidth, memo
       ]),
     ]),
   ].join('\n\n');
+}
+
+function gpuMemory(gpu: GpuMemory): string {
+  const { totalBytes, freeBytesBefore, freeBytesAfter, modelBytes, weightBytes, kvCacheBytes } = gpu;
+  const rest = modelBytes - weightBytes - kvCacheBytes;
+  return [
+    `${formatBytes(modelBytes)} by the model: weights ${formatBytes(weightBytes)}, keys and values ${formatBytes(kvCacheBytes)}, the rest ${formatBytes(rest)}`,
+    `free before and after ${formatBytes(freeBytesBefore)} and ${formatBytes(freeBytesAfter)} of ${formatBytes(totalBytes)}`,
+  ].join('; ');
 }
 
 async function repeated(times: number, run: () => Promise<number>): Promise<number[]> {

@@ -19,6 +19,7 @@ const commands: Readonly<Record<string, { summary: string; load: () => Promise<C
   convert: { summary: 'Write a checkpoint as a GGUF file', load: () => import('./convert.js') },
   synth: { summary: 'Write a random checkpoint of a given shape', load: () => import('./synth.js') },
   bench: { summary: 'Measure speed and memory', load: () => import('./bench.js') },
+  system: { summary: 'Show what there is to compute with', load: () => import('./system.js') },
 };
 
 const overview = [

@@ -32,13 +32,17 @@ export async function measurePrefill(model: Model, ids: RandomIds, tokens: numbe
   return timings.prefillTokensPerSecond;
 }
 
+/** Puts the prompts into the prefix cache: then all generations behind them begin at about the same time. */
+export async function evaluatePrompts(model: Model, prompts: readonly number[][]): Promise<void> {
+  for (const prompt of prompts) await model.generate(prompt, { ...options, maxTokens: 1 }).result;
+}
+
 /**
- * Tokens per second that the generations behind all prompts give together, from the first one's first token to the last
- * one's last: where they do not run side by side all the time, the figure is smaller than it could be, never larger.
+ * Tokens per second that the generations behind all prompts, which are in the prefix cache, give together, from the first
+ * one's first token to the last one's last: where they do not run side by side all the time, the figure is smaller than it
+ * could be, never larger.
  */
 export async function measureDecode(model: Model, prompts: readonly number[][], tokens: number): Promise<number> {
-  // With their prompts in the prefix cache, all generations begin at about the same time.
-  for (const prompt of prompts) await model.generate(prompt, { ...options, maxTokens: 1 }).result;
   const runs = await Promise.all(
     prompts.map(async (prompt) => {
       const submitted = performance.now();

@@ -5,7 +5,7 @@ import { withProgress } from './progress.js';
 
 /** Options of loadModel(). */
 export const loadOptions = {
-  device: { kind: 'text', value: 'DEVICE', about: 'auto, cpu, cuda or cuda:N (default: auto)' },
+  device: { kind: 'text', value: 'DEVICE', about: 'auto, cpu, cuda or cuda:N; see chatglm system (default: auto)' },
   quantization: {
     kind: 'text',
     value: 'TYPE',
@@ -13,6 +13,12 @@ export const loadOptions = {
     about: 'Quantize while loading: int8 or int4 (default: as in the checkpoint)',
   },
   'context-length': { kind: 'integer', about: "Tokens of context to make room for (default: the model's own)" },
+  'kv-cache-type': {
+    kind: 'text',
+    value: 'TYPE',
+    choices: ['f16', 'f32', 'q8_0'],
+    about: 'Keys and values: f16, f32 (CPU) or q8_0 (GPU; default: what suits the device)',
+  },
   threads: { kind: 'integer', about: 'Threads to compute with (default: one per core)' },
 } as const satisfies OptionSpecs;
 
@@ -37,6 +43,7 @@ export function toLoadOptions(given: OptionValues<typeof loadOptions>): LoadOpti
   if (given.device !== undefined) options.device = given.device as NonNullable<LoadOptions['device']>;
   if (given.quantization !== undefined) options.quantization = given.quantization as 'int8' | 'int4';
   if (given['context-length'] !== undefined) options.contextLength = given['context-length'];
+  if (given['kv-cache-type'] !== undefined) options.kvCacheType = given['kv-cache-type'] as 'f16' | 'f32' | 'q8_0';
   if (given.threads !== undefined) options.threads = given.threads;
   return options;
 }
