@@ -257,11 +257,6 @@ void launch_kernel_for(const Launch& launch, const PrefillProblem& p) {
 void attend_prefill_mma(const Launch& launch, const half* queries, int32_t heads, const Batch& batch,
                         const PrefillSegment& segment, const KvCache& cache, int32_t layer, const Activations& out) {
   if (segment.count <= 0) return;
-  if (cache.head_size % 8 != 0 || cache.head_size > kMaxHeadSize || heads % cache.groups != 0) {
-    throw Error("ERR_INTERNAL", "attention has no kernel for " + std::to_string(heads) + " heads of " +
-                                    std::to_string(cache.head_size) + " in " + std::to_string(cache.groups) +
-                                    " groups");
-  }
   const PrefillProblem p = prefill_problem(queries, heads, batch, segment, cache, layer, out);
   const bool f16 = cache.type == KvType::f16;
   if (cache.padded_head == 64) {

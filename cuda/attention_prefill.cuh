@@ -27,6 +27,11 @@ inline int32_t prefill_tiles(const PrefillProblem& p) { return (p.rows + kAttend
 inline PrefillProblem prefill_problem(const half* queries, int32_t heads, const Batch& batch,
                                       const PrefillSegment& segment, const KvCache& cache, int32_t layer,
                                       const Activations& out) {
+  if (cache.head_size % 8 != 0 || cache.head_size > cache.padded_head || heads % cache.groups != 0) {
+    throw Error("ERR_INTERNAL", "attention has no kernel for " + std::to_string(heads) + " heads of " +
+                                    std::to_string(cache.head_size) + " in " + std::to_string(cache.groups) +
+                                    " groups");
+  }
   const int32_t group_heads = heads / cache.groups;
   return {
       queries,          batch.pages + segment.table, cache, out, layer, heads, cache.groups, group_heads, segment.first,

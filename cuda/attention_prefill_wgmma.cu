@@ -171,13 +171,12 @@ __device__ __forceinline__ void produce(const PrefillProblem& p, const PrefillTi
     if (last) {
       // Behind the last key of all there may be anything, even NaN, for which a weight of 0 is no remedy: zeros.
       barrier_wait(copied, 0);
-      for (int k = lane; k < kTileBytes / 16; k += 32) {
-        const int row = k / 8;  // of 2 * 128
-        const int token = (row / D) * kPageTokens + ((k % 8) ^ (row % 8)) * 8;
-        const int end = tile.last_position - i * kTileKeys + 1;
-        if (token + 8 <= end) continue;
-        uint4* const piece = reinterpret_cast<uint4*>(step_values + k * 16);
-        *piece = token < end ? keep_tokens(*piece, token, end) : make_uint4(0, 0, 0, 0);
+      for (int row = lane; row < 2 * D; row += 32) {  // a dimension of the first page, then of the second
+        const int end = min(max(tile.last_position + 1 - i * kTileKeys - row / D * kPageTokens, 0), kPageTokens);
+        for (int k = end / 8; k < kPageTokens / 8; ++k) {
+          uint4* const piece = reinterpret_cast<uint4*>(step_values + row * 128 + (k ^ (row % 8)) * 16);
+          *piece = k * 8 < end ? keep_tokens(*piece, k * 8, end) : make_uint4(0, 0, 0, 0);
+        }
       }
       fence_shared_stores();
       __syncwarp();
@@ -284,8 +283,10 @@ __device__ __forceinline__ void consume(const PrefillProblem& p, const PrefillTi
     pin(s);
     release(&barriers.keys_empty[stage]);
     weigh(i, scale);
+    pin(s);
     wgmma_wait<0>();
     pin(o);
+    pin(s);  // the registers of the weights are free only now
     release(&barriers.values_empty[before]);
     // Most steps do not change the largest score. NaN is not equal to 1.
     if (__any_sync(0xffffffffu, !(scale[0] == 1.0f && scale[1] == 1.0f))) {
