@@ -2,6 +2,7 @@ import { type ChildProcessWithoutNullStreams, spawn } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
+import { device, onGpu } from './support/device';
 
 // What a user gets: the compiled command line, run as a process, with the embedded model.
 const root = path.join(__dirname, '..');
@@ -24,7 +25,10 @@ interface Run {
 }
 
 function start(args: string[]): { child: ChildProcessWithoutNullStreams; ended: Promise<Run> } {
-  const child = spawn(process.execPath, [main, ...args]);
+  const [command = '', ...rest] = args;
+  const computes = ['chat', 'generate', 'bench'].includes(command);
+  const all = computes ? [command, '--device', device, ...rest] : args;
+  const child = spawn(process.execPath, [main, ...all]);
   const run: Run = { code: null, stdout: '', stderr: '' };
   child.stdout.setEncoding('utf8').on('data', (text) => {
     run.stdout += text;
@@ -54,7 +58,7 @@ async function json(args: string[], input = ''): Promise<Record<string, unknown>
   return JSON.parse(stdout) as Record<string, unknown>;
 }
 
-const commands = ['chat', 'generate', 'tokenize', 'inspect', 'convert', 'synth', 'bench'];
+const commands = ['chat', 'generate', 'tokenize', 'inspect', 'convert', 'synth', 'bench', 'system'];
 
 describe('help', () => {
   test('lists the commands', async () => {
@@ -245,6 +249,13 @@ describe('tokenize', () => {
   });
 });
 
+test('system', async () => {
+  const facts = await json(['system']);
+  expect(facts).toEqual({ kernels: expect.any(String), gpus: expect.any(Array), cuda: expect.any(String) });
+  const { stdout } = await chatglm(['system']);
+  expect(stdout).toMatch(/^cpu +\w+ kernels\ncuda(:0)? +\S.*\n/);
+});
+
 describe('files', () => {
   const file = (name: string) => path.join(directory, name);
 
@@ -299,6 +310,15 @@ describe('files', () => {
 
   function expectReport(report: unknown) {
     const positive = expect.any(Number);
+    const gpu = {
+      name: expect.any(String),
+      totalBytes: positive,
+      freeBytesBefore: positive,
+      freeBytesAfter: positive,
+      modelBytes: positive,
+      weightBytes: positive,
+      kvCacheBytes: positive,
+    };
     const decode = (depth: number, batch: number) => ({
       depth,
       batch,
@@ -309,18 +329,18 @@ describe('files', () => {
     expect(report).toEqual({
       model: expect.any(String),
       device: expect.any(String),
-      threads: positive,
+      threads: onGpu ? 0 : positive,
       prefill: [
         { tokens: 8, tokensPerSecond: positive },
         { tokens: 16, tokensPerSecond: positive },
       ],
       decode: [decode(0, 1), decode(0, 2), decode(4, 1), decode(4, 2)],
       bandwidth: { bytesPerSecond: positive },
-      memory: { peakBytes: positive, loadMs: positive },
+      memory: { peakBytes: positive, loadMs: positive, ...(onGpu ? { gpu } : {}) },
     });
     // All but the depth: nothing here takes no time, and null is what JSON makes of NaN.
     JSON.stringify(report, (key, value: unknown) => {
-      if (typeof value === 'number' && key !== 'depth') expect(value).toBeGreaterThan(0);
+      if (typeof value === 'number' && key !== 'depth' && key !== 'threads') expect(value).toBeGreaterThan(0);
       return value;
     });
   }

@@ -1,6 +1,7 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { type ChatMessage, loadModel, type Model } from 'node-chatglm';
+import type { ChatMessage, Model } from 'node-chatglm';
+import { device, loadModel, onGpu } from './support/device';
 
 interface ExpectedConversation {
   messages: ChatMessage[];
@@ -29,7 +30,7 @@ test('tells what it is', () => {
     parameters: 30_425_600,
     contextLength: 1024,
     vocabSize: 8192,
-    device: 'cpu',
+    device: device === 'cuda' ? 'cuda:0' : device,
   });
   expect(Object.keys(model.info.weightTypes).sort()).toEqual(['f32', 'q4_0']);
   expect(model.info.bytes).toBeLessThan(20e6);
@@ -51,6 +52,17 @@ test("answers at least 17 of 18 conversations with THUDM's text, though its weig
     return text === expected.text && tokens.at(-1) === expected.stop_id;
   });
   expect(right.length).toBeGreaterThanOrEqual(17);
+});
+
+(onGpu ? test : test.skip)('gives the same answers as on the CPU', async () => {
+  const cpu = await loadModel(undefined, { device: 'cpu' });
+  for (const { prompt_ids } of conversations) {
+    const [actual, expected] = await Promise.all(
+      [model, cpu].map((each) => each.generate(prompt_ids, { ...greedy, maxTokens: 200 }).result),
+    );
+    expect(actual?.text).toBe(expected?.text);
+  }
+  await cpu.dispose();
 });
 
 test('a conversation: streamed, remembered, and only new tokens evaluated', async () => {

@@ -3,11 +3,11 @@ import {
   convertCheckpoint,
   type Generation,
   type GenerationChunk,
-  loadModel,
   type Model,
   openCheckpoint,
   synthesize,
 } from 'node-chatglm';
+import { loadModel, onGpu, testOnCpu } from './support/device';
 
 let model: Model;
 beforeAll(async () => {
@@ -44,13 +44,14 @@ describe('results', () => {
   });
 
   test('text and its ids give the same', async () => {
-    const options = { maxTokens: 8, seed: 3 };
+    // On a GPU alone and in a batch differ by rounding, which a draw may show.
+    const options = { maxTokens: 8, ...(onGpu ? { temperature: 0 } : { seed: 3 }) };
     const ids = model.tokenizer.encodePrompt(prompt);
     const [a, b] = await Promise.all([model.generate(prompt, options).result, model.generate(ids, options).result]);
     expect(a.tokens).toEqual(b.tokens);
   });
 
-  test('the same seed gives the same tokens, alone and among others; another gives others', async () => {
+  testOnCpu('the same seed gives the same tokens, alone and among others; another gives others', async () => {
     const options = { temperature: 1.5, topP: 1, topK: 0, maxTokens: 30, ...endless };
     const alone = await model.generate(prompt, { ...options, seed: 11 }).result;
     const among = await Promise.all(
@@ -59,9 +60,16 @@ describe('results', () => {
     expect(among[0]?.tokens).toEqual(alone.tokens);
     expect(among[2]?.tokens).toEqual(alone.tokens);
     expect(among[1]?.tokens).not.toEqual(alone.tokens);
+  });
+
+  test('the seed is told, and gives the same tokens again', async () => {
+    const options = { temperature: 1.5, topP: 1, topK: 0, maxTokens: 30, ...endless };
+    await model.generate(prompt, { maxTokens: 0 }).result; // from here on both find the same in the cache
     const unseeded = await model.generate(prompt, options).result;
     const repeated = await model.generate(prompt, { ...options, seed: unseeded.seed }).result;
     expect(repeated.tokens).toEqual(unseeded.tokens);
+    const other = await model.generate(prompt, { ...options, seed: unseeded.seed + 1 }).result;
+    expect(other.tokens).not.toEqual(unseeded.tokens);
   });
 
   test('doSample: false, temperature 0, topK 1 and topP 0 take the likeliest token', async () => {
@@ -90,7 +98,7 @@ describe('results', () => {
       const row = logits.subarray(i * model.info.vocabSize, (i + 1) * model.info.vocabSize);
       const logSum = Math.log(row.reduce((sum, logit) => sum + Math.exp(logit), 0));
       expect(token).toBe(tokens[i]);
-      expect(logprob).toBeCloseTo((row[token] as number) - logSum, 4);
+      expect(logprob).toBeCloseTo((row[token] as number) - logSum, onGpu ? 1 : 4);
       expect(top).toHaveLength(4);
       expect(top[0]?.token).toBe(token);
       expect(top[0]?.logprob).toBeCloseTo(logprob, 5);
@@ -193,7 +201,8 @@ describe('ends', () => {
     const ids = Array.from({ length: 1000 }, (_, i) => 300 + ((i * 7) % 1000));
     const generation = model.generate(ids, { signal: inPrompt.signal });
     const logits = model.logits(ids, { signal: inPrompt.signal });
-    setTimeout(() => inPrompt.abort(reason), 1);
+    if (onGpu) setImmediate(() => inPrompt.abort(reason));
+    else setTimeout(() => inPrompt.abort(reason), 1);
     await expect(generation.result).rejects.toMatchObject(aborted);
     await expect(logits).rejects.toMatchObject(aborted);
 
@@ -324,7 +333,6 @@ describe('wrong arguments are named', () => {
   test('of loadModel()', async () => {
     for (const [options, message] of [
       [{ contextLength: 4096 }, /contextLength must be a whole number from 1 to 1024, got 4096/],
-      [{ device: 'gpu' }, /device/],
       [{ quantization: 'int2' }, /quantization must be one of/],
       [{ threads: 0 }, /threads/],
       [{ onProgress: true }, /onProgress/],
@@ -335,6 +343,5 @@ describe('wrong arguments are named', () => {
     await expect(loadModel('')).rejects.toThrow(/path must be the path of a file or directory/);
     await expect(loadModel('THUDM/chatglm3-6b')).rejects.toThrow(/must be cloned first/);
     await expect(loadModel('/nowhere')).rejects.toMatchObject({ code: 'ERR_CHECKPOINT_NOT_FOUND' });
-    await expect(loadModel(undefined, { device: 'cuda' })).rejects.toMatchObject({ code: 'ERR_DEVICE_UNAVAILABLE' });
   });
 });

@@ -1,5 +1,6 @@
 import { spawn } from 'node:child_process';
 import { join } from 'node:path';
+import { loadModelSource, onGpu } from './support/device';
 
 // Each scenario is a process of its own: what is tested is how it ends, and what it leaves behind until then.
 
@@ -14,14 +15,17 @@ interface Outcome {
 
 function run(script: string, args: readonly string[] = []): Promise<Outcome> {
   const preamble = `
-    const { loadModel } = require('node-chatglm');
+    ${loadModelSource}
     const { Worker } = require('node:worker_threads');
     const fs = require('node:fs');
     const endless = { maxTokens: 900, stopTokens: [] };
     const threads = () => fs.readdirSync('/proc/self/task').length;
     const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
-    // Node starts the threads of its own pool when they are first needed.
-    const warm = () => Promise.all(Array.from({ length: 16 }, () => fs.promises.stat('.')));
+    // Node starts the threads of its own pool when they are first needed, and so does CUDA.
+    const warm = async () => {
+      await Promise.all(Array.from({ length: 16 }, () => fs.promises.stat('.')));
+      if (${onGpu}) await (await loadModel()).dispose();
+    };
     async function settled(read, wanted) {
       for (let i = 0; i < 500 && read() !== wanted; i++) await sleep(10);
       return read();
@@ -136,7 +140,7 @@ test('workers: terminated in the middle of generations while the main thread goe
     const model = await loadModel();
     const before = threads();
     const source = \`
-      const { loadModel } = require('node-chatglm');
+      ${loadModelSource}
       const { parentPort } = require('node:worker_threads');
       (async () => {
         const model = await loadModel();
@@ -149,7 +153,7 @@ test('workers: terminated in the middle of generations while the main thread goe
       await sleep(i * 7);
       ends.push(...(await Promise.all(workers.map((worker) => worker.terminate()))));
     }
-    const loading = new Worker("require('node-chatglm').loadModel()", { eval: true });
+    const loading = new Worker(\`${loadModelSource}; loadModel()\`, { eval: true });
     await sleep(50);
     await loading.terminate();
     const { tokens } = await model.generate('b', { ...endless, maxTokens: 5 }).result;
@@ -197,7 +201,7 @@ test('import and require() share one instance', async () => {
   await expectOutput(
     `
     const imported = await import('node-chatglm');
-    ${print("[imported.loadModel === loadModel, Object.keys(imported).sort().join() === Object.keys(require('node-chatglm')).sort().join()]")}`,
+    ${print("[imported.loadModel === require('node-chatglm').loadModel, Object.keys(imported).sort().join() === Object.keys(require('node-chatglm')).sort().join()]")}`,
     [true, true],
   );
 });

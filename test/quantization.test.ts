@@ -1,7 +1,8 @@
 import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { loadModel, openCheckpoint } from 'node-chatglm';
+import { openCheckpoint } from 'node-chatglm';
 import { referenceCheckpoint, referenceExpectation, temporaryDirectory } from './support/checkpoints';
+import { loadModel } from './support/device';
 
 const name = 'chatglm3-32k-f16';
 const { input_ids: ids } = referenceExpectation(name);

@@ -1,4 +1,4 @@
-import { type LoadOptions, loadModel, type Model } from 'node-chatglm';
+import type { LoadOptions, Model } from 'node-chatglm';
 import {
   type ReferenceCheckpoint,
   referenceCheckpoint,
@@ -6,8 +6,13 @@ import {
   referenceExpectation,
   referenceLogits,
 } from './support/checkpoints';
+import { loadModel, onGpu, relativeError } from './support/device';
 
 // What THUDM's own code computes in float32 on small checkpoints, in every layout that they have published.
+
+// On a GPU activations are f16, and batches of different sizes take different kernels: what is exact on the CPU is so up
+// to rounding there.
+const kvCacheTypes = onGpu ? (['f16', 'q8_0'] as const) : (['f16', 'f32'] as const);
 
 const quantized = (name: string) => /int[48]$/.test(name);
 
@@ -35,14 +40,10 @@ function largestDifference(a: ArrayLike<number>, b: ArrayLike<number>): number {
   return largest;
 }
 
-function relativeError(actual: Float32Array, expected: Float32Array): number {
-  let error = 0;
-  let norm = 0;
-  for (let i = 0; i < expected.length; i++) {
-    error += ((actual[i] as number) - (expected[i] as number)) ** 2;
-    norm += (expected[i] as number) ** 2;
-  }
-  return Math.sqrt(error / norm);
+/** The same bits; on a GPU the same numbers up to rounding. */
+function expectSame(actual: Float32Array, expected: Float32Array): void {
+  if (onGpu) expect(relativeError(actual, expected)).toBeLessThan(1e-2);
+  else expect(largestDifference(actual, expected)).toBe(0);
 }
 
 describe.each(referenceCheckpoints)('%s', (name) => {
@@ -51,7 +52,9 @@ describe.each(referenceCheckpoints)('%s', (name) => {
   test('logits', async () => {
     await withModel(name, {}, async (model) => {
       const logits = await model.logits(ids);
-      if (quantized(name)) {
+      if (onGpu) {
+        expect(relativeError(logits, referenceLogits(name))).toBeLessThan(1e-2);
+      } else if (quantized(name)) {
         expect(relativeError(logits, referenceLogits(name))).toBeLessThan(2e-2);
       } else {
         expect(largestDifference(logits, referenceLogits(name))).toBeLessThan(2e-3);
@@ -62,6 +65,18 @@ describe.each(referenceCheckpoints)('%s', (name) => {
   if (!quantized(name)) {
     test('greedy continuation', async () => {
       await withModel(name, {}, async (model) => {
+        if (onGpu) {
+          // Random weights: two tokens may be as likely as rounding tells. Each is the likeliest, or nearly so.
+          const { vocabSize } = model.info;
+          const logits = await model.logits([...ids, ...greedy.slice(0, -1)], { from: ids.length - 1 });
+          greedy.forEach((token, i) => {
+            const row = logits.subarray(i * vocabSize, (i + 1) * vocabSize);
+            expect(Math.max(...row) - (row[token] as number)).toBeLessThan(
+              0.02 * (Math.max(...row) - Math.min(...row)),
+            );
+          });
+          return;
+        }
         const { tokens } = await model.generate(ids, { temperature: 0, maxTokens: greedy.length, stopTokens: [] })
           .result;
         expect(tokens).toEqual(greedy);
@@ -69,41 +84,38 @@ describe.each(referenceCheckpoints)('%s', (name) => {
     });
   }
 
-  test.each(['f16', 'f32'] as const)(
-    'the same logits however they are computed, %s keys and values',
-    async (kvCacheType) => {
-      await withModel(name, { kvCacheType }, async (model) => {
-        const { vocabSize } = model.info;
-        const long = [...ids, ...ids, ...ids];
-        const whole = await model.logits(long);
-        const last = (count: number) => whole.subarray((count - 1) * vocabSize, count * vocabSize);
+  test.each(kvCacheTypes)('the same logits however they are computed, %s keys and values', async (kvCacheType) => {
+    await withModel(name, { kvCacheType }, async (model) => {
+      const { vocabSize } = model.info;
+      const long = [...ids, ...ids, ...ids];
+      const whole = await model.logits(long);
+      const last = (count: number) => whole.subarray((count - 1) * vocabSize, count * vocabSize);
 
-        // After a hit in the prefix cache, at a page's edge and beside it.
-        for (const from of [1, 63, 64, 65, 100, long.length - 1]) {
-          expect(largestDifference(await model.logits(long, { from }), whole.subarray(from * vocabSize))).toBe(0);
-        }
-        // Token by token: each prompt goes on from the one before.
-        model.clearCache();
-        for (let count = 1; count <= long.length; count += 1) {
-          const row = await model.logits(long.slice(0, count), { from: count - 1 });
-          expect(largestDifference(row, last(count))).toBe(0);
-        }
-        // In one batch with others, which begin alike or not at all.
-        model.clearCache();
-        const others = [long.slice(5), long.slice(0, 70), [...long].reverse()];
-        const answers = others.map((prompt) => model.generate(prompt, { maxTokens: 40, stopTokens: [] }).result);
-        expect(largestDifference(await model.logits(long), whole)).toBe(0);
-        await Promise.all(answers);
-      });
-    },
-  );
+      // After a hit in the prefix cache, at a page's edge and beside it.
+      for (const from of [1, 63, 64, 65, 100, long.length - 1]) {
+        expectSame(await model.logits(long, { from }), whole.subarray(from * vocabSize));
+      }
+      // Token by token: each prompt goes on from the one before.
+      model.clearCache();
+      for (let count = 1; count <= long.length; count += 1) {
+        const row = await model.logits(long.slice(0, count), { from: count - 1 });
+        expectSame(row, last(count));
+      }
+      // In one batch with others, which begin alike or not at all.
+      model.clearCache();
+      const others = [long.slice(5), long.slice(0, 70), [...long].reverse()];
+      const answers = others.map((prompt) => model.generate(prompt, { maxTokens: 40, stopTokens: [] }).result);
+      expectSame(await model.logits(long), whole);
+      await Promise.all(answers);
+    });
+  });
 });
 
 test('quantization of what is quantized already: the same is no change, another is refused', async () => {
   const name = 'chatglm2-int4';
   const { input_ids: ids } = referenceExpectation(name);
   await withModel(name, { quantization: 'int4' }, async (model) => {
-    expect(relativeError(await model.logits(ids), referenceLogits(name))).toBeLessThan(2e-2);
+    expect(relativeError(await model.logits(ids), referenceLogits(name))).toBeLessThan(onGpu ? 1e-2 : 2e-2);
   });
   await expect(loadModel(referenceCheckpoint(name), { quantization: 'int8' })).rejects.toMatchObject({
     code: 'ERR_INVALID_ARGUMENT',
