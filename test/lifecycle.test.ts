@@ -24,7 +24,9 @@ function run(script: string, args: readonly string[] = []): Promise<Outcome> {
     // Node starts the threads of its own pool when they are first needed, and so does CUDA.
     const warm = async () => {
       await Promise.all(Array.from({ length: 16 }, () => fs.promises.stat('.')));
-      if (${onGpu}) await (await loadModel()).dispose();
+      if (!${onGpu}) return;
+      await (await loadModel()).dispose();
+      await sleep(300); // until the model's own threads are gone
     };
     async function settled(read, wanted) {
       for (let i = 0; i < 500 && read() !== wanted; i++) await sleep(10);
