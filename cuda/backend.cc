@@ -176,6 +176,7 @@ class CudaBackend final : public Backend {
     for (const auto& [type, bytes] : weights_.bytes_by_type) info.weight_bytes += bytes;
     info.weight_types = weights_.bytes_by_type;
     info.bytes_per_token = weights_.bytes_per_token;
+    info.kv_type = kv_.type == KvType::q8_0 ? "q8_0" : "f16";
     info.kv_bytes = kv_memory_.size();
     info.device_bytes = weight_memory_.size() + kv_memory_.size() + work_memory_.size();
     return info;
