@@ -124,8 +124,11 @@ struct AttendDecodeWorkspace {
 };
 size_t attend_decode_workspace_bytes(const Device& device, int32_t heads, int32_t groups, int32_t head_size,
                                      int32_t max_tokens);
+/// `read_ahead`: the batch's positions and page tables, and the keys and values of earlier positions, may be read while
+/// the kernel before is still running, which hides their latency: nothing that is launched since the host last waited
+/// for the stream writes them, but copies, memsets and kernels that do not let the next one start.
 void attend_decode(const Launch& launch, const QkvRows& qkv, const Batch& batch, const KvCache& cache, int32_t layer,
-                   const Activations& out, const AttendDecodeWorkspace& workspace);
+                   const Activations& out, const AttendDecodeWorkspace& workspace, bool read_ahead = false);
 
 /// For the tokens [first, first + count) of a batch, any mix of sequences: adds the bias, rotates, appends keys and
 /// values to the cache, and writes the queries, times log2(e) / sqrt(head_size) (so that a weight of the softmax is
