@@ -104,7 +104,7 @@ __device__ __forceinline__ half2 to_half2(float x, float y) {
 __device__ __forceinline__ uint32_t bits(half2 x) { return *reinterpret_cast<const uint32_t*>(&x); }
 __device__ __forceinline__ half2 as_half2(uint32_t x) { return *reinterpret_cast<const half2*>(&x); }
 
-__device__ __forceinline__ float silu(float x) { return x / (1.0f + __expf(-x)); }
+__device__ __forceinline__ float silu(float x) { return __fdividef(x, 1.0f + __expf(-x)); }
 
 template <class T>
 __device__ __forceinline__ T warp_sum(T x) {
