@@ -25,8 +25,9 @@ __device__ __forceinline__ bool stream_k_finish(const StreamK& split, const Stre
   if (segment.count == split.steps) return true;
   constexpr int kPieces = kRowTiles * kOctets;
   const int32_t shared_tile = segment.tile - split.whole;
-  const int64_t tile_begin = static_cast<int64_t>(shared_tile) * split.steps;
-  const int32_t first = split.owner(tile_begin), last = split.owner(tile_begin + split.steps - 1);
+  const uint32_t tile_begin = static_cast<uint32_t>(shared_tile * split.steps);
+  const int32_t first = split.owner(tile_begin),
+                last = split.owner(tile_begin + static_cast<uint32_t>(split.steps) - 1);
   // In 16-byte pieces; a slot is (warps, kPieces, 32 lanes).
   float4* const slots =
       reinterpret_cast<float4*>(workspace.partial) + (static_cast<int64_t>(warp) * kPieces * 32 + lane);
@@ -64,6 +65,7 @@ __device__ __forceinline__ bool stream_k_finish(const StreamK& split, const Stre
       const float4 part = __ldcg(slot + i * 32);
       float(&piece)[4] = d[i / kOctets][i % kOctets];
       piece[0] += part.x, piece[1] += part.y, piece[2] += part.z, piece[3] += part.w;
+      if (i % 8 == 7) asm volatile("" ::: "memory");  // no more loads ahead than there are registers for
     }
   }
   return true;

@@ -1,6 +1,7 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 
 #include "cuda/layout.h"
 
@@ -17,19 +18,25 @@ struct StreamK {
   int32_t whole = 0;   // the first so many tiles are done by one block each
   int32_t shared = 0;  // the tiles behind them, whose iterations are dealt out
 
-  CHATGLM_HD int64_t line() const { return static_cast<int64_t>(shared) * steps; }
+  // Unsigned, 32 bits: GPUs divide those quickly. split_stream_k sees to it that line() * blocks fits.
+  CHATGLM_HD uint32_t line() const { return static_cast<uint32_t>(shared) * static_cast<uint32_t>(steps); }
   /// Where block's range of the line begins; it ends where the next block's begins.
-  CHATGLM_HD int64_t begin(int32_t block) const { return line() * block / blocks; }
+  CHATGLM_HD uint32_t begin(int32_t block) const {
+    return line() * static_cast<uint32_t>(block) / static_cast<uint32_t>(blocks);
+  }
   /// The block in whose range iteration `i` of the line lies: the last one with begin(block) <= i.
-  CHATGLM_HD int32_t owner(int64_t i) const { return static_cast<int32_t>(((i + 1) * blocks - 1) / line()); }
+  CHATGLM_HD int32_t owner(uint32_t i) const {
+    return static_cast<int32_t>(((i + 1) * static_cast<uint32_t>(blocks) - 1) / line());
+  }
 };
 
 /// `most_blocks` run at the same time; fewer are used if a block would get less than `least_steps` iterations.
 inline StreamK split_stream_k(int32_t tiles, int32_t steps, int32_t most_blocks, int32_t least_steps) {
   StreamK k;
   k.steps = steps;
-  const int32_t waves = (tiles + most_blocks - 1) / most_blocks;
-  if (static_cast<int64_t>(tiles) * 10 >= static_cast<int64_t>(waves) * most_blocks * 9) {
+  const int64_t blocks = most_blocks, waves = (tiles + blocks - 1) / blocks;
+  const bool too_long = std::min<int64_t>(tiles, 2 * blocks) * steps * blocks > std::numeric_limits<uint32_t>::max();
+  if (int64_t{tiles} * 10 >= waves * blocks * 9 || too_long) {
     // A tenth of the last wave's blocks idle costs less than the adding up of shared tiles.
     k.whole = tiles;
     k.blocks = std::min(tiles, most_blocks);
@@ -39,8 +46,8 @@ inline StreamK split_stream_k(int32_t tiles, int32_t steps, int32_t most_blocks,
   // remainder alone, a tile would be shared by many.
   k.whole = std::max(0, tiles / most_blocks - 1) * most_blocks;
   k.shared = tiles - k.whole;
-  const int64_t useful = std::max<int64_t>(tiles, k.line() / std::max(1, least_steps));
-  k.blocks = static_cast<int32_t>(std::min<int64_t>(most_blocks, useful));  // <= line(): no range is empty
+  const int64_t useful = std::max<int64_t>(tiles, k.line() / static_cast<uint32_t>(std::max(1, least_steps)));
+  k.blocks = static_cast<int32_t>(std::min(blocks, useful));  // <= line(): no range is empty
   return k;
 }
 
@@ -63,13 +70,12 @@ class StreamKBlock {
 
   CHATGLM_HD bool next(StreamKSegment& segment) {
     if (position_ < end_) {
-      const int32_t tile = static_cast<int32_t>(position_ / steps_);
-      const int32_t first = static_cast<int32_t>(position_ - static_cast<int64_t>(tile) * steps_);
-      const int64_t left = end_ - position_;
+      const int32_t tile = static_cast<int32_t>(position_ / static_cast<uint32_t>(steps_));
+      const int32_t left = static_cast<int32_t>(end_ - position_);
       segment.tile = whole_ + tile;
-      segment.first = first;
-      segment.count = steps_ - first < left ? steps_ - first : static_cast<int32_t>(left);
-      position_ += segment.count;
+      segment.first = static_cast<int32_t>(position_) - tile * steps_;
+      segment.count = steps_ - segment.first < left ? steps_ - segment.first : left;
+      position_ += static_cast<uint32_t>(segment.count);
       return true;
     }
     if (next_whole_ >= whole_) return false;
@@ -82,7 +88,7 @@ class StreamKBlock {
 
  private:
   int32_t steps_, whole_, blocks_, next_whole_;
-  int64_t position_, end_;
+  uint32_t position_, end_;  // of the line
 };
 
 /// Where a tile lies. Tiles that run at the same time have successive numbers; they form a patch of at most 8 tiles of
