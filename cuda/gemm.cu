@@ -42,9 +42,12 @@ struct Tile {
   static constexpr int kStageBytes = kActivationBytes + kWarps * block_bytes(type);  // a multiple of 128
 
   /// Before sm_80 copies are synchronous, and two stages are all that is of use. From there on enough of them to cover
-  /// the latency, and few enough that two blocks fit into the 164 KB of an A100 (and small ones into 100 KB).
+  /// the latency, and few enough that two blocks fit into a multiprocessor: 164 KB or more, but 100 KB on sm_86, sm_89
+  /// and sm_120.
   CHATGLM_HD static constexpr int stages(int arch) {
-    return arch < 800 ? 2 : 4 * kStageBytes <= 48 * 1024 ? 4 : 3 * kStageBytes <= 80 * 1024 ? 3 : 2;
+    if (arch < 800) return 2;
+    const int most = arch == 860 || arch == 890 || arch >= 1200 ? 48 * 1024 : 80 * 1024;
+    return 4 * kStageBytes <= 48 * 1024 ? 4 : 3 * kStageBytes <= most ? 3 : 2;
   }
 };
 
@@ -191,6 +194,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   StreamKSegment segment;
   while (segments.next(segment)) {
     float d[Shape::kRowTiles][Shape::kOctets][4] = {};
+#pragma unroll 1  // there are no registers for two at a time
     for (int32_t i = 0; i < segment.count; ++i) {
       copy_async_wait<kStages - 2>();
       __syncthreads();  // all have their part of this stage, and none uses the one before, which is filled now

@@ -170,8 +170,7 @@ __global__ void __launch_bounds__(kThreads) select_top(const float* logits, int3
     if (lane == 0) {
       result[offsetof(TopLogits, finite) / 4] = 1;
       result[offsetof(TopLogits, count) / 4] = static_cast<uint32_t>(wanted);
-      result[offsetof(TopLogits, log_sum) / 4] =
-          __float_as_uint(static_cast<float>(whole + log(static_cast<double>(total))));
+      result[offsetof(TopLogits, log_sum) / 4] = __float_as_uint(whole + logf(total));
     }
   }
   __syncthreads();
