@@ -65,6 +65,8 @@ async function main() {
     await synthetic.dispose();
   }
   assert.strictEqual(await code(loadModel(undefined, { quantization: 'int8' })), 'ERR_INVALID_ARGUMENT');
+  assert.strictEqual(await code(loadModel(undefined, { device: 'cuda' })), 'ERR_DEVICE_UNAVAILABLE');
+  assert.deepStrictEqual(native.system().gpus, []);
 
   hostile();
   await cut();
@@ -107,6 +109,9 @@ function hostile() {
     () => new native.Tokenizer(bytes, new Uint32Array([0, 64]), new Float32Array(1), new Uint8Array(1)),
     () => new native.Model({}, ignore),
     () => new native.Model(undefined, undefined),
+    () => native.measureBandwidth(1, 1 << 20, 'gpu'),
+    () => native.measureBandwidth(1, 1 << 20, 'cuda:99999999999'),
+    () => native.measureBandwidth(1, 1 << 20),
     () => native.Model.prototype.submit.call({}, {}),
     () => native.Model.prototype.dispose.call(new native.Tokenizer(...[])),
   ];

@@ -17,6 +17,7 @@ quietly() {
 }
 
 export UBSAN_OPTIONS=print_stacktrace=1
+export CHATGLM_CUDA=OFF # GPU code has compute-sanitizer
 unit_tests() { # directory, -fsanitize=, options, which tests
   local dir=build/$1
   [ -f "$dir/CMakeCache.txt" ] ||
