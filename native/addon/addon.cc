@@ -87,7 +87,8 @@ Napi::Value measure_bandwidth(const Napi::CallbackInfo& info) {
     constexpr int64_t kPiece = 1 << 20;
     const int64_t bytes = integer_of(info[1], "bytes", kPiece, int64_t{1} << 40), pieces = bytes / kPiece;
     if (const std::string device = string_of(info[2], "device"); device != "cpu") {
-      const double speed = cuda_api().measure_bandwidth(cuda_index(device), static_cast<uint64_t>(bytes));
+      const int32_t index = cuda_index(device);
+      const double speed = cuda_api().measure_bandwidth(index, static_cast<uint64_t>(bytes));
       return Napi::Number::New(info.Env(), speed);
     }
     const Buffer memory(static_cast<size_t>(pieces * kPiece), "the bandwidth measurement");
