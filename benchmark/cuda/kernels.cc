@@ -264,9 +264,11 @@ class Kernels {
 
   // --- Attention.
   void measure_attention(cuda::KvType type, const std::string& suffix) {
-    const std::string decode_name = "attend_decode" + suffix, prefill_name = "attend_prefill" + suffix,
-                      append_name = "rotate_append" + suffix;
-    if (!wanted(decode_name) && !wanted(prefill_name) && !wanted(append_name)) return;
+    const std::string decode_name = "attend_decode" + suffix, append_name = "rotate_append" + suffix;
+    if (!wanted(decode_name) && !wanted("attend_prefill_mma" + suffix) && !wanted("attend_prefill_wgmma" + suffix) &&
+        !wanted(append_name)) {
+      return;
+    }
     constexpr int32_t kPages = 1024;  // for 256 sequences of 4, and for one of 32,768 tokens and more
     cuda::KvCache cache;
     cache.type = type;
@@ -344,8 +346,10 @@ class Kernels {
       }
       report_.print("\n");
     }
-    if (wanted(prefill_name)) {
-      report_.print("%-24s", prefill_name.c_str());
+    for (const bool wgmma : {true, false}) {
+      const std::string name = (wgmma ? "attend_prefill_wgmma" : "attend_prefill_mma") + suffix;
+      if ((wgmma && !cuda::attend_prefill_wgmma_fits(device_, cache)) || !wanted(name)) continue;
+      report_.print("%-24s", name.c_str());
       queries.repeat(random_halves(0.1f));
       const std::pair<int32_t, int32_t> cases[] = {{64, 0}, {512, 0}, {2048, 0}, {2048, 6144}, {2048, 30000}};
       for (const auto& [count, position] : cases) {
@@ -353,7 +357,7 @@ class Kernels {
         set(
             tokens, [&](int32_t i) { return first + i; }, zero);
         Measurement m;
-        m.name = prefill_name;
+        m.name = name;
         m.tokens = tokens;
         m.depth = first;
         const double visible = 1.0 * tokens * first + 0.5 * tokens * (tokens + 1.0);
@@ -362,7 +366,8 @@ class Kernels {
         const cuda::Activations out = {activated_.as<half>(), stride_of(tokens)};
         const cuda::PrefillSegment segment = {0, tokens, first, 0};
         cell(m, std::to_string(tokens) + "@" + std::to_string(first), [&](int i) {
-          cuda::attend_prefill(launch_, queries.as<half>(), kHeads, batch, segment, cache, i % kLayers, out);
+          (wgmma ? cuda::attend_prefill_wgmma : cuda::attend_prefill_mma)(launch_, queries.as<half>(), kHeads, batch,
+                                                                          segment, cache, i % kLayers, out);
         });
       }
       report_.print("\n");

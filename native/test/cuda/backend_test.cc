@@ -770,6 +770,8 @@ TEST_F(CudaBackendTest, SaysWhatItIs) {
     EXPECT_EQ(info.weight_bytes, expected);
     EXPECT_EQ(all, expected);
     EXPECT_EQ(info.bytes_per_token, per_token);
+    EXPECT_EQ(info.kv_type, "f16");
+    EXPECT_GE(info.device_bytes, info.weight_bytes + info.kv_bytes);
     EXPECT_EQ(info.kv_bytes, 2u * 2 * 5 * 64 * 2 * 64 * 2);  // 2 layers, 2 groups, heads filled up to 64, f16
     EXPECT_GE(model.backend->max_batch_tokens(), 256);
     EXPECT_GE(model.backend->max_batch_logits(), 1);
