@@ -187,4 +187,93 @@ inline std::vector<float> complete_head(const float* product, const float* bias,
   return x;
 }
 
+/// The QKV product of a batch, random, and what else the kernels between it and attention read.
+class TestQkv {
+ public:
+  /// Token i is at `positions`[i] of the sequence whose page table begins at `tables`[i] of `pages`.
+  TestQkv(int32_t heads, int32_t groups, int32_t head_size, int32_t rope_dimension, std::vector<int32_t> positions,
+          std::vector<int32_t> tables, std::vector<int32_t> pages, Random& random, float deviation = 1)
+      : heads_(heads),
+        groups_(groups),
+        head_size_(head_size),
+        rope_dimension_(rope_dimension),
+        positions_(std::move(positions)),
+        tables_(std::move(tables)),
+        pages_(std::move(pages)),
+        product_(random.normals(static_cast<int64_t>(positions_.size()) * rows(), deviation)),
+        bias_(random.normals(rows(), 0.5f * deviation)) {
+    for (size_t i = 0; i < positions_.size() * static_cast<size_t>(rope_dimension) / 2; ++i) {
+      const double angle = 6.3 * random.uniform();
+      rotations_.push_back(static_cast<float>(std::cos(angle)));
+      rotations_.push_back(static_cast<float>(std::sin(angle)));
+    }
+  }
+
+  int32_t tokens() const { return static_cast<int32_t>(positions_.size()); }
+  /// Of the queries, then of the keys, then of the values.
+  int32_t rows() const { return (heads_ + 2 * groups_) * head_size_; }
+  float& at(int32_t token, int32_t head, int32_t dimension) {
+    return product_[static_cast<size_t>(token) * rows() + head * head_size_ + dimension];
+  }
+  /// Head `head` of the product, with everything done to it.
+  std::vector<float> head(int32_t token, int32_t head) const {
+    return complete_head(product_.data() + static_cast<int64_t>(token) * rows() + head * head_size_,
+                         bias_.data() + head * head_size_, head_size_, head < heads_ + groups_ ? rope_dimension_ : 0,
+                         rotations_.data() + static_cast<int64_t>(token) * rope_dimension_);
+  }
+  /// Query head `head` as f16, times log2(e) / sqrt(head_size).
+  std::vector<uint16_t> query(int32_t token, int32_t head) const {
+    const float scale = 1.44269504f / std::sqrt(static_cast<float>(head_size_));
+    std::vector<uint16_t> result;
+    for (const float x : this->head(token, head)) {
+      const float scaled = x * scale;
+      result.push_back(float_to_half(scaled > 65504 ? 65504 : scaled < -65504 ? -65504 : scaled));
+    }
+    return result;
+  }
+  /// Where in `pages` the page table of a token's sequence begins.
+  const int32_t* table(int32_t token) const { return pages_.data() + tables_[static_cast<size_t>(token)]; }
+  int32_t position(int32_t token) const { return positions_[static_cast<size_t>(token)]; }
+  /// Writes the token's keys and values into the host's cache.
+  void append(TestKv& kv, int32_t layer, int32_t token) const {
+    const int32_t page = table(token)[position(token) / kPageTokens];
+    for (int32_t group = 0; group < groups_; ++group) {
+      kv.set(layer, group, page, position(token) % kPageTokens, head(token, heads_ + group).data(),
+             head(token, heads_ + groups_ + group).data());
+    }
+  }
+
+  void upload() {
+    device_ = {DeviceArray<float>(product_), DeviceArray<float>(bias_), DeviceArray<float>(rotations_)};
+    indexes_ = {DeviceArray<int32_t>(positions_), DeviceArray<int32_t>(tables_), DeviceArray<int32_t>(pages_)};
+  }
+  cuda::QkvRows view() const {
+    return {device_.product.data(), device_.bias.data(), heads_, groups_, head_size_, rope_dimension_};
+  }
+  cuda::Batch batch() const {
+    cuda::Batch batch;
+    batch.tokens = tokens();
+    batch.positions = indexes_.positions.data();
+    batch.tables = indexes_.tables.data();
+    batch.pages = indexes_.pages.data();
+    batch.rotations = reinterpret_cast<const float2*>(device_.rotations.data());
+    return batch;
+  }
+
+ private:
+  struct Floats {
+    DeviceArray<float> product, bias, rotations;
+  };
+  struct Indexes {
+    DeviceArray<int32_t> positions, tables, pages;
+  };
+
+  int32_t heads_, groups_, head_size_, rope_dimension_;
+  std::vector<int32_t> positions_, tables_, pages_;
+  std::vector<float> product_, bias_;  // (tokens, rows), (rows)
+  std::vector<float> rotations_;       // (tokens, rope_dimension / 2, 2)
+  Floats device_;
+  Indexes indexes_;
+};
+
 }  // namespace chatglm::test
