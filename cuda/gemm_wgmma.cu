@@ -10,10 +10,11 @@
 // they become f16 numbers, to the tensor cores; B, the activations, lie in shared memory as the tensor cores read them
 // (layout.h), so that a tile of one chunk of columns is a single bulk copy.
 //
-// Launch: at most one block a multiprocessor, 288 threads: two warpgroups that multiply, each with half of the block's
-// 128 or 256 rows, and one warp that does nothing but start copies into a ring of 4 to 16 stages (mbarriers full and
-// empty), so that about 200 KB are on their way or ready. A tile is those rows by 16, 32, 64 or 128 tokens; tiles are
-// dealt out by stream_k.h. While the tensor cores work on one set of A registers, the warps fill the other.
+// Launch: at most one block a multiprocessor, 384 threads: two warpgroups that multiply, each with half of the block's
+// 128 or 256 rows, and one of which one warp starts copies into a ring of 4 to 16 stages (mbarriers full and empty), so
+// that about 200 KB are on their way or ready; its registers go to the other two. A tile is those rows by 16, 32, 64 or
+// 128 tokens; tiles are dealt out by stream_k.h. While the tensor cores work on one set of A registers, the warps fill
+// the other.
 //
 // Bounds on an H100 (3.14 TB/s plain read, about 790 TFLOP/s dense f16). Many tokens: 2 * rows * columns * tokens
 // operations; up projection of a 6B model, 27392 x 4096 on 2048 tokens: 460 GFLOP, 0.58 ms. From L2 a tile of 256 x 128
@@ -186,40 +187,51 @@ __global__ void __launch_bounds__(kThreads, 1) gemm_wgmma_kernel(const __grid_co
   if (warp >= kConsumerWarps) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
     if (warp > kConsumerWarps) return;
-    // The first stages' weights are fetched while the kernel before is still at work; the activations are its results.
-    const auto copy_weights = [&](const StreamKSegment& s, int step) {
+    // Lane i copies the weights of row tile i, and those of chunk i of the activations.
+    const uint8_t* weight_source = nullptr;
+    const half* activation_source = nullptr;
+    int32_t row_tiles = 0, chunk = 0;
+    const auto locate = [&] {
       int32_t row_block, token_block;
-      p.grid.place(s.tile, row_block, token_block);
-      const int32_t chunk = (s.first + step) * S::kChunks;
-      const int32_t chunks = min(S::kChunks, p.weights.chunks - chunk);
+      p.grid.place(segment.tile, row_block, token_block);
       const int32_t row_tile = row_block * S::kRowTiles;
-      const int32_t row_tiles = min(S::kRowTiles, p.weights.row_tiles - row_tile);
-      const uint32_t run = chunks * block_bytes(type);
+      row_tiles = min(S::kRowTiles, p.weights.row_tiles - row_tile);
+      chunk = segment.first * S::kChunks;
+      weight_source =
+          p.weights.data + (static_cast<int64_t>(row_tile + lane) * p.weights.chunks + chunk) * block_bytes(type);
+      activation_source =
+          p.x.data + (static_cast<int64_t>(chunk + lane) * p.x.stride + token_block * kTokens) * kChunkColumns;
+    };
+    const auto copy_weights = [&] {
+      const int32_t chunks = min(S::kChunks, p.weights.chunks - chunk);
+      const uint32_t run = static_cast<uint32_t>(chunks * block_bytes(type));
       if (lane == 0) barrier_arrive_expect(full + slot, row_tiles * run + chunks * S::kActivationBytes);
       __syncwarp();
       if (lane < row_tiles) {
-        const int64_t block = static_cast<int64_t>(row_tile + lane) * p.weights.chunks + chunk;
-        copy_bulk(weights + slot * S::kWeightBytes + lane * S::kRunBytes, p.weights.data + block * block_bytes(type),
-                  run, full + slot);
+        copy_bulk(weights + slot * S::kWeightBytes + lane * S::kRunBytes, weight_source, run, full + slot);
       }
     };
-    const auto copy_activations = [&](const StreamKSegment& s, int step) {
-      int32_t row_block, token_block;
-      p.grid.place(s.tile, row_block, token_block);
-      const int32_t chunk = (s.first + step) * S::kChunks + lane;
-      if (lane < S::kChunks && chunk < p.weights.chunks) {
-        const int64_t row = static_cast<int64_t>(chunk) * p.x.stride + token_block * kTokens;
-        copy_bulk(activations + (slot * S::kChunks + lane) * S::kActivationBytes, p.x.data + row * kChunkColumns,
+    const auto copy_activations = [&] {
+      if (lane < S::kChunks && chunk + lane < p.weights.chunks) {
+        copy_bulk(activations + (slot * S::kChunks + lane) * S::kActivationBytes, activation_source,
                   S::kActivationBytes, full + slot);
       }
     };
+    const auto next_step = [&] {
+      chunk += S::kChunks;
+      weight_source += S::kRunBytes;
+      activation_source += static_cast<int64_t>(S::kChunks) * p.x.stride * kChunkColumns;
+      next_stage();
+    };
 
+    // The first stages' weights are fetched while the kernel before is still at work; the activations are its results.
     StreamKBlock early = work;
     int started = 0;
     while (started < S::kStages && early.next(segment)) {
+      locate();
       for (int step = 0; step < segment.count && started < S::kStages; ++step, ++started) {
-        copy_weights(segment, step);
-        next_stage();
+        copy_weights();
+        next_step();
       }
     }
     wait_for_previous_kernel();
@@ -227,15 +239,16 @@ __global__ void __launch_bounds__(kThreads, 1) gemm_wgmma_kernel(const __grid_co
     parity = 0;
     int stage = 0;
     while (work.next(segment)) {
+      locate();
       for (int step = 0; step < segment.count; ++step) {
         if (stage < started) {
           ++stage;
         } else {
           barrier_wait(empty + slot, parity ^ 1);
-          copy_weights(segment, step);
+          copy_weights();
         }
-        copy_activations(segment, step);
-        next_stage();
+        copy_activations();
+        next_step();
       }
     }
   } else {
@@ -403,6 +416,8 @@ size_t gemm_wgmma_workspace_bytes(const Device& device) {
 
 void gemm_wgmma(const Launch& launch, const PackedMatrix& weights, int32_t tokens, const Activations& x,
                 const LinearOutput& output, const GemmWorkspace& workspace) {
+  if (!launch.device->wgmma) throw Error("ERR_INTERNAL", "gemm_wgmma: not on this GPU");
+  if (tokens == 0) return;
   Parameters p;
   p.weights = weights;
   p.x = x;
@@ -412,7 +427,8 @@ void gemm_wgmma(const Launch& launch, const PackedMatrix& weights, int32_t token
   switch (weights.type) {
     case DataType::q4_0: return launch_type<DataType::q4_0>(launch, p);
     case DataType::q8_0: return launch_type<DataType::q8_0>(launch, p);
-    default: return launch_type<DataType::f16>(launch, p);
+    case DataType::f16: return launch_type<DataType::f16>(launch, p);
+    default: throw Error("ERR_INTERNAL", "gemm: a type that weights are never packed to");
   }
 }
 

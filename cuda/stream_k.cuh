@@ -50,6 +50,7 @@ __device__ __forceinline__ bool stream_k_finish(const StreamK& split, const Stre
   if (lane == 0) arrived = atomicAdd(counter, 1u);
   arrived = __shfl_sync(0xffffffffu, arrived, 0);
   if (arrived != static_cast<uint32_t>(last - first)) return false;
+  __syncwarp();
   __threadfence();
   if (lane == 0) *counter = 0;
 
