@@ -16,7 +16,7 @@
 // Launch: a grid that fills the GPU once; stream_k.h deals out tiles and parts of tiles. The ring runs on across tiles.
 //
 // Bound, of 64 columns of a tile with N = 128, per multiprocessor of an A100 (1,024 multiply-adds a cycle): 1,024
-// cycles of mma; 64 KB of B fragments and 16 KB of weights at most, 640 cycles of shared memory; about 450 issue slots
+// cycles of mma; 64 KB of B fragments and at most 32 KB of weights, 770 cycles of shared memory; about 450 issue slots
 // a scheduler, half of them for the conversion of q4_0. So mma.sync bounds it: 2 * rows * columns * tokens operations
 // at 312 TFLOP/s (A100) or, on an H100, where mma.sync reaches about two thirds of the dense 990, some 620 TFLOP/s.
 // Expected: 65% of that at 2,048 tokens. At 9 to 32 tokens the weights' bytes bound it, rows * columns * 0.5625 (q4_0).
