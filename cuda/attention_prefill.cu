@@ -190,7 +190,7 @@ __global__ void __launch_bounds__(kThreads, 2) attend_kernel(const PrefillProble
         hide_later_keys(p, first_row + m * 16, i * kPageTokens, s[m], lane);
       }
       float scale[2];
-      softmax[m].update(s[m], scale);
+      softmax[m].update<false>(s[m], scale);
       // Most pages do not change the largest score. NaN is not equal to 1.
       if (__any_sync(0xffffffffu, !(scale[0] == 1.0f && scale[1] == 1.0f))) {
 #pragma unroll
@@ -229,8 +229,8 @@ __global__ void __launch_bounds__(kThreads, 2) attend_kernel(const PrefillProble
   uint8_t* const image = queries + warp * kWarpRows * 128;
 #pragma unroll
   for (int m = 0; m < 2; ++m) {
-    float inverse[2];
-    softmax[m].finish(inverse);
+    softmax[m].finish();
+    const float inverse[2] = {1.0f / softmax[m].sum[0], 1.0f / softmax[m].sum[1]};
 #pragma unroll
     for (int n = 0; n < D / 8; ++n) {
 #pragma unroll

@@ -95,9 +95,9 @@ struct OnlineSoftmax {
   float largest[2] = {-INFINITY, -INFINITY};
   float sum[2] = {0, 0};  // of this lane's keys alone
 
-  /// Scores to weights. Returns what earlier sums and results are to be multiplied by. Of each row some key must have
-  /// been seen by now: key 0 is in the first tile and everyone sees it.
-  template <int kTiles>
+  /// Scores to weights. Returns what earlier sums and results are to be multiplied by. A row that has seen no key yet
+  /// needs kMayBeEmpty; whoever starts with key 0, which all rows see, has no such rows.
+  template <bool kMayBeEmpty, int kTiles>
   __device__ __forceinline__ void update(float (&s)[kTiles][4], float (&scale)[2]) {
     float m[2][2];  // two chains a row, for the latency
 #pragma unroll
@@ -107,12 +107,14 @@ struct OnlineSoftmax {
 #pragma unroll
       for (int e = 0; e < 4; ++e) m[e / 2][e % 2] = fmaxf(m[e / 2][e % 2], s[j][e]);
     }
+    float base[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       float most = fmaxf(largest[r], fmaxf(m[r][0], m[r][1]));
       most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
       most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
-      scale[r] = exp2_fast(largest[r] - most);
+      base[r] = kMayBeEmpty && most == -INFINITY ? 0 : most;
+      scale[r] = exp2_fast(largest[r] - base[r]);
       largest[r] = most;
     }
     float sums[4] = {0, 0, 0, 0};
@@ -120,21 +122,19 @@ struct OnlineSoftmax {
     for (int j = 0; j < kTiles; ++j) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        s[j][e] = exp2_fast(s[j][e] - largest[e / 2]);
+        s[j][e] = exp2_fast(s[j][e] - base[e / 2]);
         sums[e] += s[j][e];
       }
     }
 #pragma unroll
     for (int r = 0; r < 2; ++r) sum[r] = sum[r] * scale[r] + (sums[2 * r] + sums[2 * r + 1]);
   }
-  /// 1 / the sum over all keys.
-  __device__ __forceinline__ void finish(float (&inverse)[2]) const {
+  /// The sums over the keys of all lanes.
+  __device__ __forceinline__ void finish() {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      float total = sum[r];
-      total += __shfl_xor_sync(0xffffffffu, total, 1);
-      total += __shfl_xor_sync(0xffffffffu, total, 2);
-      inverse[r] = 1.0f / total;
+      sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], 1);
+      sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], 2);
     }
   }
 };

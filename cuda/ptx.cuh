@@ -150,23 +150,35 @@ __device__ __forceinline__ void copy_bulk(void* shared, const void* global, uint
 }
 #endif
 
-/// Launches a kernel so that it may overlap the one before in the stream, where the code knows how to wait for that.
+/// Launches a kernel so that it may overlap the one before in the stream, where the code knows how to wait for that, in
+/// clusters of `cluster` blocks (sm_90) if that is more than 1.
 template <class... Parameters, class... Arguments>
-void launch_kernel(const Launch& launch, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
-                   const Arguments&... arguments) {
+void launch_kernel_in_clusters(const Launch& launch, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+                               size_t shared_bytes, int32_t cluster, const Arguments&... arguments) {
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = launch.stream;
-  cudaLaunchAttribute overlap = {};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2] = {};
+  config.attrs = attributes;
   if (launch.device->arch >= 900) {
-    config.attrs = &overlap;
-    config.numAttrs = 1;
+    cudaLaunchAttribute& overlap = attributes[config.numAttrs++];
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (cluster > 1) {
+    cudaLaunchAttribute& clusters = attributes[config.numAttrs++];
+    clusters.id = cudaLaunchAttributeClusterDimension;
+    clusters.val.clusterDim.x = static_cast<unsigned>(cluster);
+    clusters.val.clusterDim.y = clusters.val.clusterDim.z = 1;
   }
   check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), "launching a kernel");
+}
+template <class... Parameters, class... Arguments>
+void launch_kernel(const Launch& launch, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
+                   const Arguments&... arguments) {
+  launch_kernel_in_clusters(launch, kernel, grid, block, shared_bytes, 1, arguments...);
 }
 
 /// Lets a kernel have more dynamic shared memory than 48 KB. Cheap: called before every launch that needs it.

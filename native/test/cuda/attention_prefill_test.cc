@@ -203,9 +203,14 @@ TEST_P(AttentionPrefillTest, AgreesWithFloat64) {
 }
 
 TEST_P(AttentionPrefillTest, LongContext) {
-  for (const Shape& shape : std::vector<Shape>{{32, 2, 128}, {3, 1, 64}}) {
+  // Few tokens after many, whose keys several blocks share; and one tile after the other, of which the first have
+  // little to share.
+  const std::vector<Sequence> few = {{1, 5000}, {300, 500}, {200, 5000}, {65, 3000}}, many = {{1000, 100}};
+  for (const auto& [shape, sequences] :
+       {std::pair(Shape{32, 2, 128}, few), std::pair(Shape{3, 3, 128}, many), std::pair(Shape{3, 1, 64}, many)}) {
     if (!fits(shape.head_size)) continue;
-    Problem problem(GetParam().type, shape, {{1, 5000}, {1000, 500}, {200, 5000}}, {}, 20);
+    SCOPED_TRACE(testing::Message() << shape.heads << " heads, " << shape.groups << " groups, " << shape.head_size);
+    Problem problem(GetParam().type, shape, sequences, {}, 20);
     problem.run(launch_, GetParam());
     problem.expect_right(1e-3);
   }
