@@ -39,7 +39,7 @@ struct Shape {
   static constexpr int kChunks = type == DataType::q4_0 && kTokens <= 64 ? 2 : 1;  // of a stage: copies of 1 KB or more
   static constexpr int kRunBytes = kChunks * block_bytes(type);                    // of a row tile
   static constexpr int kWeightBytes = kRowTiles * kRunBytes;
-  static constexpr int kActivationBytes = kTokens * kChunkColumns * 2;  // of a chunk
+  static constexpr int kActivationBytes = kOctets * 8 * kChunkColumns * 2;  // of a chunk
   static constexpr int kStageBytes = kWeightBytes + kChunks * kActivationBytes + 2 * sizeof(uint64_t);
   static constexpr int kStages = std::min(16, static_cast<int>((kSharedLimit - 1024) / kStageBytes));
   static constexpr size_t kSharedBytes = 1024 + static_cast<size_t>(kStages) * kStageBytes;  // 1024: for the alignment
