@@ -109,10 +109,12 @@ __device__ __forceinline__ void normalize(const GemvInput& input, const float4 (
   const float4* row = row_of(0);
   float4 x[kCached];
   load_row(row, count, x);
+#pragma unroll 1
   for (int token = 0; token < tokens; ++token) {
     float sum = 0;
 #pragma unroll
     for (int k = 0; k < kCached; ++k) sum += squares(x[k]);
+#pragma unroll 1
     for (int i = thread + kCached * kThreads; i < count; i += kThreads) sum += squares(row[i]);
     sum = warp_sum(sum);
     if (thread % 32 == 0) sums[token * kWarps + thread / 32] = sum;
@@ -130,6 +132,7 @@ __device__ __forceinline__ void normalize(const GemvInput& input, const float4 (
       const int i = thread + k * kThreads;
       if (i < padded) store_normalized(target, i, x[k], weight[k], scale);
     }
+#pragma unroll 1
     for (int i = thread + kCached * kThreads; i < padded; i += kThreads) {
       const bool inside = i < count;
       const float4 zero = make_float4(0, 0, 0, 0);
@@ -148,6 +151,7 @@ __device__ __forceinline__ void copy_activations(const Activations& x, int chunk
   const int pieces = tokens * chunks * 8, pitch = activation_pitch(chunks);
   // i / tokens for small i: exact while i * tokens < 65536, and what fits into shared memory is far below.
   const uint32_t reciprocal = (65535u + static_cast<uint32_t>(tokens)) / static_cast<uint32_t>(tokens);
+#pragma unroll 1
   for (int first = static_cast<int>(threadIdx.x); first < pieces; first += kBatch * kThreads) {
     uint4 v[kBatch];
 #pragma unroll
@@ -422,7 +426,7 @@ void launch_gemv(const Launch& launch, const Arguments& arguments) {
   check(cudaFuncSetAttribute(gemv_kernel<type, epilogue>, cudaFuncAttributePreferredSharedMemoryCarveout,
                              cudaSharedmemCarveoutMaxShared),
         "asking for shared memory");
-  const int32_t most = device.multiprocessors * (device.arch < kAsyncArch ? 4 : 1);
+  const int32_t most = device.multiprocessors * (device.arch < kAsyncArch ? 2 : 1);
   launch_kernel(launch, gemv_kernel<type, epilogue>, static_cast<unsigned>(std::min(arguments.tiles, most)), kThreads,
                 bytes, arguments);
 }
