@@ -65,15 +65,14 @@ pack_programs
 if [ $only_programs = 0 ]; then
   [ -d node_modules/jest ] || die 'no node_modules: npm ci'
   [ -f dist/index.js ] || die 'no dist/: npm run build:ts'
-  googletest=/usr/src/googletest/googletest
-  [ -d $googletest ] || die "no $googletest: install libgtest-dev"
+  [ -d /usr/src/googletest ] || die 'no /usr/src/googletest: install libgtest-dev'
   pack_node
   node scripts/gpu-modules.cjs >"$scratch/modules"
   pack modules --exclude='*.map' --exclude='*.d.ts' --exclude='*.d.mts' --exclude='*.d.cts' --exclude='*.md' \
     --exclude='*.flow' --files-from="$scratch/modules"
   pack dist dist
-  pack googletest -C "$(dirname $googletest)" googletest/CMakeLists.txt googletest/cmake googletest/include \
-    googletest/src
+  part=googletest/googletest
+  pack googletest -C /usr/src googletest/CMakeLists.txt $part/CMakeLists.txt $part/cmake $part/include $part/src
 fi
 
 du -b .gpu/*.xz | awk '{ printf "%8.2f MiB  %s\n", $1 / 1048576, $2 }'

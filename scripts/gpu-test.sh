@@ -85,7 +85,7 @@ googletest_prefix() { # prints where the one from .gpu/ is installed, if there i
   [ -d $sources ] || return 0
   if [ ! -d "$prefix" ]; then
     { cmake -S $sources -B build/gpu-gtest/build -DCMAKE_BUILD_TYPE=Release -DCMAKE_INSTALL_PREFIX="$prefix" \
-      -DCMAKE_CXX_STANDARD=17 &&
+      -DCMAKE_CXX_STANDARD=17 -DBUILD_GMOCK=OFF &&
       cmake --build build/gpu-gtest/build --parallel "$cores" --target install; } >&2 || return 1
   fi
   echo "$prefix"
