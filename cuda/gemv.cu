@@ -422,10 +422,6 @@ void launch_gemv(const Launch& launch, const Arguments& arguments) {
   const Device& device = *launch.device;
   const size_t bytes = shared_bytes(device, arguments.weights, arguments.tokens);
   allow_shared_bytes(gemv_kernel<type, epilogue>, bytes);
-  // Kernels run beside each other only on multiprocessors that need not be split anew between L1 and shared memory.
-  check(cudaFuncSetAttribute(gemv_kernel<type, epilogue>, cudaFuncAttributePreferredSharedMemoryCarveout,
-                             cudaSharedmemCarveoutMaxShared),
-        "asking for shared memory");
   const int32_t most = device.multiprocessors * (device.arch < kAsyncArch ? 2 : 1);
   launch_kernel(launch, gemv_kernel<type, epilogue>, static_cast<unsigned>(std::min(arguments.tiles, most)), kThreads,
                 bytes, arguments);

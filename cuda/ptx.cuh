@@ -166,6 +166,9 @@ void launch_kernel_in_clusters(const Launch& launch, void (*kernel)(Parameters..
     cudaLaunchAttribute& overlap = attributes[config.numAttrs++];
     overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     overlap.val.programmaticStreamSerializationAllowed = 1;
+    // Kernels run beside each other only on multiprocessors that need not be split anew between L1 and shared memory.
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
+          "asking for shared memory");
   }
   if (cluster > 1) {
     cudaLaunchAttribute& clusters = attributes[config.numAttrs++];
