@@ -27,6 +27,7 @@ mkdir -p "$OUT" build
 
 older_archs=(75 80)
 suite_seconds=150                                            # limit of one test suite
+quiet_seconds=40                                             # a test that takes longer hangs
 alone='CudaBackendTest\.'                                    # suites that look at the GPU's free memory
 heavy='^(Models/CudaModelTest|CudaBackendTest|CudaNaNTest)\.$' # too slow to be watched as a whole
 heavy_sample='Models/CudaModelTest.TheSameCallsGiveTheSameBits/Q4:Models/CudaModelTest.TheSameCallsGiveTheSameBits/HeadsOfTheRealModel:Models/CudaModelTest.KeysAndValuesInQ8/F16:CudaNaNTest.WhatAnotherSequenceLeftInAPageIsNotSeen:CudaBackendTest.ACopiedPageContinuesOnItsOwn'
@@ -124,47 +125,85 @@ stage_older-build() {
 
 suites_of() { "$1" --gtest_list_tests | awk '$1 ~ /\.$/ { print $1 }'; }
 
+# Runs the tests that a filter names. One that ends its process, or after which the GPU refuses everything, or that says
+# nothing any more costs the tests behind it nothing: they are run anew.
 run_suite() { # log, program, filter, then what runs it
-  local log=$1 program=$2 filter=$3 began status
+  local log=$1 program=$2 filter=$3 names part=$1.part began=$SECONDS status culprit last size pid round
   shift 3
-  began=$SECONDS
-  # In the foreground: who ends the stage ends this too.
-  timeout --foreground -k 5 $suite_seconds "$@" "$program" --gtest_color=no "--gtest_filter=$filter" >"$log" 2>&1
-  status=$?
+  for round in 1 2 3 4 5 6; do
+    names=$("$program" --gtest_list_tests "--gtest_filter=$filter" |
+      awk '$1 ~ /\.$/ && /^[^ ]/ { suite = $1 } /^  / { print suite $1 }')
+    # In the foreground: who ends the stage ends this too.
+    timeout --foreground -k 5 "$suite_seconds" "$@" "$program" --gtest_color=no "--gtest_filter=$filter" \
+      >"$part" 2>&1 </dev/null &
+    pid=$!
+    last=$SECONDS size=0
+    while kill -0 $pid 2>/dev/null; do
+      sleep 0.2
+      if [ "$(stat -c %s "$part")" != "$size" ]; then
+        size=$(stat -c %s "$part")
+        last=$SECONDS
+      elif [ $((SECONDS - last)) -ge "$quiet_seconds" ]; then
+        kill -TERM $pid 2>/dev/null
+      fi
+    done
+    wait $pid
+    status=$?
+    culprit=
+    if [ $status -gt 1 ]; then
+      cat "$part"
+      culprit=$(sed -n 's/^\[ RUN      \] //p' "$part" | tail -n 1)
+      grep -qF "] $culprit (" "$part" && culprit= # that one had ended; it is the watching tool that complains
+      echo "broke off: exit code $status${culprit:+ in $culprit}"
+    elif grep -qE 'illegal|misaligned|unspecified launch failure|launch timed out|device-side assert' "$part"; then
+      culprit=$(sed -nE 's/^\[  FAILED  \] ([^ ,]+).* ms\)$/\1/p' "$part" | head -n 1)
+      awk -v culprit="$culprit" '{ print } /^\[  FAILED  \] / && index($0, culprit) { exit }' "$part"
+    else
+      cat "$part"
+    fi >>"$log"
+    rm -f "$part"
+    [ -n "$culprit" ] || break
+    names=$(awk -v culprit="$culprit" 'found { print } $0 == culprit { found = 1 }' <<<"$names")
+    [ -n "$names" ] || break
+    filter=$(paste -sd : <<<"$names")
+  done
   echo "exit code $status after $((SECONDS - began)) s" >>"$log"
 }
 export -f run_suite
-export suite_seconds
+export suite_seconds quiet_seconds
 
 # Counts what the logs of a folder say, prints what failed, and fails if anything did.
 conclude() { # folder, name
-  local log passed=0 failed=0 skipped=0 broken=0 count
+  local log passed=0 failed=0 skipped=0 broken=0 unfinished=0 count
+  for log in "$1"/*.log.part; do
+    if [ -e "$log" ]; then cat "$log" >>"${log%.part}"; fi
+  done
   for log in "$1"/*.log; do
     [ -e "$log" ] || continue
     echo "=== $(basename "$log" .log)"
     cat "$log"
-    count=$(grep -c '^\[       OK \]' "$log")
-    passed=$((passed + count))
-    count=$(grep -c '^\[  SKIPPED \] .* ms)$' "$log")
-    skipped=$((skipped + count))
+    passed=$((passed + $(grep -c '^\[       OK \]' "$log")))
+    skipped=$((skipped + $(grep -c '^\[  SKIPPED \] .* ms)$' "$log")))
     count=$(grep -c '^\[  FAILED  \] .* ms)$' "$log")
     failed=$((failed + count))
-    if ! tail -n 1 "$log" | grep -q '^exit code 0 '; then
-      if [ "$count" -gt 0 ]; then
-        say "  $(basename "$log" .log): $count failed"
-        grep -A 4 -E ': Failure$|^unknown file: Failure' "$log" | head -n 20 | cut -c 1-200 >&3
-        grep '^\[  FAILED  \] .* ms)$' "$log" | head -n 12 | cut -c 1-160 >&3
-      fi
-      if ! tail -n 1 "$log" | grep -q '^exit code 1 '; then
-        broken=$((broken + 1))
-        say "  $(basename "$log" .log): $(tail -n 1 "$log" | grep '^exit code' || echo 'not finished'), in $(grep '^\[ RUN' "$log" | tail -n 1 | cut -c 14-)"
-        grep -E '^=========|terminate called|what\(\)|CUDA:' "$log" | head -n 14 | cut -c 1-180 >&3
-      fi
+    if [ "$count" -gt 0 ]; then
+      say "  $(basename "$log" .log): $count failed"
+      grep -A 4 -E ': Failure$|^unknown file: Failure' "$log" | head -n 20 | cut -c 1-200 >&3
+      grep '^\[  FAILED  \] .* ms)$' "$log" | head -n 12 | cut -c 1-160 >&3
+    fi
+    if grep -q '^broke off: ' "$log"; then
+      broken=$((broken + $(grep -c '^broke off: ' "$log")))
+      say "  $(basename "$log" .log):"
+      grep -E '^broke off: |^=========|terminate called|what\(\)' "$log" | head -n 16 | cut -c 1-180 >&3
+    fi
+    if ! tail -n 1 "$log" | grep -q '^exit code '; then
+      unfinished=$((unfinished + 1))
+      say "  $(basename "$log" .log): not finished, in $(sed -n 's/^\[ RUN      \] //p' "$log" | tail -n 1)"
     fi
   done
   rm -rf "$1"
-  say "$2: $passed passed, $failed failed, $skipped skipped$([ $broken = 0 ] || echo ", $broken suites broke off")"
-  [ "$failed" = 0 ] && [ "$broken" = 0 ] && [ "$passed" -gt 0 ]
+  say "$2: $passed passed, $failed failed, $skipped skipped, $broken broke off, $unfinished suites not finished"
+  [ $((failed + broken + unfinished)) = 0 ] && [ "$passed" -gt 0 ]
 }
 
 # When the stage's time is over, what there is by then is told.
@@ -210,6 +249,7 @@ stage_sanitize() {
     say "sanitize: there is no $program: build it first"
     return 1
   fi
+  suite_seconds=240 quiet_seconds=200
   logs=$(mktemp -d)
   at_the_limit "$logs" 'unit tests under compute-sanitizer'
   if [ -n "${FILTER-}" ]; then
