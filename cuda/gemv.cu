@@ -21,9 +21,9 @@
 //    another to fill or to empty its own. (A window of registers does not do: a warp has six scoreboards to wait for
 //    loads with, and a load that shares its scoreboard with a younger one waits for both.)
 //  - No gap between launches. A block lets the next kernel start once its own last copy is on its way, some 2 us before
-//    its end; that kernel's blocks fit in beside it (at most 128 registers a thread and, for one or two tokens, half of
+//    its end; that kernel's blocks fit in beside it (96 registers a thread and, for one or two tokens, half of
 //    the shared memory) and fill their rings while this one's last sums are made, before they wait for its results.
-//  - Few instructions: some 75 of a warp for 1024 weights of q4_0, of the 168 cycles that a scheduler has for them at
+//  - Few instructions: 92 of a warp for 1024 weights of q4_0, of the 168 cycles that a scheduler has for them at
 //    full speed. Fragments of weights are small integers, exact in f16; the tensor core sums up a block of 32 columns
 //    for all tokens before its scale is applied.
 namespace chatglm::cuda {
