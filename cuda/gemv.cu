@@ -6,7 +6,7 @@
 // addition or SwiGLU behind it in the same launch.
 //
 // Launch: one block of 8 warps a multiprocessor (fewer if there are fewer row tiles); a block takes tiles of 16 rows,
-// blockIdx.x, + gridDim.x, ..., its warps every eighth chunk of 64 columns of each. Their partial sums are added up in
+// blockIdx.x, + gridDim.x, ..., its warps every eighth chunk (q4_0: pair of chunks) of each. Their sums are added up in
 // shared memory, in a fixed order.
 //
 // Bytes moved: those of the packed matrix, once; the activations (8 KB a token at 4096 columns) come from L2 into every
