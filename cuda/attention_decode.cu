@@ -27,7 +27,8 @@ constexpr int kHeads = 16;  // of a tile
 constexpr int kWarps = 4;
 constexpr int kThreads = 32 * kWarps;
 constexpr int kRun = 32;            // keys that a warp takes at a time
-constexpr int kMaxSplits = 128;     // counted in 8 bits
+constexpr int kMaxSplits = 32;      // merged by one block, which takes as long as reading 8 KB of each
+constexpr int kMaxClusters = 32;    // the same for a cluster
 constexpr int kCluster = 4;         // splits of a cluster, from sm_90 on
 constexpr int kBlocksPerSm = 2;     // as many as registers allow
 constexpr float kNone = -INFINITY;  // the largest score of no scores
@@ -561,7 +562,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) attend_decode_kernel(c
     __threadfence();
     __syncthreads();
     if (thread == 0) {
-      const int shift = 8 * rank;  // a byte of the counter each
+      const int shift = 8 * rank;  // a byte of the counter each: there are at most 32 to count
       const uint32_t before = atomicAdd(p.counters + task, 1u << shift) >> shift & 0xff;
       shared.last = before == static_cast<uint32_t>(clusters - 1);
       if (shared.last) atomicSub(p.counters + task, static_cast<uint32_t>(clusters) << shift);
@@ -569,7 +570,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) attend_decode_kernel(c
     __syncthreads();
     if (shared.last) {
       __threadfence();
-      constexpr int kAtOnce = 8;
+      constexpr int kAtOnce = 16;
       for (int i = thread; i < (head_end - head_begin) * kQuads; i += kThreads) {
         const int head = head_begin + i / kQuads, quad = i % kQuads;
         Weighted result;
@@ -607,9 +608,9 @@ struct Plan {
 /// A task is a tile of heads of a token.
 Plan plan_of(const Device& device, int32_t tasks) {
   Plan plan;
-  plan.splits = std::clamp(kBlocksPerSm * device.multiprocessors / tasks, 1, kMaxSplits);
-  plan.clusters = device.arch >= 900 && plan.splits >= kCluster;
-  if (plan.clusters) plan.splits -= plan.splits % kCluster;
+  const int32_t wanted = std::max(1, kBlocksPerSm * device.multiprocessors / tasks);
+  plan.clusters = device.arch >= 900 && wanted >= kCluster;
+  plan.splits = plan.clusters ? std::min(wanted / kCluster, kMaxClusters) * kCluster : std::min(wanted, kMaxSplits);
   return plan;
 }
 
