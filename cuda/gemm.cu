@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstdint>
 
 #include "cuda/fragments.cuh"
@@ -30,6 +31,8 @@ constexpr int kBlockRows = 128;
 constexpr int kMostTokens = 128;       // of a tile
 constexpr int kMostTokensTuring = 64;  // there two blocks of this size share the 64 KB of a multiprocessor
 constexpr int kBlocks = 2;             // of a multiprocessor, at most
+// On an H100 mma.sync is the faster way up to here: two blocks a multiprocessor hide each other's beginning and end.
+constexpr int kMostMmaTokens = 32;
 constexpr int kRowBytes = kChunkColumns * 2;
 static_assert(kBlockRows == kWarps * kTileRows && kBlockRows == kRowPadding);
 
@@ -273,12 +276,14 @@ void gemm_mma(const Launch& launch, const PackedMatrix& weights, int32_t tokens,
 }
 
 size_t gemm_workspace_bytes(const Device& device) {
-  return device.wgmma ? gemm_wgmma_workspace_bytes(device) : gemm_mma_workspace_bytes(device);
+  const size_t mma = gemm_mma_workspace_bytes(device);
+  return device.wgmma ? std::max(mma, gemm_wgmma_workspace_bytes(device)) : mma;
 }
 
 void gemm(const Launch& launch, const PackedMatrix& weights, int32_t tokens, const Activations& x,
           const LinearOutput& output, const GemmWorkspace& workspace) {
-  (launch.device->wgmma ? gemm_wgmma : gemm_mma)(launch, weights, tokens, x, output, workspace);
+  (launch.device->wgmma && tokens > kMostMmaTokens ? gemm_wgmma : gemm_mma)(launch, weights, tokens, x, output,
+                                                                            workspace);
 }
 
 }  // namespace chatglm::cuda
