@@ -11,10 +11,11 @@
 // (layout.h), so that a tile of one chunk of columns is a single bulk copy.
 //
 // Launch: at most one block a multiprocessor, 384 threads: two warpgroups that multiply, each with half of the block's
-// 128 or 256 rows, and one of which one warp starts copies into a ring of 4 to 16 stages (mbarriers full and empty), so
-// that about 200 KB are on their way or ready; its registers go to the other two. A tile is those rows by 16, 32, 64 or
-// 128 tokens; tiles are dealt out by stream_k.h. While the tensor cores work on one set of A registers, the warps fill
-// the other.
+// 128 or 256 rows, and one that starts copies into a ring of 4 to 16 stages (mbarriers full and empty), so that about
+// 200 KB are on their way or ready; its registers go to the other two. Its four warps share the starting of copies: one
+// warp, with a copy a lane, took more than 100 cycles each, and that bounded everything. A tile is those rows by 16,
+// 32, 64 or 128 tokens; tiles are dealt out by stream_k.h. While the tensor cores work on one set of A registers, the
+// warps fill the other.
 //
 // Bounds on an H100 (3.14 TB/s plain read, about 790 TFLOP/s dense f16). Many tokens: 2 * rows * columns * tokens
 // operations; up projection of a 6B model, 27392 x 4096 on 2048 tokens: 460 GFLOP, 0.58 ms. From L2 a tile of 256 x 128
@@ -28,7 +29,8 @@ namespace chatglm::cuda {
 namespace {
 
 constexpr int kConsumerWarps = 8;
-constexpr int kThreads = (kConsumerWarps + 4) * 32;
+constexpr int kProducerWarps = 4;  // one warp alone would take longer to start the copies than they take
+constexpr int kThreads = (kConsumerWarps + kProducerWarps) * 32;
 constexpr size_t kSharedLimit = 227 * 1024;  // of a block on sm_90
 
 /// A tile and the stages of the ring. kSubtiles: 64-row pieces a warpgroup.
@@ -43,8 +45,10 @@ struct Shape {
   static constexpr int kStageBytes = kWeightBytes + kChunks * kActivationBytes + 2 * sizeof(uint64_t);
   static constexpr int kStages = std::min(16, static_cast<int>((kSharedLimit - 1024) / kStageBytes));
   static constexpr size_t kSharedBytes = 1024 + static_cast<size_t>(kStages) * kStageBytes;  // 1024: for the alignment
+  static constexpr int kProducerTiles = kRowTiles / kProducerWarps;  // row tiles that a warp starts copies of
   // A warp may hold the stage before while it waits for the one behind its own.
   static_assert(kStages >= 4 && kRunBytes % 16 == 0 && kActivationBytes % 1024 == 0);
+  static_assert(kRowTiles % kProducerWarps == 0 && kChunks <= kProducerWarps);
 };
 
 struct Parameters {
@@ -58,6 +62,40 @@ struct Parameters {
 };
 
 #if defined(CHATGLM_WGMMA)
+
+/// True in one lane of the warp. The compiler knows that: instructions that want uniform operands need no loop over the
+/// lanes.
+__device__ __forceinline__ bool elect_one() {
+  uint32_t elected;
+  asm volatile(
+      "{\n"
+      ".reg .pred elected;\n"
+      "elect.sync _|elected, 0xffffffff;\n"
+      "selp.b32 %0, 1, 0, elected;\n"
+      "}\n"
+      : "=r"(elected));
+  return elected != 0;
+}
+
+/// How weights stay in L2: as the first to go, if they are used `once`.
+__device__ __forceinline__ uint64_t weight_policy(bool once) {
+  uint64_t policy;
+  if (once) {
+    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  } else {
+    asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
+  }
+  return policy;
+}
+/// copy_bulk with a policy for L2.
+__device__ __forceinline__ void copy_bulk_hinted(void* shared, const void* global, uint32_t bytes, uint64_t* barrier,
+                                                 uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::
+          "r"(shared_address(shared)),
+      "l"(global), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
+      : "memory");
+}
 
 /// Orders accesses to registers before the wgmmas that follow.
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -166,7 +204,7 @@ __global__ void __launch_bounds__(kThreads, 1) gemm_wgmma_kernel(const __grid_co
   let_next_kernel_start();
   if (threadIdx.x == 0) {
     for (int i = 0; i < S::kStages; ++i) {
-      barrier_init(full + i, 1);
+      barrier_init(full + i, kProducerWarps);
       barrier_init(empty + i, kConsumerWarps);
     }
     barrier_init_fence();
@@ -186,36 +224,44 @@ __global__ void __launch_bounds__(kThreads, 1) gemm_wgmma_kernel(const __grid_co
 
   if (warp >= kConsumerWarps) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
-    if (warp > kConsumerWarps) return;
-    // Lane i copies the weights of row tile i, and those of chunk i of the activations.
+    // Each warp copies the weights of kProducerTiles row tiles, and one of the stage's chunks of activations, or none.
+    const int producer = warp - kConsumerWarps;
+    const uint64_t policy = weight_policy(p.grid.token_blocks == 1);
     const uint8_t* weight_source = nullptr;
     const half* activation_source = nullptr;
+    const int64_t row_tile_bytes = static_cast<int64_t>(p.weights.chunks) * block_bytes(type);
     int32_t row_tiles = 0, chunk = 0;
     const auto locate = [&] {
       int32_t row_block, token_block;
       p.grid.place(segment.tile, row_block, token_block);
-      const int32_t row_tile = row_block * S::kRowTiles;
-      row_tiles = min(S::kRowTiles, p.weights.row_tiles - row_tile);
+      const int32_t row_tile = row_block * S::kRowTiles + producer * S::kProducerTiles;
+      row_tiles = max(0, min(S::kProducerTiles, p.weights.row_tiles - row_tile));
       chunk = segment.first * S::kChunks;
-      weight_source =
-          p.weights.data + (static_cast<int64_t>(row_tile + lane) * p.weights.chunks + chunk) * block_bytes(type);
+      weight_source = p.weights.data + row_tile * row_tile_bytes + chunk * block_bytes(type);
       activation_source =
-          p.x.data + (static_cast<int64_t>(chunk + lane) * p.x.stride + token_block * kTokens) * kChunkColumns;
+          p.x.data + (static_cast<int64_t>(chunk + producer) * p.x.stride + token_block * kTokens) * kChunkColumns;
     };
+    const auto has_activations = [&] { return producer < S::kChunks && chunk + producer < p.weights.chunks; };
     const auto copy_weights = [&] {
-      const int32_t chunks = min(S::kChunks, p.weights.chunks - chunk);
-      const uint32_t run = static_cast<uint32_t>(chunks * block_bytes(type));
-      if (lane == 0) barrier_arrive_expect(full + slot, row_tiles * run + chunks * S::kActivationBytes);
-      __syncwarp();
-      if (lane < row_tiles) {
-        copy_bulk(weights + slot * S::kWeightBytes + lane * S::kRunBytes, weight_source, run, full + slot);
+      const uint32_t run = static_cast<uint32_t>(min(S::kChunks, p.weights.chunks - chunk) * block_bytes(type));
+      if (elect_one()) {
+        barrier_arrive_expect(full + slot, row_tiles * run + (has_activations() ? S::kActivationBytes : 0));
+        uint8_t* const target = weights + slot * S::kWeightBytes + producer * (S::kProducerTiles * S::kRunBytes);
+#pragma unroll
+        for (int i = 0; i < S::kProducerTiles; ++i) {
+          if (i < row_tiles) {
+            copy_bulk_hinted(target + i * S::kRunBytes, weight_source + i * row_tile_bytes, run, full + slot, policy);
+          }
+        }
       }
+      __syncwarp();
     };
     const auto copy_activations = [&] {
-      if (lane < S::kChunks && chunk + lane < p.weights.chunks) {
-        copy_bulk(activations + (slot * S::kChunks + lane) * S::kActivationBytes, activation_source,
+      if (has_activations() && elect_one()) {
+        copy_bulk(activations + (slot * S::kChunks + producer) * S::kActivationBytes, activation_source,
                   S::kActivationBytes, full + slot);
       }
+      __syncwarp();
     };
     const auto next_step = [&] {
       chunk += S::kChunks;
