@@ -28,7 +28,17 @@ void require(cudaError_t status, const std::string& device) {
 
 int32_t device_count() {
   int count = 0;
-  require(cudaGetDeviceCount(&count), "cuda");
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  int driver = 0;
+  if (status == cudaErrorInsufficientDriver && cudaDriverGetVersion(&driver) == cudaSuccess) {
+    cudaGetLastError();
+    const auto version = [](int v) { return std::to_string(v / 1000) + "." + std::to_string(v % 1000 / 10); };
+    throw Error("ERR_DEVICE_UNAVAILABLE", driver == 0
+                                              ? std::string("device 'cuda': there is no NVIDIA driver")
+                                              : "device 'cuda': the NVIDIA driver is for CUDA " + version(driver) +
+                                                    ", too old for this build with CUDA " + version(CUDART_VERSION));
+  }
+  require(status, "cuda");
   if (count == 0) throw Error("ERR_DEVICE_UNAVAILABLE", "device 'cuda': there is no NVIDIA GPU");
   return count;
 }
