@@ -83,7 +83,9 @@ struct WeightBlock {
   }
 
   /// The scale of row g (upper) and g + 8 (lower) in the block of 32 columns that `step` is in.
-  __device__ __forceinline__ float upper_scale(int step) const { return __low2float(as_half2(step < 2 ? scales.x : scales.y)); }
+  __device__ __forceinline__ float upper_scale(int step) const {
+    return __low2float(as_half2(step < 2 ? scales.x : scales.y));
+  }
   __device__ __forceinline__ float lower_scale(int step) const {
     return __high2float(as_half2(step < 2 ? scales.x : scales.y));
   }
