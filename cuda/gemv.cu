@@ -5,24 +5,24 @@
 // gemv: a linear layer on 1 to 8 tokens, the kernel that decoding lives on: y = x . w, with the norm before it and the
 // addition or SwiGLU behind it in the same launch.
 //
-// Launch: one block of 8 warps a multiprocessor (fewer if there are fewer row tiles); a block takes tiles of 16 rows,
-// blockIdx.x, + gridDim.x, ..., its warps every eighth chunk (q4_0: pair of chunks) of each. Their sums are added up in
-// shared memory, in a fixed order.
+// Launch: one block of 16 or 12 warps a multiprocessor (fewer if there are fewer row tiles); a block takes tiles of 16
+// rows, blockIdx.x, + gridDim.x, ..., its warps every 16th or 12th chunk (q4_0: pair of chunks) of each. Their sums are
+// added up in shared memory, in a fixed order.
 //
 // Bytes moved: those of the packed matrix, once; the activations (8 KB a token at 4096 columns) come from L2 into every
-// block's shared memory. So an H100 (3.14 TB/s of plain reads) is bound to 3.4 us for QKV, 3.0 us for the attention's
-// output, 20.1 us for ffn_up, 10.0 us for ffn_down and 47.7 us for the logits of ChatGLM-6B in q4_0. Expected: 90% of
-// that rate while it streams, and up to 1.5 us a launch that no stream fills.
+// block's shared memory. So an H100 (3.06 TB/s of plain reads) is bound to 3.5 us for QKV, 3.1 us for the attention's
+// output, 20.6 us for ffn_up, 10.3 us for ffn_down and 49 us for the logits of ChatGLM-6B in q4_0. Measured there, from
+// the end of the kernel before to its own: 5.6, 4.2, 22.4, 12.2 and 50 us; before, with the kernels one after the
+// other, 7.4, 4.5, 23.2, 12.0 and 51 us.
 //
 // What it takes:
 //  - Bytes under way. A multiprocessor's share of 24 bytes a nanosecond at 1 us of latency is 24 KB; each warp has a
-//    ring of its own in shared memory, 52 to 64 KB a block together, that bulk copies (sm_90; before, asynchronous
+//    ring of its own in shared memory, 65 to 74 KB a block together, that bulk copies (sm_90; before, asynchronous
 //    copies) fill in the order in which the warp consumes. The rings run on across row tiles, and no warp waits for
 //    another to fill or to empty its own. (A window of registers does not do: a warp has six scoreboards to wait for
 //    loads with, and a load that shares its scoreboard with a younger one waits for both.)
-//  - No gap between launches. A block lets the next kernel start once its own last copy is on its way, some 2 us before
-//    its end; that kernel's blocks fit in beside it (96 registers a thread and, for one or two tokens, half of
-//    the shared memory) and fill their rings while this one's last sums are made, before they wait for its results.
+//  - No gap between launches. The next kernel's blocks start beside this one's, if there is one token, and fill their
+//    rings before they wait for its results.
 //  - Few instructions: 92 of a warp for 1024 weights of q4_0, of the 168 cycles that a scheduler has for them at
 //    full speed. Fragments of weights are small integers, exact in f16; the tensor core sums up a block of 32 columns
 //    for all tokens before its scale is applied.
@@ -30,16 +30,25 @@ namespace chatglm::cuda {
 
 namespace {
 
-constexpr int kWarps = 8;
-constexpr int kThreads = 32 * kWarps;
+/// Two kernels that follow each other are to share each multiprocessor, a block of each. Two blocks of the same kernel
+/// must not: another multiprocessor would have none then, and the tiles are dealt out evenly (that cost a fifth of the
+/// speed). So there are two kinds, which take turns in a model's layer: `wide` ones, of which two do not fit by their
+/// registers, and `tall` ones, of which two do not fit by their shared memory; one of each does.
+enum class Kind { wide, tall };
+CHATGLM_HD constexpr Kind kind_of(Epilogue epilogue) { return epilogue == Epilogue::add ? Kind::tall : Kind::wide; }
+CHATGLM_HD constexpr int warps_of(Kind kind) { return kind == Kind::wide ? 16 : 12; }
+constexpr int kMostWarps = 16;
+constexpr int kMostRegisters = 72;  // a thread: (16 + 12) * 32 * 72 are just under the 65,536 of a multiprocessor
+constexpr size_t kTallSharedBytes = 116 * 1024;  // more than half of a multiprocessor's
+
 constexpr int kAsyncArch = 800;  // asynchronous copies from here on
 
 /// A warp's ring has slots for so many blocks of weights each, of neighboring chunks, which are consumed together.
 CHATGLM_HD constexpr int stage_chunks(DataType type) { return type == DataType::q4_0 ? 2 : 1; }
 /// Slots of a ring. Without asynchronous copies more than one would be of no use: there, several blocks a
 /// multiprocessor hide each other's latency.
-CHATGLM_HD constexpr int ring_slots(DataType type, int arch) {
-  return arch < kAsyncArch ? 1 : type == DataType::f16 ? 4 : 6;
+CHATGLM_HD constexpr int ring_slots(DataType type, Kind kind, int arch) {
+  return arch < kAsyncArch ? 1 : type == DataType::f16 ? (kind == Kind::wide ? 2 : 3) : kind == Kind::wide ? 4 : 5;
 }
 
 // --- Shared memory: the rings' barriers, the rings, the warps' partial sums, the activations.
@@ -49,7 +58,9 @@ CHATGLM_HD constexpr int ring_slots(DataType type, int arch) {
 // made.
 constexpr int kPartialPitch = 10;
 constexpr int kPartialFloats = kTileRows * kPartialPitch;
-constexpr int kPartialBytes = 2 * kWarps * kPartialFloats * static_cast<int>(sizeof(float));
+CHATGLM_HD constexpr int partial_bytes(int warps) {
+  return 2 * warps * kPartialFloats * static_cast<int>(sizeof(float));
+}
 
 // Activations of a token: for each chunk of 64 columns and each t of 4 the 32 bytes that the lanes with that t need for
 // the B fragments of its four steps: [step][columns 2t, 2t + 1, 2t + 8, 2t + 9], two loads of 16 bytes. Tokens lie 16
@@ -58,11 +69,11 @@ constexpr int kPartialBytes = 2 * kWarps * kPartialFloats * static_cast<int>(siz
 CHATGLM_HD constexpr int activation_pitch(int chunks) { return chunks * kChunkColumns * 2 + 16; }
 __device__ __forceinline__ int activation_offset(int chunk, int t) { return chunk * 128 + ((t ^ (chunk & 3)) << 5); }
 
-constexpr int kBarrierBytes = kWarps * 8 * static_cast<int>(sizeof(uint64_t));  // for up to 8 slots
+constexpr int kBarrierBytes = kMostWarps * 8 * static_cast<int>(sizeof(uint64_t));  // for up to 8 slots
 
 CHATGLM_HD constexpr int slot_bytes(DataType type) { return stage_chunks(type) * block_bytes(type); }
-CHATGLM_HD constexpr int rings_bytes(DataType type, int arch) {
-  return kWarps * ring_slots(type, arch) * slot_bytes(type);
+CHATGLM_HD constexpr int rings_bytes(DataType type, Kind kind, int arch) {
+  return warps_of(kind) * ring_slots(type, kind, arch) * slot_bytes(type);
 }
 
 struct Arguments {
@@ -75,14 +86,18 @@ struct Arguments {
 
 // --- Activations to shared memory.
 
-constexpr int kCached = 1024 / kThreads;  // pieces of 4 columns that a thread holds in registers: 4096 columns a block
+/// Pieces of 4 columns that a thread holds in registers: 4096 columns a block.
+template <int kWarps>
+constexpr int kCached = (1024 + 32 * kWarps - 1) / (32 * kWarps);
 
 __device__ __forceinline__ float squares(float4 x) { return x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w; }
 
 /// This thread's pieces of a row of `count` pieces; zeros behind them.
-__device__ __forceinline__ void load_row(const float4* row, int count, float4 (&x)[kCached]) {
+template <int kWarps>
+__device__ __forceinline__ void load_row(const float4* row, int count, float4 (&x)[kCached<kWarps>]) {
+  constexpr int kThreads = 32 * kWarps;
 #pragma unroll
-  for (int k = 0; k < kCached; ++k) {
+  for (int k = 0; k < kCached<kWarps>; ++k) {
     const int i = static_cast<int>(threadIdx.x) + k * kThreads;
     x[k] = i < count ? row[i] : make_float4(0, 0, 0, 0);
   }
@@ -99,28 +114,30 @@ __device__ __forceinline__ void store_normalized(uint8_t* token, int i, float4 x
 
 /// RMSNorm of the tokens' rows, by every block for itself: a round of loads and a barrier a token, the next token's
 /// loads under way meanwhile. `weight` is this thread's part of the norm's weights; `sums`: (8 tokens, kWarps).
-__device__ __forceinline__ void normalize(const GemvInput& input, const float4 (&weight)[kCached], int columns,
+template <int kWarps>
+__device__ __forceinline__ void normalize(const GemvInput& input, const float4 (&weight)[kCached<kWarps>], int columns,
                                           int chunks, int tokens, uint8_t* activations, float* sums) {
+  constexpr int kThreads = 32 * kWarps;
   const int thread = static_cast<int>(threadIdx.x), count = columns / 4, padded = chunks * (kChunkColumns / 4);
   const auto row_of = [&](int token) {
     const int64_t row = input.gather ? input.gather[token] : token;
     return reinterpret_cast<const float4*>(input.residual + row * columns);
   };
   const float4* row = row_of(0);
-  float4 x[kCached];
-  load_row(row, count, x);
+  float4 x[kCached<kWarps>];
+  load_row<kWarps>(row, count, x);
 #pragma unroll 1
   for (int token = 0; token < tokens; ++token) {
     float sum = 0;
 #pragma unroll
-    for (int k = 0; k < kCached; ++k) sum += squares(x[k]);
+    for (int k = 0; k < kCached<kWarps>; ++k) sum += squares(x[k]);
 #pragma unroll 1
-    for (int i = thread + kCached * kThreads; i < count; i += kThreads) sum += squares(row[i]);
+    for (int i = thread + kCached<kWarps> * kThreads; i < count; i += kThreads) sum += squares(row[i]);
     sum = warp_sum(sum);
     if (thread % 32 == 0) sums[token * kWarps + thread / 32] = sum;
     const float4* const next_row = token + 1 < tokens ? row_of(token + 1) : row;
-    float4 next[kCached] = {};
-    if (token + 1 < tokens) load_row(next_row, count, next);
+    float4 next[kCached<kWarps>] = {};
+    if (token + 1 < tokens) load_row<kWarps>(next_row, count, next);
     __syncthreads();
     float total = 0;
 #pragma unroll
@@ -128,26 +145,29 @@ __device__ __forceinline__ void normalize(const GemvInput& input, const float4 (
     const float scale = rsqrtf(total / static_cast<float>(columns) + input.epsilon);
     uint8_t* const target = activations + token * activation_pitch(chunks);
 #pragma unroll
-    for (int k = 0; k < kCached; ++k) {
+    for (int k = 0; k < kCached<kWarps>; ++k) {
       const int i = thread + k * kThreads;
       if (i < padded) store_normalized(target, i, x[k], weight[k], scale);
     }
 #pragma unroll 1
-    for (int i = thread + kCached * kThreads; i < padded; i += kThreads) {
+    for (int i = thread + kCached<kWarps> * kThreads; i < padded; i += kThreads) {
       const bool inside = i < count;
       const float4 zero = make_float4(0, 0, 0, 0);
       store_normalized(target, i, inside ? row[i] : zero,
                        inside ? reinterpret_cast<const float4*>(input.norm)[i] : zero, scale);
     }
 #pragma unroll
-    for (int k = 0; k < kCached; ++k) x[k] = next[k];
+    for (int k = 0; k < kCached<kWarps>; ++k) x[k] = next[k];
     row = next_row;
   }
 }
 
 /// The tokens' f16 activations.
+template <int kWarps>
 __device__ __forceinline__ void copy_activations(const Activations& x, int chunks, int tokens, uint8_t* activations) {
-  constexpr int kBatch = 8;  // pieces of 16 bytes under way a thread: 1712 of a token of 13696 columns in one round
+  constexpr int kThreads = 32 * kWarps;
+  // Pieces of 16 bytes under way a thread: 1712 of a token of 13696 columns in one round.
+  constexpr int kBatch = 2048 / kThreads;
   const int pieces = tokens * chunks * 8, pitch = activation_pitch(chunks);
   // i / tokens for small i: exact while i * tokens < 65536, and what fits into shared memory is far below.
   const uint32_t reciprocal = (65535u + static_cast<uint32_t>(tokens)) / static_cast<uint32_t>(tokens);
@@ -254,7 +274,7 @@ struct Ring {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     if (lane == 0 && bytes > 0) {
       barrier_arrive_expect(barriers + slot, static_cast<uint32_t>(bytes));
-      copy_bulk(data + slot * kSlotBytes, source, static_cast<uint32_t>(bytes), barriers + slot);
+      copy_bulk_once(data + slot * kSlotBytes, source, static_cast<uint32_t>(bytes), barriers + slot);
     }
 #else
 #pragma unroll
@@ -277,13 +297,15 @@ struct Ring {
 };
 
 template <DataType type, Epilogue epilogue>
-__global__ void __launch_bounds__(kThreads, 2) gemv_kernel(const __grid_constant__ Arguments arguments) {
+__global__ void __maxnreg__(kMostRegisters) gemv_kernel(const __grid_constant__ Arguments arguments) {
+  constexpr Kind kKind = kind_of(epilogue);
+  constexpr int kWarps = warps_of(kKind);
 #if defined(__CUDA_ARCH__)
   constexpr int kArch = __CUDA_ARCH__;
 #else
   constexpr int kArch = 0;
 #endif
-  constexpr int kBytes = block_bytes(type), kSlots = ring_slots(type, kArch), kStage = stage_chunks(type);
+  constexpr int kBytes = block_bytes(type), kSlots = ring_slots(type, kKind, kArch), kStage = stage_chunks(type);
   static_assert(kSlots <= 8 && kStage <= 2);
   extern __shared__ __align__(16) uint8_t shared[];
   const PackedMatrix& weights = arguments.weights;
@@ -293,8 +315,8 @@ __global__ void __launch_bounds__(kThreads, 2) gemv_kernel(const __grid_constant
   const int g = lane / 4, t = lane % 4;
 
   uint8_t* const rings = shared + kBarrierBytes;
-  auto* const partial = reinterpret_cast<float*>(rings + rings_bytes(type, kArch));
-  uint8_t* const activations = rings + rings_bytes(type, kArch) + kPartialBytes;
+  auto* const partial = reinterpret_cast<float*>(rings + rings_bytes(type, kKind, kArch));
+  uint8_t* const activations = rings + rings_bytes(type, kKind, kArch) + partial_bytes(kWarps);
 
   // This block's row tiles are first_tile + i * stride, i < tiles; this warp's chunks of each are first_chunk + i *
   // kStep and the one behind it, if there are two in a stage.
@@ -306,6 +328,7 @@ __global__ void __launch_bounds__(kThreads, 2) gemv_kernel(const __grid_constant
   // --- The ring: stages are loaded in the order of their use, each into the slot that has just been read.
   const Ring<type, kSlots> ring = {rings + warp * (kSlots * slot_bytes(type)),
                                    reinterpret_cast<uint64_t*>(shared) + warp * kSlots, lane};
+  let_next_kernel_start();
   ring.init();
   const uint8_t* next = weights.data + (static_cast<int64_t>(first_tile) * chunks + first_chunk) * kBytes;
   const int stages = (chunks - first_chunk + kStep - 1) / kStep;  // of a tile; 0 if there are fewer chunks than warps
@@ -318,7 +341,7 @@ __global__ void __launch_bounds__(kThreads, 2) gemv_kernel(const __grid_constant
     if (next_chunk >= chunks) {
       next += to_next_tile;
       next_chunk = first_chunk;
-      if (--tiles_to_load == 0) let_next_kernel_start();
+      --tiles_to_load;
     }
   };
 #pragma unroll 1
@@ -326,13 +349,13 @@ __global__ void __launch_bounds__(kThreads, 2) gemv_kernel(const __grid_constant
 
   // --- The activations.
   const bool fused_norm = arguments.input.residual != nullptr;
-  float4 norm[kCached];
-  if (fused_norm) load_row(reinterpret_cast<const float4*>(arguments.input.norm), weights.columns / 4, norm);
+  float4 norm[kCached<kWarps>];
+  if (fused_norm) load_row<kWarps>(reinterpret_cast<const float4*>(arguments.input.norm), weights.columns / 4, norm);
   wait_for_previous_kernel();
   if (fused_norm) {
-    normalize(arguments.input, norm, weights.columns, chunks, tokens, activations, partial);
+    normalize<kWarps>(arguments.input, norm, weights.columns, chunks, tokens, activations, partial);
   } else {
-    copy_activations(arguments.input.x, chunks, tokens, activations);
+    copy_activations<kWarps>(arguments.input.x, chunks, tokens, activations);
   }
 
   // --- Adding up: two tokens' sums of a tile by one warp, each time by another; a lane has one of them.
@@ -341,7 +364,7 @@ __global__ void __launch_bounds__(kThreads, 2) gemv_kernel(const __grid_constant
   int token = 0;
   float previous = 0;  // what is added to: loaded a tile ahead
   const auto next_sum = [&] {
-    token = 2 * ((warp - tile) & (kWarps - 1)) + lane / kTileRows;
+    token = 2 * ((warp + tile) % kWarps) + lane / kTileRows;
     if constexpr (epilogue == Epilogue::add) {
       const int64_t y_row = static_cast<int64_t>(first_tile + tile * stride) * kTileRows + row;
       if (tile < tiles && token < tokens && y_row < weights.rows) previous = output.y[token * output.y_stride + y_row];
@@ -412,19 +435,22 @@ __global__ void __launch_bounds__(kThreads, 2) gemv_kernel(const __grid_constant
   }
 }
 
-size_t shared_bytes(const Device& device, const PackedMatrix& weights, int32_t tokens) {
-  return static_cast<size_t>(kBarrierBytes + rings_bytes(weights.type, device.arch) + kPartialBytes) +
-         static_cast<size_t>(tokens) * activation_pitch(weights.chunks);
+size_t shared_bytes(const Device& device, const PackedMatrix& weights, Kind kind, int32_t tokens) {
+  const size_t used = static_cast<size_t>(kBarrierBytes + rings_bytes(weights.type, kind, device.arch) +
+                                          partial_bytes(warps_of(kind))) +
+                      static_cast<size_t>(tokens) * activation_pitch(weights.chunks);
+  return kind == Kind::tall && device.arch >= 900 ? std::max(used, kTallSharedBytes) : used;
 }
 
 template <DataType type, Epilogue epilogue>
 void launch_gemv(const Launch& launch, const Arguments& arguments) {
   const Device& device = *launch.device;
-  const size_t bytes = shared_bytes(device, arguments.weights, arguments.tokens);
+  constexpr Kind kind = kind_of(epilogue);
+  const size_t bytes = shared_bytes(device, arguments.weights, kind, arguments.tokens);
   allow_shared_bytes(gemv_kernel<type, epilogue>, bytes);
   const int32_t most = device.multiprocessors * (device.arch < kAsyncArch ? 2 : 1);
-  launch_kernel(launch, gemv_kernel<type, epilogue>, static_cast<unsigned>(std::min(arguments.tiles, most)), kThreads,
-                bytes, arguments);
+  launch_kernel(launch, gemv_kernel<type, epilogue>, static_cast<unsigned>(std::min(arguments.tiles, most)),
+                32 * warps_of(kind), bytes, arguments);
 }
 
 template <DataType type>
@@ -439,7 +465,8 @@ void gemv_type(const Launch& launch, const Arguments& arguments) {
 }  // namespace
 
 bool gemv_fits(const Device& device, const PackedMatrix& weights, int32_t tokens) {
-  return tokens >= 1 && tokens <= kGemvTokens && shared_bytes(device, weights, tokens) <= device.shared_bytes;
+  const auto fits = [&](Kind kind) { return shared_bytes(device, weights, kind, tokens) <= device.shared_bytes; };
+  return tokens >= 1 && tokens <= kGemvTokens && fits(Kind::wide) && fits(Kind::tall);
 }
 
 void gemv(const Launch& launch, const PackedMatrix& weights, int32_t tokens, const GemvInput& input,

@@ -149,6 +149,16 @@ __device__ __forceinline__ void copy_bulk(void* shared, const void* global, uint
                "l"(global), "r"(bytes), "r"(shared_address(barrier))
                : "memory");
 }
+/// The same for bytes that are read once a step: they are the first to leave L2, before what is needed again soon.
+__device__ __forceinline__ void copy_bulk_once(void* shared, const void* global, uint32_t bytes, uint64_t* barrier) {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
+          shared_address(shared)),
+      "l"(global), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
+      : "memory");
+}
 #endif
 
 /// Launches a kernel so that it may overlap the one before in the stream, where the code knows how to wait for that, in
