@@ -18,6 +18,27 @@ __global__ void report_arch(int32_t* arch) {
 #endif
 }
 
+// As many clusters as the GPU's groups of multiprocessors have room for, of blocks that fill a multiprocessor each.
+int32_t count_clusters(int32_t cluster, size_t shared_bytes) {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = static_cast<unsigned>(cluster);
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = static_cast<unsigned>(cluster);
+  config.blockDim = 32;
+  config.dynamicSmemBytes = shared_bytes;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  int clusters = 0;
+  cudaError_t status = cudaFuncSetAttribute(report_arch, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                            static_cast<int>(shared_bytes));
+  if (status == cudaSuccess) status = cudaOccupancyMaxActiveClusters(&clusters, report_arch, &config);
+  if (status == cudaSuccess) return clusters;
+  cudaGetLastError();  // a part of a GPU, for one, may have too few multiprocessors for a cluster
+  return 0;
+}
+
 void require(cudaError_t status, const std::string& device) {
   if (status == cudaSuccess) return;
   cudaGetLastError();  // the error is told once
@@ -94,6 +115,7 @@ Device open_device(int32_t index) {
   require(copied, name);
   device.arch = found[0];
   device.wgmma = found[1] != 0;
+  if (device.arch >= 900) device.clusters_of_8 = count_clusters(8, device.shared_bytes);
   return device;
 }
 

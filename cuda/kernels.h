@@ -17,6 +17,7 @@ struct Device {
   int32_t arch = 0;         // __CUDA_ARCH__ of the code that runs: 750, 800, ...; not the GPU's own, which may be newer
   bool wgmma = false;       // that code was compiled for sm_90a
   size_t shared_bytes = 0;  // most dynamic shared memory of a block
+  int32_t clusters_of_8 = 0;  // of 8 blocks, one block a multiprocessor: so many run at a time; 0 before sm_90
 };
 
 struct Launch {

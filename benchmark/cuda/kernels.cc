@@ -327,7 +327,7 @@ class Kernels {
         m.operations = 4.0 * tokens * (depth + 1) * kHeads * kHeadSize;
         const cuda::Activations out = {activated_.as<half>(), stride_of(tokens)};
         cell(m, std::to_string(tokens) + "@" + std::to_string(depth),
-             [&](int i) { cuda::attend_decode(launch_, qkv, batch, cache, i % kLayers, out, workspace); });
+             [&](int i) { cuda::attend_decode(launch_, qkv, batch, cache, i % kLayers, out, workspace, true); });
       }
       report_.print("\n");
     }

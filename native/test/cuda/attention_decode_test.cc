@@ -141,11 +141,11 @@ TEST_P(AttentionDecodeTest, Shapes) {
 }
 
 TEST_P(AttentionDecodeTest, SequencesThatSharePages) {
-  Problem(GetParam().type, {6, 2, 128}, {128, 320, 191, 500, 64, 5}, 2).expect_right(launch_);
+  Problem(GetParam().type, {6, 2, 128}, {128, 320, 191, 1500, 64, 5}, 2).expect_right(launch_);
 }
 
-TEST_P(AttentionDecodeTest, ManySequences) {  // so many that there are few splits, or one
-  for (const int32_t tokens : {40, 150}) {
+TEST_P(AttentionDecodeTest, ManySequences) {  // so many that there are two splits, or one
+  for (const int32_t tokens : {20, 40, 150}) {
     std::vector<int32_t> positions;
     for (int32_t i = 0; i < tokens; ++i) positions.push_back(i * 37 % 200);
     positions[7] = 1500;
