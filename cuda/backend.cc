@@ -231,6 +231,7 @@ class CudaBackend final : public Backend {
 
   Plan plan_of(std::span<const Segment> batch) const {
     Plan plan;
+    plan.order.reserve(batch.size());
     bool in_order = true;
     for (const Segment& segment : batch) {
       if (segment.tokens.size() == 1) {
@@ -385,6 +386,7 @@ class CudaBackend final : public Backend {
     done.wait();
     if (abort) return false;
     size_t row = 0;
+    bool copied = false;
     for (const Segment& segment : batch) {
       const auto count = static_cast<size_t>(segment.logits);
       if (segment.top && count == 1) {
@@ -394,10 +396,11 @@ class CudaBackend final : public Backend {
                               cudaMemcpyDeviceToHost, stream_.get()),
               "receiving logits");
         logits += count * vocabulary;
+        copied = true;
       }
       row += count;
     }
-    check(cudaStreamSynchronize(stream_.get()), "receiving logits");
+    if (copied) check(cudaStreamSynchronize(stream_.get()), "receiving logits");
     return true;
   }
 
