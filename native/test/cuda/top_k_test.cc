@@ -84,7 +84,9 @@ TEST_F(TopKTest, OrderedAndCrowdedRows) {
   expect_of(65024, [](int32_t id) { return -static_cast<float>(id); });
   // Large logits in few groups of the kernel's threads, so that far more of them reach its first floor than it ranks.
   for (const int32_t crowd : {8, 64, 504, 512, 520}) {
-    expect_of(65024, [&](int32_t id) { return random.normal() + (id % 1024 < crowd ? 100.0f : 0.0f); });
+    for (const int32_t vocabulary : {8000, 65024, 151552}) {
+      expect_of(vocabulary, [&](int32_t id) { return random.normal() + (id % 1024 < crowd ? 100.0f : 0.0f); });
+    }
     expect_of(40000, [&](int32_t id) { return id % 1024 < crowd ? 1.0f : 0.0f; });
   }
 }
@@ -100,7 +102,7 @@ TEST_F(TopKTest, ManyRows) {
 TEST_F(TopKTest, RowsThatAreNotFinite) {
   Random random(6);
   constexpr float kInfinity = std::numeric_limits<float>::infinity(), kNaN = std::numeric_limits<float>::quiet_NaN();
-  for (const int32_t vocabulary : {1, 100, 65024}) {
+  for (const int32_t vocabulary : {1, 100, 8193, 65024, 65537}) {
     const size_t columns = static_cast<size_t>(vocabulary);
     std::vector<float> logits = random.normals(7 * int64_t{vocabulary});
     logits[columns * 1 - 1] = kNaN;
