@@ -40,9 +40,12 @@ function largestDifference(a: ArrayLike<number>, b: ArrayLike<number>): number {
   return largest;
 }
 
-/** The same bits; on a GPU the same numbers up to rounding. */
-function expectSame(actual: Float32Array, expected: Float32Array): void {
-  if (onGpu) expect(relativeError(actual, expected)).toBeLessThan(1e-2);
+/**
+ * The same bits; on a GPU the same numbers up to rounding. There, what differs by a rounding may get another code in
+ * q8_0.
+ */
+function expectSame(actual: Float32Array, expected: Float32Array, kvCacheType: string): void {
+  if (onGpu) expect(relativeError(actual, expected)).toBeLessThan(kvCacheType === 'q8_0' ? 3e-2 : 1e-2);
   else expect(largestDifference(actual, expected)).toBe(0);
 }
 
@@ -93,19 +96,19 @@ describe.each(referenceCheckpoints)('%s', (name) => {
 
       // After a hit in the prefix cache, at a page's edge and beside it.
       for (const from of [1, 63, 64, 65, 100, long.length - 1]) {
-        expectSame(await model.logits(long, { from }), whole.subarray(from * vocabSize));
+        expectSame(await model.logits(long, { from }), whole.subarray(from * vocabSize), kvCacheType);
       }
       // Token by token: each prompt goes on from the one before.
       model.clearCache();
       for (let count = 1; count <= long.length; count += 1) {
         const row = await model.logits(long.slice(0, count), { from: count - 1 });
-        expectSame(row, last(count));
+        expectSame(row, last(count), kvCacheType);
       }
       // In one batch with others, which begin alike or not at all.
       model.clearCache();
       const others = [long.slice(5), long.slice(0, 70), [...long].reverse()];
       const answers = others.map((prompt) => model.generate(prompt, { maxTokens: 40, stopTokens: [] }).result);
-      expectSame(await model.logits(long), whole);
+      expectSame(await model.logits(long), whole, kvCacheType);
       await Promise.all(answers);
     });
   });
