@@ -110,7 +110,8 @@ stage_build() {
   local settings
   mapfile -t settings < <(addon_settings)
   [ ${#settings[@]} -gt 0 ] || say 'build: no node-addon-api, so no addon'
-  configure build/gpu "${settings[@]}" && cmake --build build/gpu --parallel "$cores"
+  configure build/gpu "${settings[@]}" &&
+    cmake --build build/gpu --parallel "$cores" --target all chatglm_cuda_tests chatglm_cuda_bench
 }
 stage_older-build() {
   local arch
