@@ -29,11 +29,15 @@ if (stray.length > 0) throw new Error(`the package has ${stray.join(', ')}`);
 
 fs.writeFileSync(path.join(project, 'package.json'), JSON.stringify({ name: 'consumer', private: true }));
 run('npm', ['install', '--ignore-scripts', '--no-audit', '--no-fund', `./${filename}`]);
-// The addon that was built here stands for the one of a published package.
+// The addon that was built here, and the CUDA library if there is one, stand for those of a published package.
 const installed = path.join(project, 'node_modules', 'node-chatglm');
 const prebuild = path.join(installed, 'prebuilds', `${process.platform}-${process.arch}`);
 fs.mkdirSync(prebuild, { recursive: true });
-fs.copyFileSync(path.join(root, 'build', 'Release', 'chatglm.node'), path.join(prebuild, 'node-chatglm.node'));
+const release = path.join(root, 'build', 'Release');
+fs.copyFileSync(path.join(release, 'chatglm.node'), path.join(prebuild, 'node-chatglm.node'));
+const cudaLibrary = path.join(release, 'libchatglm-cuda.so');
+const withCuda = fs.existsSync(cudaLibrary);
+if (withCuda) fs.copyFileSync(cudaLibrary, path.join(prebuild, 'libchatglm-cuda.so'));
 
 const source = `
 const model = await loadModel();
@@ -51,6 +55,8 @@ for (const file of ['a.cjs', 'b.mjs']) {
 }
 const help = run(path.join(project, 'node_modules', '.bin', 'chatglm'), ['--help']);
 if (!/bench/.test(help)) throw new Error('the command chatglm does not work');
+const { cuda } = JSON.parse(run(path.join(project, 'node_modules', '.bin', 'chatglm'), ['system', '--json']));
+if (withCuda && /not beside the addon|cannot be loaded|another version/.test(cuda)) throw new Error(cuda);
 
 const typed = `import { ChatGLMError, loadModel, type ChatMessage, type Model } from 'node-chatglm';
 export async function ask(history: ChatMessage[]): Promise<string> {
