@@ -293,6 +293,7 @@ TEST_P(GemmTest, FewTilesThatManyBlocksShare) {
 
 TEST_P(GemmTest, ManyTiles) {
   for (const int32_t tokens : {5, 20, 50, 100}) verify(17000, 160, tokens);  // the last tile of 256 rows is half empty
+  verify(34000, 96, 40);  // more than a tile of 256 rows for each block
   verify(4720, 96, 1100);
   verify(4608, 160, 2047);  // whole tiles and shared ones
   verify(520, 64, 4100);    // more than a band of tokens
