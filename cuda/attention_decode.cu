@@ -32,7 +32,9 @@ constexpr int kHeads = 16;  // of a tile
 constexpr int kWarps = 8;
 constexpr int kThreads = 32 * kWarps;
 constexpr int kMostSlots = kWarps / 2;  // pages of a round: two warps make the scores of one
-constexpr int kBlocksPerSm = 2;
+// With so many a thread and two pages a round a block starts beside one of the matrix-vector product before it
+// (gemv.cu): its first pages are there when that one ends.
+constexpr int kMostRegisters = 112;
 constexpr int kMostCluster = 8;     // blocks: as many as every GPU with clusters can
 constexpr int kMaxSplits = 32;      // merged by one block, which takes as long as reading 8 KB of each
 constexpr int kMaxClusters = 15;    // what counts them has 4 bits for each block of a cluster
@@ -338,7 +340,7 @@ struct PageLoader {
 };
 
 template <KvType type, int D>
-__global__ void __launch_bounds__(kThreads, kBlocksPerSm) attend_decode_kernel(const __grid_constant__ Parameters p) {
+__global__ void __maxnreg__(kMostRegisters) attend_decode_kernel(const __grid_constant__ Parameters p) {
 #if defined(__CUDA_ARCH__)
   constexpr bool kBulkCopies = __CUDA_ARCH__ >= 900;
 #else
@@ -689,7 +691,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) attend_decode_kernel(c
 struct Plan {
   int32_t splits = 1;
   int32_t cluster = 1;
-  int32_t slots = 2;
+  int32_t slots = 2;  // three and four took more time: the block before had to end first
 
   int64_t partials() const { return splits / cluster; }  // of a task
 };
@@ -706,9 +708,6 @@ Plan plan_of(const Device& device, int32_t tasks) {
   } else {
     plan.splits = plan.cluster = wanted >= 4 ? 4 : wanted >= 2 ? 2 : 1;
   }
-  // As many pages at once as there may be in one block of a cluster, where one token has many multiprocessors; else few
-  // enough that two blocks, or one and that of a matrix-vector product, share a multiprocessor.
-  if (plan.splits > 4 * kMostCluster) plan.slots = kMostSlots;
   return plan;
 }
 

@@ -309,6 +309,7 @@ class CudaBackend final : public Backend {
 
   void attention(int32_t index, const Plan& plan, const Batch& batch) {
     const GpuLayer& layer = weights_.layers[static_cast<size_t>(index)];
+    const Activations attended = packed(w_.attended, shape_.query_size(), plan.tokens);
     normed_linear(layer.qkv, layer.attention_norm, plan.tokens, nullptr, w_.normed,
                   {Epilogue::store, w_.qkv, shape_.qkv_size(), {}});
     const QkvRows qkv = {w_.qkv,           layer.qkv_bias,   shape_.heads,
@@ -316,20 +317,29 @@ class CudaBackend final : public Backend {
     if (plan.decoded > 0) {
       Batch decoded = batch;
       decoded.tokens = plan.decoded;
-      attend_decode(launch_, qkv, decoded, kv_, index, w_.attended, w_.decode);
+      // Nothing else in the stream writes what is read ahead: the batch's numbers were copied before its first kernel
+      // began, and the old keys and values are of steps that the host has waited for.
+      attend_decode(launch_, qkv, decoded, kv_, index, attended, w_.decode, true);
     }
     if (!plan.prefill.empty()) {
       rotate_append(launch_, qkv, batch, plan.decoded, plan.tokens - plan.decoded, kv_, index, w_.queries);
       for (const PrefillSegment& segment : plan.prefill)
-        attend_prefill(launch_, w_.queries, shape_.heads, batch, segment, kv_, index, w_.attended);
+        attend_prefill(launch_, w_.queries, shape_.heads, batch, segment, kv_, index, attended);
     }
-    linear(layer.attention_output, plan.tokens, w_.attended, {Epilogue::add, w_.residual, shape_.hidden_size, {}});
+    linear(layer.attention_output, plan.tokens, attended, {Epilogue::add, w_.residual, shape_.hidden_size, {}});
   }
 
   void feed_forward(const GpuLayer& layer, int32_t tokens) {
-    normed_linear(layer.ffn_up, layer.ffn_norm, tokens, nullptr, w_.normed,
-                  {Epilogue::swiglu, nullptr, 0, w_.activated});
-    linear(layer.ffn_down, tokens, w_.activated, {Epilogue::add, w_.residual, shape_.hidden_size, {}});
+    const Activations activated = packed(w_.activated, shape_.ffn_size, tokens);
+    normed_linear(layer.ffn_up, layer.ffn_norm, tokens, nullptr, w_.normed, {Epilogue::swiglu, nullptr, 0, activated});
+    linear(layer.ffn_down, tokens, activated, {Epilogue::add, w_.residual, shape_.hidden_size, {}});
+  }
+
+  // The activations of a batch, its chunks close together: with the stride of the largest batch they would lie at
+  // addresses that fall into few of the memory's channels. Filling columns keep their places, where they are zero.
+  static Activations packed(Activations x, int32_t columns, int32_t tokens) {
+    if (columns % kChunkColumns == 0) x.stride = (tokens + 7) / 8 * 8;
+    return x;
   }
 
   void linear(const PackedMatrix& weights, int32_t tokens, const Activations& x, const LinearOutput& output) {
@@ -347,8 +357,9 @@ class CudaBackend final : public Backend {
       gemv(launch_, weights, tokens,
            {.residual = w_.residual, .norm = norm, .gather = gather, .epsilon = shape_.norm_epsilon}, output);
     } else {
-      rms_norm(launch_, w_.residual, norm, shape_.norm_epsilon, shape_.hidden_size, tokens, gather, normed);
-      gemm(launch_, weights, tokens, normed, output, w_.gemm);
+      const Activations x = packed(normed, shape_.hidden_size, tokens);
+      rms_norm(launch_, w_.residual, norm, shape_.norm_epsilon, shape_.hidden_size, tokens, gather, x);
+      gemm(launch_, weights, tokens, x, output, w_.gemm);
     }
   }
 

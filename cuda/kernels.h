@@ -28,7 +28,8 @@ struct Launch {
 /// f16 activations: see layout.h. Writers clamp to +-65504; NaN stays NaN.
 struct Activations {
   half* data = nullptr;
-  int32_t stride = 0;  // tokens: a multiple of 8; 128 more than are ever used, so that tiles may be read past the end
+  int32_t stride =
+      0;  // tokens: a multiple of 8; tiles are read up to 128 tokens past the last, into memory that is there
 };
 
 /// The tokens of a batch, in device memory.

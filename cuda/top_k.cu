@@ -354,7 +354,9 @@ void launch_select_top(const Launch& launch, const float* logits, int32_t rows, 
 
 void top_k(const Launch& launch, const float* logits, int32_t rows, int32_t vocabulary, TopLogits* top) {
   if (rows == 0) return;
-  const bool clusters = launch.device->arch >= 900 && vocabulary > kShortRow;
+  // Many rows fill the GPU with a block each.
+  const bool clusters =
+      launch.device->arch >= 900 && vocabulary > kShortRow && rows * 4 <= launch.device->multiprocessors;
   (clusters ? launch_select_top<kParts> : launch_select_top<1>)(launch, logits, rows, vocabulary, top);
 }
 
