@@ -277,8 +277,7 @@ Plan plan_of(const Device& device, const PackedMatrix& weights, int32_t tokens, 
   const int32_t steps = (weights.chunks + chunks_a_step - 1) / chunks_a_step;
   Plan best;
   int64_t least = 0;
-  for (const int32_t cluster : {1, 2, 4}) {
-    if (cluster > steps) break;
+  for (int32_t cluster = 1; cluster <= std::min(kMostCluster, steps); cluster *= 2) {
     // A GPU's multiprocessors come in groups of 16 or 18, some of them less; a cluster lies within one.
     const int32_t clusters = device.multiprocessors / 16 * 16 / cluster;
     if (clusters == 0) break;
