@@ -31,8 +31,6 @@ template <int kTokens>
 struct Budget {
   static constexpr bool kLean = kTokens <= 64;
   static constexpr int kLaunchThreads = kLean ? 512 : kThreads;  // tells the compiler: 128 registers a thread, or 168
-  static constexpr int kProducerRegisters = kLean ? 40 : 56;
-  static constexpr int kConsumerRegisters = kLean ? 168 : 224;
   static constexpr size_t kSharedBytes = (kLean ? 216 : 227) * 1024;
 };
 
@@ -95,7 +93,7 @@ __global__ void __launch_bounds__(Budget<kTokens>::kLaunchThreads, 1)
   const auto rows_of = [&](int32_t tile) { return min(p.tile, p.weights.row_tiles - tile * p.tile); };
 
   if (warp >= kConsumerWarps) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Budget<kTokens>::kProducerRegisters));
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Budget<kTokens>::kLean ? 40 : 56));
     // Each warp copies the weights of every fourth row tile, and one of the stage's chunks of activations, or none.
     const int producer = warp - kConsumerWarps;
     const uint64_t policy = weight_policy(true);
@@ -163,7 +161,7 @@ __global__ void __launch_bounds__(Budget<kTokens>::kLaunchThreads, 1)
       cluster_wait();
     }
   } else {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Budget<kTokens>::kConsumerRegisters));
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Budget<kTokens>::kLean ? 168 : 224));
     wait_for_previous_kernel();
     Consumer<S> consumer(ring, lane);
     float(&d)[2][S::kOctets][4] = consumer.d;
