@@ -31,8 +31,8 @@ int32_t count_clusters(int32_t cluster, size_t shared_bytes) {
   config.attrs = &attribute;
   config.numAttrs = 1;
   int clusters = 0;
-  cudaError_t status = cudaFuncSetAttribute(report_arch, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                            static_cast<int>(shared_bytes));
+  cudaError_t status =
+      cudaFuncSetAttribute(report_arch, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
   if (status == cudaSuccess) status = cudaOccupancyMaxActiveClusters(&clusters, report_arch, &config);
   if (status == cudaSuccess) return clusters;
   cudaGetLastError();  // a part of a GPU, for one, may have too few multiprocessors for a cluster
