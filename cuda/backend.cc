@@ -343,7 +343,7 @@ class CudaBackend final : public Backend {
   }
 
   void linear(const PackedMatrix& weights, int32_t tokens, const Activations& x, const LinearOutput& output) {
-    if (gemv_fits(device_, weights, tokens, output.epilogue)) {
+    if (gemv_fits(device_, weights, tokens)) {
       gemv(launch_, weights, tokens, {.x = x}, output);
     } else {
       gemm(launch_, weights, tokens, x, output, w_.gemm);
@@ -353,7 +353,7 @@ class CudaBackend final : public Backend {
   // The layer on rows of the residual, normalized: on the way, or before into `normed`.
   void normed_linear(const PackedMatrix& weights, const float* norm, int32_t tokens, const int32_t* gather,
                      const Activations& normed, const LinearOutput& output) {
-    if (gemv_fits(device_, weights, tokens, output.epilogue)) {
+    if (gemv_fits(device_, weights, tokens)) {
       gemv(launch_, weights, tokens,
            {.residual = w_.residual, .norm = norm, .gather = gather, .epsilon = shape_.norm_epsilon}, output);
     } else {

@@ -69,8 +69,7 @@ CHATGLM_HD constexpr int partial_bytes(int warps) {
 CHATGLM_HD constexpr int activation_pitch(int chunks) { return chunks * kChunkColumns * 2 + 16; }
 __device__ __forceinline__ int activation_offset(int chunk, int t) { return chunk * 128 + ((t ^ (chunk & 3)) << 5); }
 
-constexpr int kMostSlots = 8;
-constexpr int kBarrierBytes = (kMostWarps * kMostSlots + 4) * static_cast<int>(sizeof(uint64_t));  // a multiple of 16
+constexpr int kBarrierBytes = kMostWarps * 8 * static_cast<int>(sizeof(uint64_t));  // for up to 8 slots
 
 CHATGLM_HD constexpr int slot_bytes(DataType type) { return stage_chunks(type) * block_bytes(type); }
 CHATGLM_HD constexpr int rings_bytes(DataType type, Kind kind, int arch) {
@@ -79,8 +78,7 @@ CHATGLM_HD constexpr int rings_bytes(DataType type, Kind kind, int arch) {
 
 struct Arguments {
   PackedMatrix weights;
-  int32_t tiles = 0;                    // row tiles that have rows of the model
-  int32_t first_chunk = 0, chunks = 0;  // of all chunks of columns those that this launch multiplies
+  int32_t tiles = 0;  // row tiles that have rows of the model
   int32_t tokens = 0;
   GemvInput input;
   LinearOutput output;
@@ -308,11 +306,11 @@ __global__ void __maxnreg__(kMostRegisters) gemv_kernel(const __grid_constant__ 
   constexpr int kArch = 0;
 #endif
   constexpr int kBytes = block_bytes(type), kSlots = ring_slots(type, kKind, kArch), kStage = stage_chunks(type);
-  static_assert(kSlots <= kMostSlots && kStage <= 2);
+  static_assert(kSlots <= 8 && kStage <= 2);
   extern __shared__ __align__(16) uint8_t shared[];
   const PackedMatrix& weights = arguments.weights;
   const LinearOutput& output = arguments.output;
-  const int tokens = arguments.tokens, chunks = arguments.chunks;
+  const int tokens = arguments.tokens, chunks = weights.chunks;
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int g = lane / 4, t = lane % 4;
 
@@ -332,10 +330,9 @@ __global__ void __maxnreg__(kMostRegisters) gemv_kernel(const __grid_constant__ 
                                    reinterpret_cast<uint64_t*>(shared) + warp * kSlots, lane};
   let_next_kernel_start();
   ring.init();
-  const uint8_t* next =
-      weights.data + (static_cast<int64_t>(first_tile) * weights.chunks + arguments.first_chunk + first_chunk) * kBytes;
+  const uint8_t* next = weights.data + (static_cast<int64_t>(first_tile) * chunks + first_chunk) * kBytes;
   const int stages = (chunks - first_chunk + kStep - 1) / kStep;  // of a tile; 0 if there are fewer chunks than warps
-  const int64_t to_next_tile = (static_cast<int64_t>(stride) * weights.chunks - stages * kStep) * kBytes;
+  const int64_t to_next_tile = (static_cast<int64_t>(stride) * chunks - stages * kStep) * kBytes;
   int next_chunk = first_chunk, tiles_to_load = stages > 0 ? tiles : 0;
   const auto load_next = [&](int slot) {
     ring.fill(slot, next, tiles_to_load > 0 ? min(kStage, chunks - next_chunk) * kBytes : 0);
@@ -358,9 +355,7 @@ __global__ void __maxnreg__(kMostRegisters) gemv_kernel(const __grid_constant__ 
   if (fused_norm) {
     normalize<kWarps>(arguments.input, norm, weights.columns, chunks, tokens, activations, partial);
   } else {
-    Activations x = arguments.input.x;
-    x.data += static_cast<int64_t>(arguments.first_chunk) * x.stride * kChunkColumns;
-    copy_activations<kWarps>(x, chunks, tokens, activations);
+    copy_activations<kWarps>(arguments.input.x, chunks, tokens, activations);
   }
 
   // --- Adding up: two tokens' sums of a tile by one warp, each time by another; a lane has one of them.
@@ -375,51 +370,19 @@ __global__ void __maxnreg__(kMostRegisters) gemv_kernel(const __grid_constant__ 
       if (tile < tiles && token < tokens && y_row < weights.rows) previous = output.y[token * output.y_stride + y_row];
     }
   };
-  // With mbarriers only those who add up wait for the others, who go on with up to two more tiles.
-  constexpr bool kBarriers = kArch >= 900;
-  uint64_t* const sums_written = reinterpret_cast<uint64_t*>(shared) + kMostWarps * kMostSlots;
-  uint64_t* const sums_read = sums_written + 2;
-  const auto arrive = [&](uint64_t* barrier) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    __syncwarp();
-    if (lane == 0) barrier_arrive(barrier);
-#endif
-  };
-  const auto wait = [&](uint64_t* barrier, int round) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    barrier_wait(barrier, static_cast<uint32_t>(round & 1));
-#endif
-  };
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < 2; ++i) {
-      barrier_init(sums_written + i, kWarps);
-      barrier_init(sums_read + i, static_cast<uint32_t>(tokens + 1) / 2);
-    }
-  }
-#endif
   const auto finish_tile = [&](const float(&sum)[4]) {
     float* const buffer = partial + tile % 2 * (kWarps * kPartialFloats);
-    if constexpr (kBarriers) {
-      if (tile >= 2) wait(sums_read + tile % 2, tile / 2 - 1);
-    }
     if (2 * t < tokens) {
       float* mine = buffer + warp * kPartialFloats + g * kPartialPitch + 2 * t;
       *reinterpret_cast<float2*>(mine) = make_float2(sum[0], sum[1]);
       *reinterpret_cast<float2*>(mine + 8 * kPartialPitch) = make_float2(sum[2], sum[3]);
     }
-    if constexpr (kBarriers) {
-      arrive(sums_written + tile % 2);
-    } else {
-      // One barrier a tile will do: whoever writes this buffer again has passed the next tile's, and so has the reader.
-      __syncthreads();
-    }
+    // One barrier a tile will do: whoever writes this buffer again has passed the next tile's, and so has the reader.
+    __syncthreads();
     if (token - lane / kTileRows < tokens) {
-      if constexpr (kBarriers) wait(sums_written + tile % 2, tile / 2);
       float total = 0;
 #pragma unroll
       for (int w = 0; w < kWarps; ++w) total += buffer[w * kPartialFloats + row * kPartialPitch + token];
-      if constexpr (kBarriers) arrive(sums_read + tile % 2);
       const int64_t row_tile = first_tile + tile * stride;
       if constexpr (epilogue == Epilogue::swiglu) {
         const float up = __shfl_down_sync(0xffffffffu, total, 8);
@@ -472,30 +435,18 @@ __global__ void __maxnreg__(kMostRegisters) gemv_kernel(const __grid_constant__ 
   }
 }
 
-size_t shared_bytes(const Device& device, DataType type, int32_t chunks, Kind kind, int32_t tokens) {
-  const size_t used =
-      static_cast<size_t>(kBarrierBytes + rings_bytes(type, kind, device.arch) + partial_bytes(warps_of(kind))) +
-      static_cast<size_t>(tokens) * activation_pitch(chunks);
+size_t shared_bytes(const Device& device, const PackedMatrix& weights, Kind kind, int32_t tokens) {
+  const size_t used = static_cast<size_t>(kBarrierBytes + rings_bytes(weights.type, kind, device.arch) +
+                                          partial_bytes(warps_of(kind))) +
+                      static_cast<size_t>(tokens) * activation_pitch(weights.chunks);
   return kind == Kind::tall && device.arch >= 900 ? std::max(used, kTallSharedBytes) : used;
-}
-
-/// In how many launches, each with its part of the columns, whose activations must fit into shared memory; 0: in none.
-/// Only what is added can be added in parts.
-int32_t parts_of(const Device& device, const PackedMatrix& weights, int32_t tokens, Epilogue epilogue) {
-  if (tokens < 1 || tokens > kGemvTokens) return 0;
-  const int32_t most = epilogue == Epilogue::add ? std::min(4, weights.chunks) : 1;
-  for (int32_t parts = 1; parts <= most; ++parts) {
-    const int32_t chunks = (weights.chunks + parts - 1) / parts;
-    if (shared_bytes(device, weights.type, chunks, kind_of(epilogue), tokens) <= device.shared_bytes) return parts;
-  }
-  return 0;
 }
 
 template <DataType type, Epilogue epilogue>
 void launch_gemv(const Launch& launch, const Arguments& arguments) {
   const Device& device = *launch.device;
   constexpr Kind kind = kind_of(epilogue);
-  const size_t bytes = shared_bytes(device, type, arguments.chunks, kind, arguments.tokens);
+  const size_t bytes = shared_bytes(device, arguments.weights, kind, arguments.tokens);
   allow_shared_bytes(gemv_kernel<type, epilogue>, bytes);
   const int32_t most = device.multiprocessors * (device.arch < kAsyncArch ? 2 : 1);
   launch_kernel(launch, gemv_kernel<type, epilogue>, static_cast<unsigned>(std::min(arguments.tiles, most)),
@@ -513,14 +464,14 @@ void gemv_type(const Launch& launch, const Arguments& arguments) {
 
 }  // namespace
 
-bool gemv_fits(const Device& device, const PackedMatrix& weights, int32_t tokens, Epilogue epilogue) {
-  return parts_of(device, weights, tokens, epilogue) > 0;
+bool gemv_fits(const Device& device, const PackedMatrix& weights, int32_t tokens) {
+  const auto fits = [&](Kind kind) { return shared_bytes(device, weights, kind, tokens) <= device.shared_bytes; };
+  return tokens >= 1 && tokens <= kGemvTokens && fits(Kind::wide) && fits(Kind::tall);
 }
 
 void gemv(const Launch& launch, const PackedMatrix& weights, int32_t tokens, const GemvInput& input,
           const LinearOutput& output) {
-  const int32_t parts = parts_of(*launch.device, weights, tokens, output.epilogue);
-  if (parts == 0 || (parts > 1 && input.residual)) throw Error("ERR_INTERNAL", "CUDA: gemv on too many tokens");
+  if (!gemv_fits(*launch.device, weights, tokens)) throw Error("ERR_INTERNAL", "CUDA: gemv on too many tokens");
   if (weights.gate_up != (output.epilogue == Epilogue::swiglu)) throw Error("ERR_INTERNAL", "CUDA: SwiGLU or not?");
   Arguments arguments;
   arguments.weights = weights;
@@ -529,14 +480,10 @@ void gemv(const Launch& launch, const PackedMatrix& weights, int32_t tokens, con
   arguments.tokens = tokens;
   arguments.input = input;
   arguments.output = output;
-  arguments.chunks = (weights.chunks + parts - 1) / parts;
-  for (; arguments.first_chunk < weights.chunks; arguments.first_chunk += arguments.chunks) {
-    arguments.chunks = std::min(arguments.chunks, weights.chunks - arguments.first_chunk);
-    switch (weights.type) {
-      case DataType::q4_0: gemv_type<DataType::q4_0>(launch, arguments); break;
-      case DataType::q8_0: gemv_type<DataType::q8_0>(launch, arguments); break;
-      default: gemv_type<DataType::f16>(launch, arguments);
-    }
+  switch (weights.type) {
+    case DataType::q4_0: return gemv_type<DataType::q4_0>(launch, arguments);
+    case DataType::q8_0: return gemv_type<DataType::q8_0>(launch, arguments);
+    default: return gemv_type<DataType::f16>(launch, arguments);
   }
 }
 

@@ -66,9 +66,8 @@ struct GemvInput {
   const int32_t* gather = nullptr;  // (tokens): the residual's row of each token; null: 0, 1, 2, ...
   float epsilon = 0;
 };
-/// Whether gemv() can: the activations of so many tokens, with Epilogue::add those of a quarter of the columns, must fit
-/// into shared memory. With Epilogue::add the input cannot be a residual then.
-bool gemv_fits(const Device& device, const PackedMatrix& weights, int32_t tokens, Epilogue epilogue);
+/// Whether gemv() can: the activations of so many tokens must fit into shared memory.
+bool gemv_fits(const Device& device, const PackedMatrix& weights, int32_t tokens);
 void gemv(const Launch& launch, const PackedMatrix& weights, int32_t tokens, const GemvInput& input,
           const LinearOutput& output);
 

@@ -230,8 +230,7 @@ class Kernels {
     if (wanted(gemv_name)) {
       report_.print("%-24s", gemv_name.c_str());
       for (const int32_t tokens : {1, 2, 4, 8}) {
-        const cuda::LinearOutput output = output_of(matrix, tokens);
-        if (!cuda::gemv_fits(device_, packed, tokens, output.epilogue)) continue;
+        if (!cuda::gemv_fits(device_, packed, tokens)) continue;
         cuda::GemvInput input;
         if (matrix.normed) {
           input.residual = floats_.as<float>();
@@ -240,6 +239,7 @@ class Kernels {
         } else {
           input.x = {halves_.as<half>(), stride_of(tokens)};
         }
+        const cuda::LinearOutput output = output_of(matrix, tokens);
         cell(measurement(gemv_name, tokens), std::to_string(tokens),
              [&](int i) { cuda::gemv(launch_, copy(i), tokens, input, output); });
       }
