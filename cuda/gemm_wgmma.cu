@@ -1,7 +1,7 @@
 #include "cuda/gemm_wgmma.cuh"
 #include "cuda/stream_k.cuh"
 
-// A linear layer on more than 128 tokens, y = x . W^T, with Hopper's tensor cores (wgmma, sm_90a); on fewer:
+// A linear layer, y = x . W^T, with Hopper's tensor cores (wgmma, sm_90a). For at most 128 tokens and many rows:
 // gemm_wgmma_few.cu.
 //
 // Computes the transpose, D (rows, tokens) = W . X^T: A, the weights, go from shared memory through registers, where
@@ -11,23 +11,24 @@
 // Launch: at most one block a multiprocessor, 384 threads: two warpgroups that multiply, each with half of the block's
 // 128 or 256 rows, and one that starts copies into a ring of 4 to 16 stages (mbarriers full and empty), so that about
 // 200 KB are on their way or ready; its registers go to the other two. Its four warps share the starting of copies, a
-// thread of each, so that this does not bound the rest. A tile is those rows by 128 tokens; tiles are dealt out by
-// stream_k.h. While the tensor cores work on one set of A registers, the warps fill the other.
+// thread of each, so that this does not bound the rest. A tile is those rows by 128 tokens, or by 64 if there are no
+// more; tiles are dealt out by stream_k.h. While the tensor cores work on one set of A registers, the warps fill the
+// other.
 //
 // Bounds on an H100 (3.14 TB/s plain read, about 790 TFLOP/s dense f16): 2 * rows * columns * tokens
 // operations; up projection of a 6B model, 27392 x 4096 on 2048 tokens: 460 GFLOP, 0.58 ms. From L2 a tile of 256 x 128
 // takes 25.6 KB for each 64 columns (q4_0), 1024 cycles of the tensor cores: 33 GB/s a multiprocessor at 790 TFLOP/s.
 // Decoding the weights takes 220 of the 1024 issue slots of a warp scheduler, the epilogue about 5% of a tile's time.
-// Expected: 550 to 600 TFLOP/s, 0.8 ms.
+// Expected: 550 to 600 TFLOP/s, 0.8 ms. Measured at 64 and 128 tokens, where the weights' bytes still matter: QKV 14.6
+// and 19.5 us, the attention's output 15.7 and 22.4, the down projection 27.1 and 37.2, the logits at 128 tokens 115.
 namespace chatglm::cuda {
 
 namespace {
 
 constexpr int kThreads = (kConsumerWarps + kProducerWarps) * 32;
 constexpr size_t kSharedLimit = 227 * 1024;  // of a block on sm_90
-constexpr int kTokens = 128;                 // of a tile
 
-template <DataType type, int kSubtiles>
+template <DataType type, int kSubtiles, int kTokens>
 using TileShape = Shape<type, kSubtiles, kTokens, kSharedLimit>;
 
 struct Parameters {
@@ -40,10 +41,10 @@ struct Parameters {
   TileGrid grid;
 };
 
-template <DataType type, int kSubtiles>
+template <DataType type, int kSubtiles, int kTokens>
 __global__ void __launch_bounds__(kThreads, 1) gemm_wgmma_kernel(const __grid_constant__ Parameters p) {
 #if defined(CHATGLM_WGMMA)
-  using S = TileShape<type, kSubtiles>;
+  using S = TileShape<type, kSubtiles, kTokens>;
   extern __shared__ uint8_t shared[];
   const Ring<S> ring(shared);
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
@@ -155,28 +156,37 @@ __global__ void __launch_bounds__(kThreads, 1) gemm_wgmma_kernel(const __grid_co
 #endif
 }
 
-template <DataType type, int kSubtiles>
+template <DataType type, int kSubtiles, int kTokens>
 void launch_shape(const Launch& launch, Parameters& p) {
-  using S = TileShape<type, kSubtiles>;
+  using S = TileShape<type, kSubtiles, kTokens>;
   p.grid.row_blocks = (p.weights.row_tiles + S::kRowTiles - 1) / S::kRowTiles;
   p.grid.token_blocks = (p.tokens + kTokens - 1) / kTokens;
   const int32_t steps = (p.weights.chunks + S::kChunks - 1) / S::kChunks;
   // A range of fewer steps takes less time than the adding up of its parts.
-  constexpr int32_t kLeastSteps = 8;
+  constexpr int32_t kLeastSteps = kTokens < 128 ? 4 / S::kChunks : 8;
   p.split = split_stream_k(p.grid.row_blocks * p.grid.token_blocks, steps, launch.device->multiprocessors, kLeastSteps);
-  const auto kernel = gemm_wgmma_kernel<type, kSubtiles>;
+  const auto kernel = gemm_wgmma_kernel<type, kSubtiles, kTokens>;
   allow_shared_bytes(kernel, S::kSharedBytes);
   launch_kernel(launch, kernel, dim3(static_cast<uint32_t>(p.split.blocks)), dim3(kThreads), S::kSharedBytes, p);
 }
 
-template <DataType type>
-void launch_type(const Launch& launch, Parameters& p) {
+template <DataType type, int kTokens>
+void launch_tokens(const Launch& launch, Parameters& p) {
   // Tiles of 256 rows fetch the activations half as often; with few of them many blocks would share each.
   const int32_t tiles = (p.weights.row_tiles + 15) / 16 * ((p.tokens + kTokens - 1) / kTokens);
   if (2 * tiles >= launch.device->multiprocessors) {
-    launch_shape<type, 2>(launch, p);
+    launch_shape<type, 2, kTokens>(launch, p);
   } else {
-    launch_shape<type, 1>(launch, p);
+    launch_shape<type, 1, kTokens>(launch, p);
+  }
+}
+
+template <DataType type>
+void launch_type(const Launch& launch, Parameters& p) {
+  if (p.tokens <= 64) {
+    launch_tokens<type, 64>(launch, p);
+  } else {
+    launch_tokens<type, 128>(launch, p);
   }
 }
 
@@ -190,7 +200,9 @@ void gemm_wgmma(const Launch& launch, const PackedMatrix& weights, int32_t token
                 const LinearOutput& output, const GemmWorkspace& workspace) {
   if (!launch.device->wgmma) throw Error("ERR_INTERNAL", "gemm_wgmma: not on this GPU");
   if (tokens == 0) return;
-  if (tokens <= kFewTokens) return gemm_wgmma_few(launch, weights, tokens, x, output);
+  if (gemm_wgmma_few_suits(*launch.device, weights, tokens)) {
+    return gemm_wgmma_few(launch, weights, tokens, x, output);
+  }
   Parameters p;
   p.weights = weights;
   p.x = x;

@@ -327,8 +327,10 @@ class Consumer {
 
 #endif
 
-/// gemm_wgmma for at most kFewTokens tokens.
-constexpr int32_t kFewTokens = 128;
+/// Whether gemm_wgmma_few is the fastest way: for matrices whose rows give every multiprocessor about the same work,
+/// and at most 64 or 128 tokens.
+bool gemm_wgmma_few_suits(const Device& device, const PackedMatrix& weights, int32_t tokens);
+/// gemm_wgmma for these.
 void gemm_wgmma_few(const Launch& launch, const PackedMatrix& weights, int32_t tokens, const Activations& x,
                     const LinearOutput& output);
 

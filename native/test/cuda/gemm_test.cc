@@ -299,13 +299,20 @@ TEST_P(GemmTest, ManyTiles) {
   verify(520, 64, 4100);    // more than a band of tokens
 }
 
+TEST_P(GemmTest, ManyTilesOfManyColumns) {  // more than the stages of a ring have room for
+  Random random(2);
+  const TestMatrix matrix(launch_, type(), 17000, type() == DataType::f16 ? 544 : 1312, false, random);
+  for (const int32_t tokens : {9, 30, 50, 100}) verify(matrix, tokens, 1, random);
+}
+
 TEST_P(GemmTest, LargeActivations) {
   verify(96, 1056, 70, 1e4f);
   verify(4608, 544, 13, 1e4f);
 }
 
 TEST_P(GemmTest, GatedUnits) {
-  for (const auto& [ffn, columns] : {std::pair{544, 96}, std::pair{37, 1056}, std::pair{2056, 544}}) {
+  for (const auto& [ffn, columns] :
+       {std::pair{544, 96}, std::pair{37, 1056}, std::pair{2056, 544}, std::pair{8500, 96}}) {
     Random random(static_cast<uint64_t>(ffn + columns));
     const TestMatrix matrix(launch_, type(), 2 * ffn, columns, true, random);
     for (const int32_t tokens : {1, 10, 30, 64, 130, 300}) {
