@@ -18,7 +18,8 @@
 //
 // Bytes a token of context: 1,024 in f16 (544 in q8_0) over both groups of the 6B model, 28,672 (15,232) over its 28
 // layers. 32,000 tokens are 32.8 MB a layer: 10.4 us at 3.14 TB/s. Expected: 13 us; up to 2048 tokens the latency of
-// the kernel, 3 to 4 us.
+// the kernel, 3 to 4 us. Measured, one launch after the other: 2.5, 5.4, 8.7 and 16.6 us at depths 0, 2,048, 8,192 and
+// 32,000 (63% of the bound); 256 tokens at depth 128 20.5 us (55%).
 
 #include "cuda/rope.cuh"
 

@@ -21,6 +21,7 @@
 // Decoding the weights takes 220 of the 1024 issue slots of a warp scheduler, the epilogue about 5% of a tile's time.
 // Expected: 550 to 600 TFLOP/s, 0.8 ms. Measured at 64 and 128 tokens, where the weights' bytes still matter: QKV 14.6
 // and 19.5 us, the attention's output 15.7 and 22.4, the down projection 27.1 and 37.2, the logits at 128 tokens 115.
+// Measured: up projection of 2,048 tokens 0.74 to 0.77 ms, 600 to 624 TFLOP/s (76 to 79%); down projection 0.36 ms.
 namespace chatglm::cuda {
 
 namespace {

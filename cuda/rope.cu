@@ -5,7 +5,8 @@
 // consecutive lanes write consecutive tokens.
 //
 // Bytes of a token of the 6B model: 18,432 read, 8,192 of queries and 1,024 of keys and values written: 2048 tokens are
-// 56.6 MB a layer, 18 us at 3.14 TB/s, of the 2,000 us that a layer has. Expected: 25 us.
+// 56.6 MB a layer, 18 us at 3.14 TB/s, of the 2,000 us that a layer has. Expected: 25 us;
+// measured 21.5 us.
 
 #include "cuda/rope.cuh"
 

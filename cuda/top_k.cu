@@ -26,6 +26,7 @@
 // cluster with the stores before it, 500 for the ranks of the groups, 300 for those of the candidates, so 2 us in all,
 // and a launch. Expected: 4 us, and 25 us for 256 rows, whose 67 MB come from memory in 22 us. One block a row takes
 // 17.8 us. The result, 524 bytes a row, may go straight to mapped host memory.
+// Measured: 6.9 us for a row, 7.4 us for 8, 42.7 us for 256.
 namespace chatglm::cuda {
 
 namespace {
