@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cuda/device.h"
+#include "cuda/exit_gate.h"
 #include "cuda/kernels.h"
 #include "cuda/memory.h"
 #include "cuda/weights.h"
@@ -129,8 +130,8 @@ void check_memory(uint64_t wanted) {
 
 class CudaBackend final : public Backend {
  public:
-  CudaBackend(const ModelSource& source, const CudaOptions& options, const Progress& progress,
-              const std::atomic<bool>& abort)
+  /// Takes all memory. Then the weights are to be loaded.
+  CudaBackend(const ModelSource& source, const CudaOptions& options)
       : shape_(source.shape), sizes_(sizes_of(options)), device_(open_device(options.device)) {
     check_supported(shape_);
     launch_ = {stream_.get(), &device_};
@@ -159,6 +160,9 @@ class CudaBackend final : public Backend {
     }
     check(cudaMemcpy(w_.frequencies, frequencies.data(), frequencies.size() * sizeof(float), cudaMemcpyHostToDevice),
           "copying the rotations' frequencies");
+  }
+
+  void load(const ModelSource& source, const Progress& progress, const std::atomic<bool>& abort) {
     upload_weights(source, weights_, launch_, progress, abort);
   }
 
@@ -430,11 +434,47 @@ class CudaBackend final : public Backend {
   std::array<cudaGraphExec_t, kMaxGraphTokens + 1> graphs_ = {};  // by number of sequences
 };
 
+/// The backend behind the gate that closes when the process ends.
+class GatedBackend final : public Backend {
+ public:
+  GatedBackend(const ModelSource& source, const CudaOptions& options) {
+    const ExitGate::Pass pass;
+    backend_ = std::make_unique<CudaBackend>(source, options);
+    ExitGate::install();
+  }
+  ~GatedBackend() override {
+    const ExitGate::Pass pass;
+    backend_.reset();
+  }
+
+  void load(const ModelSource& source, const Progress& progress, const std::atomic<bool>& abort) {
+    backend_->load(source, progress, abort);
+  }
+
+  BackendInfo info() const override { return backend_->info(); }
+  int32_t max_batch_tokens() const override { return backend_->max_batch_tokens(); }
+  int32_t max_batch_logits() const override { return backend_->max_batch_logits(); }
+  int32_t max_top() const override { return backend_->max_top(); }
+  bool forward(std::span<const Segment> batch, float* logits, TopLogits* top, const std::atomic<bool>& abort) override {
+    const ExitGate::Pass pass;
+    return backend_->forward(batch, logits, top, abort);
+  }
+  void copy_page(int32_t from, int32_t to, int32_t tokens) override {
+    const ExitGate::Pass pass;
+    backend_->copy_page(from, to, tokens);
+  }
+
+ private:
+  std::unique_ptr<CudaBackend> backend_;
+};
+
 }  // namespace
 
 std::unique_ptr<Backend> make_backend(const ModelSource& source, const CudaOptions& options, const Progress& progress,
                                       const std::atomic<bool>& abort) {
-  return std::make_unique<CudaBackend>(source, options, progress, abort);
+  auto backend = std::make_unique<GatedBackend>(source, options);
+  backend->load(source, progress, abort);
+  return backend;
 }
 
 }  // namespace chatglm::cuda

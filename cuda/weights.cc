@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cstring>
-#include <set>
+#include <memory>
+
+#include "cuda/exit_gate.h"
 
 namespace chatglm::cuda {
 
@@ -153,15 +155,28 @@ void upload_weights(const ModelSource& source, const GpuWeights& weights, const 
                                  [](const TensorSource& tensor) { return tensor.name == "output.weight"; });
   matrices[tied ? "token_embd.weight" : "output.weight"] = weights.output;
 
-  Uploader uploader(launch);
-  load_weights(source, progress, abort, [&](const std::string& name, const Tensor& tensor) {
-    if (name == "token_embd.weight")
-      uploader.copy(tensor.data, static_cast<size_t>(tensor.bytes()), weights.embedding.data);
-    if (const auto matrix = matrices.find(name); matrix != matrices.end()) uploader.pack(name, tensor, matrix->second);
-    if (const auto vector = vectors.find(name); vector != vectors.end())
-      uploader.copy(tensor.data, static_cast<size_t>(tensor.bytes()), vector->second);
-  });
-  uploader.finish();
+  std::unique_ptr<Uploader> uploader;
+  const auto gated = [](const auto& action) {
+    const ExitGate::Pass pass;
+    action();
+  };
+  gated([&] { uploader = std::make_unique<Uploader>(launch); });
+  try {
+    load_weights(source, progress, abort, [&](const std::string& name, const Tensor& tensor) {
+      const ExitGate::Pass pass;
+      const auto bytes = static_cast<size_t>(tensor.bytes());
+      if (name == "token_embd.weight") uploader->copy(tensor.data, bytes, weights.embedding.data);
+      if (const auto matrix = matrices.find(name); matrix != matrices.end())
+        uploader->pack(name, tensor, matrix->second);
+      if (const auto vector = vectors.find(name); vector != vectors.end())
+        uploader->copy(tensor.data, bytes, vector->second);
+    });
+    gated([&] { uploader->finish(); });
+  } catch (...) {
+    gated([&] { uploader.reset(); });
+    throw;
+  }
+  gated([&] { uploader.reset(); });
 }
 
 }  // namespace chatglm::cuda

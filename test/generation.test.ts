@@ -233,7 +233,7 @@ test('more requests than sequences wait for their turn, and more than maxQueue a
 test('free sequences count beside the queue, however quick the model is', async () => {
   const small = await loadModel(undefined, { maxSequences: 2, maxQueue: 1 });
   for (let round = 0; round < 5; round++) {
-    const requests = Array.from({ length: 5 }, () => small.generate(prompt, { maxTokens: 5, ...endless }).result);
+    const requests = Array.from({ length: 5 }, () => small.generate(prompt, { maxTokens: 40, ...endless }).result);
     const outcomes = await Promise.allSettled(requests);
     expect(outcomes.map(({ status }) => status)).toEqual([
       'fulfilled',
