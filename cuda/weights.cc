@@ -170,6 +170,7 @@ void upload_weights(const ModelSource& source, const GpuWeights& weights, const 
         uploader->pack(name, tensor, matrix->second);
       if (const auto vector = vectors.find(name); vector != vectors.end())
         uploader->copy(tensor.data, bytes, vector->second);
+      return true;
     });
     gated([&] { uploader->finish(); });
   } catch (...) {

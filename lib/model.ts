@@ -1,4 +1,3 @@
-import { availableParallelism } from 'node:os';
 import { onAbort } from './abort.js';
 import { Chat, type ChatOnceOptions, type ChatOnceResult, type ChatOptions, chatOnce } from './chat.js';
 import { type OpenOptions, openCheckpoint } from './checkpoint/open.js';
@@ -61,11 +60,15 @@ export interface LoadOptions {
   maxSequences?: number | undefined;
   /** The most requests that wait; one more is refused with ERR_QUEUE_FULL. Default: 256. */
   maxQueue?: number | undefined;
-  /** Threads of the CPU that compute, or that read the weights for a GPU. Default: as many as the process may use at once. */
+  /**
+   * Threads of the CPU that compute, or that read the weights for a GPU. Default: one for each core (not hardware thread)
+   * that the process may use, and no more than its container is granted. Models that compute at the same time take turns
+   * rather than use more threads than there are cores.
+   */
   threads?: number | undefined;
   /**
-   * How keys and values are kept. f32, on the CPU only, takes twice the memory of f16 and is nearer to THUDM's float32; q8_0,
-   * on a GPU only, takes half. Default: `f16` on a GPU and where weights are quantized, else `f32`.
+   * How keys and values are kept. f32, on the CPU only, takes twice the memory of f16 and is nearer to THUDM's float32; q8_0
+   * takes about half of it. Default: `f16` on a GPU and where weights are quantized, else `f32`.
    */
   kvCacheType?: 'f16' | 'f32' | 'q8_0' | undefined;
   /** Find again what was computed for earlier requests that begin with the same tokens. Default: true. */
@@ -446,7 +449,7 @@ function toNativeSpec({ files, tensors, config, seed }: ModelSource, options: Lo
     }),
     maxSequences: integerOption('maxSequences', options.maxSequences, DEFAULT_SEQUENCES, { least: 1, most: 256 }),
     maxQueue: integerOption('maxQueue', options.maxQueue, DEFAULT_QUEUE, { most: 1 << 20 }),
-    threads: integerOption('threads', options.threads, availableParallelism(), { least: 1, most: 1024 }),
+    threads: integerOption('threads', options.threads, native.physicalCores(), { least: 1, most: 1024 }),
     quantization: choiceOption('quantization', options.quantization, ['int8', 'int4'], ''),
     kvCacheType: choiceOption('kvCacheType', options.kvCacheType, ['f16', 'f32', 'q8_0'], ''),
     prefixCache: booleanOption('prefixCache', options.prefixCache, true),
@@ -469,8 +472,8 @@ function checkLoadOptions(options: LoadOptions): LoadOptions {
  * Loads a checkpoint: a GGUF file, or a directory as THUDM published it. Without a path: the small model that comes with
  * this package.
  *
- * Weights that the kernels read as they lie are mapped, not copied: do not change or shorten the files while the model is
- * in use.
+ * The CPU and the GPU get their weights in an order of their own, but on the CPU the embeddings may stay in the file: do not
+ * change or shorten it while the model is in use (`info.mappedBytes` is 0 where that does not matter).
  *
  * @throws {ChatGLMError} ERR_CHECKPOINT_NOT_FOUND, ERR_CHECKPOINT_INVALID, ERR_OUT_OF_MEMORY, ERR_DEVICE_UNAVAILABLE,
  *   ERR_ABORTED, ERR_INVALID_ARGUMENT.

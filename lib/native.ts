@@ -201,8 +201,10 @@ export interface Native {
    * `threads` threads read, 'cuda' or 'cuda:N'.
    */
   measureBandwidth(threads: number, bytes: number, device: string): number;
-  /** The kernels that this CPU gets ('avx512', 'avx2', 'portable'), the GPUs, and 'available' or why there are none. */
-  system(): { kernels: string; gpus: NativeGpu[]; cuda: string };
+  /** Cores, not hardware threads, that this process may use. */
+  physicalCores(): number;
+  /** The name of the kernels that this CPU gets, its cores, the GPUs, and 'available' or why there are none. */
+  system(): { kernels: string; cores: number; gpus: NativeGpu[]; cuda: string };
 }
 
 // dist/native.js -> the package's root, where prebuilds/ and build/ are.

@@ -251,9 +251,14 @@ describe('tokenize', () => {
 
 test('system', async () => {
   const facts = await json(['system']);
-  expect(facts).toEqual({ kernels: expect.any(String), gpus: expect.any(Array), cuda: expect.any(String) });
+  expect(facts).toEqual({
+    kernels: expect.any(String),
+    cores: expect.any(Number),
+    gpus: expect.any(Array),
+    cuda: expect.any(String),
+  });
   const { stdout } = await chatglm(['system']);
-  expect(stdout).toMatch(/^cpu +\w+ kernels\ncuda(:0)? +\S.*\n/);
+  expect(stdout).toMatch(/^cpu +\w+ kernels, \d+ cores\ncuda(:0)? +\S.*\n/);
 });
 
 describe('files', () => {

@@ -17,7 +17,7 @@ export const loadOptions = {
     kind: 'text',
     value: 'TYPE',
     choices: ['f16', 'f32', 'q8_0'],
-    about: 'Keys and values: f16, f32 (CPU) or q8_0 (GPU; default: what suits the device)',
+    about: 'Keys and values: f16, f32 (CPU only) or q8_0 (default: what suits the device)',
   },
   threads: { kind: 'integer', about: 'Threads to compute with (default: one per core)' },
 } as const satisfies OptionSpecs;

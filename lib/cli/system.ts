@@ -25,6 +25,9 @@ export async function run(given: OptionValues<typeof options>): Promise<void> {
     return [`cuda:${index}`, `${name}, compute capability ${computeCapability}, ${memory}`] as const;
   });
   print(
-    formatFacts([['cpu', `${system.kernels} kernels`], ...(gpus.length > 0 ? gpus : [['cuda', system.cuda] as const])]),
+    formatFacts([
+      ['cpu', `${system.kernels} kernels, ${system.cores} cores`],
+      ...(gpus.length > 0 ? gpus : [['cuda', system.cuda] as const]),
+    ]),
   );
 }

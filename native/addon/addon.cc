@@ -117,6 +117,7 @@ Napi::Value system_facts(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     Napi::Object object = Napi::Object::New(info.Env());
     object.Set("kernels", cpu::select_kernels().name);
+    object.Set("cores", physical_cores());
     Napi::Array gpus = Napi::Array::New(info.Env());
     std::string cuda = "available";
     try {
@@ -131,6 +132,10 @@ Napi::Value system_facts(const Napi::CallbackInfo& info) {
   });
 }
 
+Napi::Value physical_core_count(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), physical_cores());
+}
+
 class Addon : public Napi::Addon<Addon> {
  public:
   Addon(Napi::Env env, Napi::Object exports) {
@@ -139,6 +144,7 @@ class Addon : public Napi::Addon<Addon> {
     exports.Set("convertRows", Napi::Function::New<convert_rows>(env));
     exports.Set("fillRandom", Napi::Function::New<fill_random_blocks>(env));
     exports.Set("measureBandwidth", Napi::Function::New<measure_bandwidth>(env));
+    exports.Set("physicalCores", Napi::Function::New<physical_core_count>(env));
     exports.Set("system", Napi::Function::New<system_facts>(env));
   }
 

@@ -13,9 +13,6 @@ namespace {
 
 std::unique_ptr<Backend> on_cpu(const ModelSource& source, const DeviceOptions& options, const Progress& progress,
                                 const std::atomic<bool>& abort) {
-  if (options.kv_type == "q8_0") {
-    throw Error("ERR_INVALID_ARGUMENT", "kvCacheType 'q8_0' takes a GPU: the CPU backend has f16 and f32");
-  }
   // Weights that are rounded to few bits make the rounding of keys and values to f16 a small matter.
   const bool quantized =
       source.quantize || std::any_of(source.tensors.begin(), source.tensors.end(),
@@ -23,9 +20,11 @@ std::unique_ptr<Backend> on_cpu(const ModelSource& source, const DeviceOptions& 
   cpu::CpuOptions cpu;
   cpu.threads = source.threads;
   cpu.pages = options.engine.pages();
-  cpu.kv_type =
-      options.kv_type == "f16" || (options.kv_type.empty() && quantized) ? cpu::KvType::f16 : cpu::KvType::f32;
-  return cpu::make_cpu_backend(source.shape, load_weights(source, progress, abort), cpu);
+  cpu.kv_type = options.kv_type == "q8_0"                                            ? cpu::KvType::q8_0
+                : options.kv_type == "f16" || (options.kv_type.empty() && quantized) ? cpu::KvType::f16
+                                                                                     : cpu::KvType::f32;
+  return cpu::make_cpu_backend(source.shape, cpu::load_cpu_weights(source, cpu::select_kernels(), progress, abort),
+                               cpu);
 }
 
 std::unique_ptr<Backend> on_gpu(int32_t index, const ModelSource& source, const DeviceOptions& options,

@@ -1,12 +1,30 @@
 #pragma once
 #include <memory>
+#include <vector>
 
+#include "cpu/kernels.h"
+#include "cpu/packed_matrix.h"
 #include "runtime/backend.h"
 #include "runtime/model.h"
 
 namespace chatglm::cpu {
 
-enum class KvType { f16, f32 };
+/// A model's weights as the kernels of one instruction set read them.
+struct CpuWeights {
+  struct Layer {
+    PackedMatrix qkv, attention_output, ffn_up, ffn_down;
+  };
+
+  const Kernels* kernels = nullptr;
+  std::vector<Layer> layers;
+  PackedMatrix output;
+  Weights rest;  // embedding, norms and biases; of the matrices no numbers
+};
+
+/// Loads weights as load_weights() does, and packs each matrix when it has been read: no more than one is in memory
+/// twice. The embedding is not packed; where it needs no conversion it stays in its file.
+CpuWeights load_cpu_weights(const ModelSource& source, const Kernels& kernels, const Progress& progress,
+                            const std::atomic<bool>& abort);
 
 struct CpuOptions {
   int32_t threads = 1;
@@ -14,7 +32,8 @@ struct CpuOptions {
   KvType kv_type = KvType::f16;
 };
 
-/// Throws ERR_OUT_OF_MEMORY if the key/value memory does not fit.
-std::unique_ptr<Backend> make_cpu_backend(const ModelShape& shape, Weights weights, const CpuOptions& options);
+/// Throws ERR_OUT_OF_MEMORY if the key/value memory does not fit, and ERR_INVALID_ARGUMENT if q8_0 keys and values are
+/// asked for and the heads' size is no multiple of 32.
+std::unique_ptr<Backend> make_cpu_backend(const ModelShape& shape, CpuWeights weights, const CpuOptions& options);
 
 }  // namespace chatglm::cpu

@@ -1,5 +1,5 @@
-// Kernels for any CPU, in the compiler's own vector types: eight floats, which it splits as the target needs.
-#include <cmath>
+// Kernels for any little-endian CPU, in the compiler's own vector types: eight floats, which it splits as the target
+// needs.
 #include <cstdint>
 #include <cstring>
 
@@ -11,29 +11,49 @@ struct Simd {
   static constexpr const char* kName = "portable";
   typedef float F __attribute__((vector_size(32)));
   typedef int32_t I __attribute__((vector_size(32)));
+  typedef int16_t Words __attribute__((vector_size(32)));
   static constexpr int kLanes = 8;
+  static constexpr int kQuantizedTokens = 2;
+  static constexpr int kFloatTokens = 2;
+  static constexpr int kAttentionVectors = 1;
 
-  static F zero() { return F{}; }
-  static F all(float x) { return x - F{}; }
-  static F load(const float* p) { return load_bytes(reinterpret_cast<const uint8_t*>(p)); }
-  static F load_bytes(const uint8_t* p) {
-    F x;
+  template <class To, class From>
+  static To cast(From x) {
+    static_assert(sizeof(To) == sizeof(From));
+    To y;
+    std::memcpy(&y, &x, sizeof y);
+    return y;
+  }
+  template <class T>
+  static T load_as(const void* p) {
+    T x;
     std::memcpy(&x, p, sizeof x);
     return x;
   }
+  typedef uint16_t Halves __attribute__((vector_size(16)));
+  typedef int8_t Bytes __attribute__((vector_size(8)));
+
+  static F zero() { return F{}; }
+  static F all(float x) { return x - F{}; }
+  static F load(const float* p) { return load_as<F>(p); }
+  static F load_bytes(const uint8_t* p) { return load_as<F>(p); }
+  // As half_to_float() in runtime/half.h.
   static F load_half(const uint8_t* p) {
-    F x;
-    for (int i = 0; i < kLanes; ++i) x[i] = chatglm::half_to_float(chatglm::load_u16(p + 2 * i));
-    return x;
+    const I bits = __builtin_convertvector(load_as<Halves>(p), I);
+    const I sign = (bits & 0x8000) << 16, magnitude = bits & 0x7fff;
+    const F finite = cast<F>(magnitude << 13) * 0x1p112f;
+    const I special = 0x7f800000 | (magnitude & 0x3ff) << 13;
+    return cast<F>(sign | (magnitude >= 0x7c00 ? special : cast<I>(finite)));
   }
-  static F load_bfloat(const uint8_t* p) {
-    F x;
-    for (int i = 0; i < kLanes; ++i) x[i] = chatglm::bfloat_to_float(chatglm::load_u16(p + 2 * i));
-    return x;
-  }
+  static F load_bfloat(const uint8_t* p) { return cast<F>(__builtin_convertvector(load_as<Halves>(p), I) << 16); }
+  static F load_signed(const uint8_t* p) { return __builtin_convertvector(load_as<Bytes>(p), F); }
+  static float half(const uint8_t* p) { return chatglm::half_to_float(chatglm::load_u16(p)); }
   static void store(float* p, F x) { std::memcpy(p, &x, sizeof x); }
   static void store_half(uint16_t* p, F x) {
     for (int i = 0; i < kLanes; ++i) p[i] = chatglm::float_to_half(x[i]);
+  }
+  static void store_signed(int8_t* p, F x) {  // whole numbers from -127 to 127, or whatever
+    for (int i = 0; i < kLanes; ++i) p[i] = x[i] >= -127.0f && x[i] <= 127.0f ? static_cast<int8_t>(x[i]) : int8_t{0};
   }
   static F add(F a, F b) { return a + b; }
   static F multiply(F a, F b) { return a * b; }
@@ -41,13 +61,11 @@ struct Simd {
   static F multiply_add(F a, F b, F c) { return a * b + c; }
   static F min(F a, F b) { return a < b ? a : b; }
   static F max(F a, F b) { return a > b ? a : b; }
-  static F magnitude(F a) { return a < 0.0f ? -a : a; }
+  static F magnitude(F a) { return cast<F>(cast<I>(a) & 0x7fffffff); }
   // Adding and subtracting 1.5 * 2^23 leaves a whole number, to nearest even, for what is below 2^22.
   static F round(F a) { return (a + 12582912.0f) - 12582912.0f; }
-  static F scale_by_power_of_two(F a, F n) {
-    const I bits = reinterpret_cast<I>(a) + (__builtin_convertvector(n, I) << 23);
-    return reinterpret_cast<F>(bits);
-  }
+  static F swap_pairs(F a) { return F{a[1], a[0], a[3], a[2], a[5], a[4], a[7], a[6]}; }
+  static F scale_by_power_of_two(F a, F n) { return cast<F>(cast<I>(a) + (__builtin_convertvector(n, I) << 23)); }
   static float sum(F a) { return ((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7])); }
   static float largest(F a) {
     float most = a[0];
@@ -55,37 +73,39 @@ struct Simd {
     return most;
   }
 
-  // Blocks of 32 codes.
-  struct Bytes {
-    int8_t values[32];
+  // Four codes for each of 8 rows, taken apart into 16-bit numbers: the first and third, the second and fourth.
+  struct Codes {
+    Words even, odd;
   };
-  using Codes = Bytes;
-  using QF = F;
-  static Bytes load_codes(const int8_t* p) {
-    Bytes x;
-    std::memcpy(x.values, p, 32);
-    return x;
+  static Codes apart(Words w) { return {(w << 8) >> 8, w >> 8}; }
+  static Codes load_codes(const uint8_t* p) { return apart(load_as<Words>(p)); }
+  static Codes low_nibbles(Codes w) { return {w.even & 15, w.odd & 15}; }
+  static Codes high_nibbles(Codes w) { return {(w.even >> 4) & 15, (w.odd >> 4) & 15}; }
+  static Codes repeat_four(const int8_t* p) {
+    int32_t four;
+    std::memcpy(&four, p, 4);
+    return apart(cast<Words>(four - I{}));
   }
-  static Codes load_signed(const uint8_t* p) { return load_codes(reinterpret_cast<const int8_t*>(p)); }
-  static Codes load_nibbles(const uint8_t* p) {
-    Codes x;
-    for (int i = 0; i < 16; ++i) {
-      x.values[i] = static_cast<int8_t>(p[i] & 15);
-      x.values[i + 16] = static_cast<int8_t>(p[i] >> 4);
+  // The sums of pairs of 16-bit numbers.
+  static I pairs(Words w) {
+    const I both = cast<I>(w);
+    return ((both << 16) >> 16) + (both >> 16);
+  }
+  static constexpr int kByteZeroPoint = 0;
+  struct NibbleSum {
+    Words words;  // 16 products of a block fit: 16 * 15 * 127 = 30480
+    static NibbleSum start(int32_t) { return {Words{}}; }
+    static NibbleSum add(NibbleSum sum, Codes w, Codes x) { return {sum.words + w.even * x.even + w.odd * x.odd}; }
+    F finish(int32_t offset) const { return __builtin_convertvector(pairs(words) + offset, F); }
+  };
+  struct ByteSum {
+    I dot;
+    static ByteSum start(int32_t) { return {I{}}; }
+    static ByteSum add(ByteSum sum, Codes w, Codes x) {  // two products fit: 2 * 128 * 127 = 32512
+      return {sum.dot + pairs(w.even * x.even + w.odd * x.odd)};
     }
-    return x;
-  }
-  static QF dot_signed(const Codes& w, const Bytes& x) { return dot_unsigned(w, x, 0); }
-  static QF dot_unsigned(const Codes& w, const Bytes& x, int32_t offset) {
-    I dot{};
-    dot[0] = offset;
-    for (int i = 0; i < 32; ++i) dot[i % 8] += w.values[i] * x.values[i];
-    return __builtin_convertvector(dot, F);
-  }
-  static float half(const uint8_t* p) { return chatglm::half_to_float(chatglm::load_u16(p)); }
-  static QF quantized_zero() { return zero(); }
-  static QF quantized_add(QF dot, float scale, QF sum) { return dot * scale + sum; }
-  static float quantized_sum(QF a) { return sum(a); }
+    F finish(int32_t) const { return __builtin_convertvector(dot, F); }
+  };
 };
 
 }  // namespace

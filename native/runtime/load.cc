@@ -113,10 +113,16 @@ class Loader {
   }
 
   void hand_over(const TensorSource& source, Tensor& tensor) {
-    sink_(source.name, tensor);
-    tensor.data = nullptr;
-    weights_.buffers.clear();
-    weights_.mapped_bytes = 0;
+    const bool owned = !weights_.buffers.empty() && weights_.buffers.back().data() == tensor.data;
+    if (sink_(source.name, tensor)) {
+      tensor.data = nullptr;
+      if (owned)
+        weights_.buffers.pop_back();
+      else
+        weights_.mapped_bytes -= bytes_of(source);
+    }
+    // What was looked at takes no memory of the process from here on; where it stays mapped, it comes back page by
+    // page.
     if (!source.random)
       weights_.files[static_cast<size_t>(source.data.file)].forget(source.data.offset, source.data.length);
   }

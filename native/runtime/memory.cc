@@ -35,7 +35,7 @@ uint64_t available_memory() {
   return kilobytes << 10;
 }
 
-Buffer::Buffer(size_t bytes, const char* purpose) : size_(bytes) {
+Buffer::Buffer(size_t bytes, const char* purpose, [[maybe_unused]] Pages pages) : size_(bytes) {
   if (bytes == 0) return;
   // The system lends more than it has and kills the process later; so what can never fit is refused here.
   void* memory = bytes > physical_memory()
@@ -49,6 +49,9 @@ Buffer::Buffer(size_t bytes, const char* purpose) : size_(bytes) {
         {{"wantedBytes", static_cast<double>(bytes)}, {"freeBytes", static_cast<double>(free_bytes)}});
   }
   data_ = static_cast<uint8_t*>(memory);
+#if defined(MADV_HUGEPAGE)
+  if (pages == Pages::huge) madvise(memory, bytes, MADV_HUGEPAGE);  // a wish: it may be refused
+#endif
 }
 
 Buffer::~Buffer() {

@@ -13,8 +13,11 @@ uint64_t available_memory();
 /// Throws ERR_OUT_OF_MEMORY, naming `purpose`, if there is less of it in the machine.
 class Buffer {
  public:
+  /// huge: by the megabyte where the system has that, for what is read from end to end again and again.
+  enum class Pages { small, huge };
+
   Buffer() = default;
-  Buffer(size_t bytes, const char* purpose);
+  Buffer(size_t bytes, const char* purpose, Pages pages = Pages::small);
   ~Buffer();
   Buffer(Buffer&& other) noexcept : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
   Buffer& operator=(Buffer&& other) noexcept {

@@ -112,16 +112,17 @@ struct PlannedTensor {
 /// unknown or of another shape than the config's, and ERR_INVALID_ARGUMENT if it cannot be quantized as asked for.
 std::vector<PlannedTensor> planned_tensors(const ModelSource& source);
 
-/// Takes one tensor on its way, for instance to a GPU. Its bytes are there during the call only.
-using TensorSink = std::function<void(const std::string& name, const Tensor& tensor)>;
+/// Is shown each tensor, for instance on its way to a GPU. Returns whether it has taken it: its numbers go with the end
+/// of the call then, else they stay.
+using TensorSink = std::function<bool(const std::string& name, const Tensor& tensor)>;
 
 /// Maps the files, checks every range and shape, checks that all numbers are finite, and converts what the kernels do
 /// not read as it lies: norms and biases to f32; q4_1, q5_0, q5_1, q4_K, q5_K and q6_K matrices to q8_0; int8 and int4
 /// rows to q8_0 and q4_0. Throws ERR_CHECKPOINT_INVALID naming file and tensor, ERR_OUT_OF_MEMORY, or ERR_ABORTED.
 ///
-/// With a sink each tensor goes there as soon as it is read, checked and converted, and its memory is given back: what
-/// is returned has types and shapes, but no numbers. A missing output matrix, which the embedding is then, is not
-/// given.
+/// With a sink each tensor goes there as soon as it is read, checked and converted, and the memory of what it takes is
+/// given back: what is returned has types and shapes, but of these no numbers. A missing output matrix, which the
+/// embedding is then, is not given.
 Weights load_weights(const ModelSource& source, const Progress& progress, const std::atomic<bool>& abort,
                      const TensorSink& sink = nullptr);
 

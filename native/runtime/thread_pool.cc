@@ -1,5 +1,8 @@
 #include "thread_pool.h"
 
+#include <algorithm>
+#include <condition_variable>
+#include <mutex>
 #include <utility>
 
 namespace chatglm {
@@ -7,6 +10,9 @@ namespace chatglm {
 namespace {
 
 constexpr int kSpins = 1000;  // about 40 microseconds where `pause` takes 140 cycles
+// A range that takes less is not worth the cache line that is fetched for it; a job that does is not worth a handover.
+constexpr double kLeastRangeNanoseconds = 4000;
+constexpr std::chrono::milliseconds kTurn{3};
 
 void pause() {
 #if defined(__x86_64__)
@@ -26,6 +32,45 @@ int32_t wait_for_change(const std::atomic<int32_t>& value, int32_t old) {
   value.wait(old, std::memory_order_acquire);
   return value.load(std::memory_order_acquire);
 }
+
+// The machine's cores, which the pools of this process share. First come, first served.
+class Cores {
+ public:
+  // For all pools there are: what belongs to the process cannot belong to one of them.
+  static Cores& of_process() {
+    static Cores* const cores = new Cores;  // never destroyed: threads may still compute when the process ends
+    return *cores;
+  }
+
+  int take(int wanted) {
+    std::unique_lock lock(mutex_);
+    const int count = std::min(wanted, total_);
+    const uint64_t ticket = next_ticket_++;
+    waiting_.fetch_add(1, std::memory_order_relaxed);
+    changed_.wait(lock, [&] { return ticket == serving_ && free_ >= count; });
+    waiting_.fetch_sub(1, std::memory_order_relaxed);
+    ++serving_;
+    free_ -= count;
+    if (waiting()) changed_.notify_all();  // there may be some left for the next
+    return count;
+  }
+
+  void give_back(int count) {
+    const std::lock_guard lock(mutex_);
+    free_ += count;
+    if (waiting()) changed_.notify_all();
+  }
+
+  bool waiting() const { return waiting_.load(std::memory_order_relaxed) > 0; }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  const int total_ = physical_cores();
+  int free_ = total_;
+  uint64_t next_ticket_ = 0, serving_ = 0;
+  std::atomic<int> waiting_{0};
+};
 
 }  // namespace
 
@@ -83,6 +128,46 @@ void ThreadPool::worker() {
     work();
     if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) busy_.notify_one();
   }
+}
+
+// Each range takes its share of what the ones before have left: a thread that is late, or slow, gets fewer of them.
+void ThreadPool::divide(int64_t units, int64_t granularity, const Cost& cost) {
+  ends_.clear();
+  const double whole = cost.nanoseconds * static_cast<double>(units);
+  if (workers_.empty() || (whole > 0 && whole < kLeastRangeNanoseconds)) {
+    ends_.push_back(units);
+    return;
+  }
+  int64_t least = granularity;
+  if (cost.nanoseconds > 0) {
+    const auto worth = static_cast<int64_t>(kLeastRangeNanoseconds / cost.nanoseconds) + 1;
+    least = std::max(least, (worth + granularity - 1) / granularity * granularity);
+  }
+  for (int64_t end = 0; end < units;) {
+    const int64_t share = (units - end) / (2 * threads()) / granularity * granularity;
+    end = std::min(units, end + std::max(least, share));
+    ends_.push_back(end);
+  }
+}
+
+// Other processes make a measurement too large, hardly ever too small: it goes down at once and up slowly.
+void ThreadPool::learn(Cost& cost, double nanoseconds) {
+  const bool first = cost.nanoseconds == 0, less = nanoseconds < cost.nanoseconds;
+  cost.nanoseconds = first || less ? nanoseconds : cost.nanoseconds + (nanoseconds - cost.nanoseconds) / 16;
+}
+
+void ThreadPool::take_turn() {
+  cores_ = Cores::of_process().take(threads());
+  turn_began_ = std::chrono::steady_clock::now();
+}
+
+void ThreadPool::end_turn() { Cores::of_process().give_back(std::exchange(cores_, 0)); }
+
+void ThreadPool::let_others_compute() {
+  if (cores_ == 0 || !Cores::of_process().waiting()) return;
+  if (std::chrono::steady_clock::now() - turn_began_ < kTurn) return;
+  end_turn();
+  take_turn();
 }
 
 }  // namespace chatglm

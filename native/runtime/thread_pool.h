@@ -1,11 +1,16 @@
 #pragma once
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <exception>
 #include <thread>
 #include <vector>
 
 namespace chatglm {
+
+/// Cores, not hardware threads, that this process may run on: those of its affinity mask, and no more than a container
+/// grants it time for. At least 1.
+int physical_cores();
 
 /// Threads that share out numbered tasks. The calling thread works too. Workers spin for some tens of microseconds
 /// after a job, because the next one of a forward pass follows at once, and then sleep.
@@ -24,12 +29,46 @@ class ThreadPool {
   template <class Task>
   void run(int64_t tasks, const std::atomic<bool>& abort, const Task& task) {
     if (tasks <= 0) return;
+    let_others_compute();
     if (workers_.empty() || tasks == 1) {
       for (int64_t i = 0; i < tasks && !abort.load(std::memory_order_relaxed); ++i) task(i);
       return;
     }
     start([](const void* t, int64_t i) { (*static_cast<const Task*>(t))(i); }, &task, tasks, abort);
   }
+
+  /// What one unit of a kind of work takes, as measured each time that it is done.
+  struct Cost {
+    double nanoseconds = 0;  // of one thread; 0: not known yet
+  };
+
+  /// Runs task(begin, end) for ranges that together are [0, units), like run(). The ranges begin at multiples of
+  /// `granularity`, the first of them are long and the last short, so that threads of unequal speed end together; by
+  /// `cost` they are long enough to be worth a handover, and what is little in all is done by the calling thread.
+  template <class Task>
+  void run_ranges(int64_t units, int64_t granularity, Cost& cost, const std::atomic<bool>& abort, const Task& task) {
+    if (units <= 0) return;
+    const auto begin = std::chrono::steady_clock::now();
+    divide(units, granularity, cost);
+    const auto pieces = static_cast<int64_t>(ends_.size());
+    run(pieces, abort,
+        [&](int64_t i) { task(i == 0 ? 0 : ends_[static_cast<size_t>(i - 1)], ends_[static_cast<size_t>(i)]); });
+    const std::chrono::duration<double, std::nano> elapsed = std::chrono::steady_clock::now() - begin;
+    learn(cost, elapsed.count() * static_cast<double>(pieces > 1 ? threads() : 1) / static_cast<double>(units));
+  }
+
+  /// While it lives, its pool may compute: all pools of the process together use no more threads than there are cores,
+  /// so that none takes the time that another's threads wait for. Pools that want to compute at the same time take
+  /// turns of some milliseconds, and change between two jobs.
+  class Turn {
+   public:
+    explicit Turn(ThreadPool& pool) : pool_(pool) { pool_.take_turn(); }
+    ~Turn() { pool_.end_turn(); }
+    Turn(const Turn&) = delete;
+
+   private:
+    ThreadPool& pool_;
+  };
 
  private:
   using Call = void (*)(const void* task, int64_t index);
@@ -38,8 +77,17 @@ class ThreadPool {
   void work();
   void worker();
   void end_workers();
+  void divide(int64_t units, int64_t granularity, const Cost& cost);
+  static void learn(Cost& cost, double nanoseconds);
+  void take_turn();
+  void end_turn();
+  void let_others_compute();
 
   std::vector<std::thread> workers_;
+  // The caller's own.
+  std::vector<int64_t> ends_;  // of the ranges
+  int cores_ = 0;              // held in a turn; 0 outside of one
+  std::chrono::steady_clock::time_point turn_began_;
   // The job; written before generation_ is raised, read after.
   Call call_ = nullptr;
   const void* task_ = nullptr;

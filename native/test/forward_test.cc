@@ -124,7 +124,7 @@ struct Running {
   std::unique_ptr<Engine> engine;
 
   Running(const ModelSource& source, cpu::KvType kv, bool prefix_cache,
-          const std::function<void(Weights&)>& change = nullptr) {
+          const std::function<void(cpu::CpuWeights&)>& change = nullptr) {
     EngineOptions options;
     options.vocabulary = source.shape.vocabulary;
     options.context_tokens = 400;
@@ -133,7 +133,7 @@ struct Running {
     engine = std::make_unique<Engine>(
         options,
         [=](const Progress& progress, const std::atomic<bool>& abort) {
-          Weights weights = load_weights(source, progress, abort);
+          cpu::CpuWeights weights = cpu::load_cpu_weights(source, cpu::select_kernels(), progress, abort);
           if (change) change(weights);
           return cpu::make_cpu_backend(source.shape, std::move(weights), {3, options.pages(), kv});
         },
@@ -162,7 +162,9 @@ constexpr bool kQuick = false;
 #endif
 std::vector<const char*> instruction_sets() {
   if (kQuick) return {cpu::select_kernels().name};
-  return {"portable", "avx2", "avx512"};
+  std::vector<const char*> names;
+  for (const cpu::Kernels* kernels : cpu::all_kernels()) names.push_back(kernels->name);
+  return names;
 }
 INSTANTIATE_TEST_SUITE_P(InstructionSets, ForwardTest, testing::ValuesIn(instruction_sets()),
                          [](const auto& info) { return std::string(info.param); });
@@ -217,10 +219,11 @@ TEST_P(ForwardTest, TheSameBitsHoweverAPromptIsComputed) {
   const Tokens prompt = random_prompt(kTokens, 41);
   for (const DataType type : {DataType::f32, DataType::f16, DataType::bf16, DataType::q8_0, DataType::q4_0}) {
     if (kQuick && type != DataType::f16 && type != DataType::q4_0) continue;
-    for (const cpu::KvType kv : {cpu::KvType::f16, cpu::KvType::f32}) {
-      const ModelShape& shape = kShapes[(static_cast<int>(type) + static_cast<int>(kv)) % 3];
+    for (const cpu::KvType kv : {cpu::KvType::f16, cpu::KvType::f32, cpu::KvType::q8_0}) {
+      const ModelShape& shape =
+          kShapes[kv == cpu::KvType::q8_0 ? 1 : (static_cast<int>(type) + static_cast<int>(kv)) % 3];
       const ModelSource source = test::random_model(shape, type, 78);
-      SCOPED_TRACE(std::string(name_of(type)) + (kv == cpu::KvType::f16 ? " f16" : " f32"));
+      SCOPED_TRACE(std::string(name_of(type)) + " kv " + std::to_string(static_cast<int>(kv)));
 
       std::vector<float> all;
       {
@@ -285,24 +288,30 @@ TEST_P(ForwardTest, NaNWeightsAreReported) {
   const Tokens prompt = random_prompt(20, 42);
   for (const DataType type : {DataType::f32, DataType::f16, DataType::q8_0, DataType::q4_0}) {
     const ModelSource source = test::random_model(kShapes[0], type, 79);
-    const auto poison = [&](const Tensor& tensor, int64_t row) {
-      auto* data = const_cast<uint8_t*>(tensor.row(row));
+    const auto poison = [&](cpu::PackedMatrix& matrix, int64_t row) {
+      // The first number of a row: of quantized types its first scale.
+      const int64_t lanes = cpu::select_kernels().lanes;
+      const bool gated = matrix.order == cpu::PackedMatrix::Order::gated;
+      const int64_t vector = gated ? row / matrix.outputs : row / lanes % 2;
+      const int64_t panel = gated ? row % matrix.outputs / lanes : row / (2 * lanes);
+      const int64_t lane = gated ? row % matrix.outputs % lanes : row % lanes;
+      uint8_t* data = matrix.data.data() + panel * matrix.panel_bytes;
       if (type == DataType::f32) {
         const float nan = NAN;
-        std::memcpy(data, &nan, 4);
+        std::memcpy(data + 4 * (vector * lanes + lane), &nan, 4);
       } else {
-        store_u16(data, 0x7e00);
+        store_u16(data + 2 * (vector * lanes + lane), 0x7e00);
       }
     };
-    const std::function<void(Weights&)> changes[] = {
-        [&](Weights& w) { poison(w.layers[0].qkv, 1); },                            // a query
-        [&](Weights& w) { poison(w.layers[0].qkv, kShapes[0].query_size() + 1); },  // a key
-        [&](Weights& w) { poison(w.layers[1].qkv, kShapes[0].qkv_size() - 1); },    // a value
-        [&](Weights& w) { poison(w.layers[0].attention_output, 3); },
-        [&](Weights& w) { poison(w.layers[1].ffn_up, 17); },  // a gate
-        [&](Weights& w) { poison(w.layers[1].ffn_up, kShapes[0].ffn_size + 5); },
-        [&](Weights& w) { poison(w.layers[1].ffn_down, 8); },
-        [&](Weights& w) { poison(w.output, 100); },
+    const std::function<void(cpu::CpuWeights&)> changes[] = {
+        [&](cpu::CpuWeights& w) { poison(w.layers[0].qkv, 1); },                            // a query
+        [&](cpu::CpuWeights& w) { poison(w.layers[0].qkv, kShapes[0].query_size() + 1); },  // a key
+        [&](cpu::CpuWeights& w) { poison(w.layers[1].qkv, kShapes[0].qkv_size() - 1); },    // a value
+        [&](cpu::CpuWeights& w) { poison(w.layers[0].attention_output, 3); },
+        [&](cpu::CpuWeights& w) { poison(w.layers[1].ffn_up, 17); },  // a gate
+        [&](cpu::CpuWeights& w) { poison(w.layers[1].ffn_up, kShapes[0].ffn_size + 5); },
+        [&](cpu::CpuWeights& w) { poison(w.layers[1].ffn_down, 8); },
+        [&](cpu::CpuWeights& w) { poison(w.output, 100); },
     };
     int index = 0;
     for (const auto& change : changes) {
@@ -337,8 +346,8 @@ TEST(Backend, KeysAndValuesThatCannotFitAreRefused) {
   for (const int32_t pages : {1 << 27, INT32_MAX}) {
     try {
       cpu::make_cpu_backend(source.shape,
-                            load_weights(
-                                source, [](uint64_t, uint64_t) {}, never),
+                            cpu::load_cpu_weights(
+                                source, cpu::select_kernels(), [](uint64_t, uint64_t) {}, never),
                             {1, pages, cpu::KvType::f32});
       FAIL();
     } catch (const Error& error) {

@@ -230,6 +230,7 @@ TEST_F(LoadTest, ASinkGetsEveryTensorOnceAndNothingIsKept) {
           load_weights(source, no_progress, never_, [&](const std::string& name, const Tensor& tensor) {
             const std::vector<uint8_t> bytes(tensor.data, tensor.data + tensor.bytes());
             seen.push_back({name, {tensor.type, tensor.rows, tensor.columns, bytes}});
+            return true;
           });
       EXPECT_TRUE(weights.buffers.empty());
       EXPECT_EQ(weights.mapped_bytes, 0u);
@@ -259,6 +260,7 @@ TEST_F(LoadTest, ASinksErrorEndsLoading) {
   int calls = 0;
   const auto sink = [&](const std::string&, const Tensor&) {
     if (++calls == 3) throw Error("ERR_TEST", "full");
+    return true;
   };
   try {
     load_weights(

@@ -1,0 +1,237 @@
+// Speed of the CPU's kernels beside what bounds them, on as many threads as --threads says: products against a plain
+// read of memory (one token) and against the rate of multiply-additions (many tokens), attention against the same.
+//
+//   chatglm_cpu_bench [--threads N] [--kernels NAME] [--type q4_0,q8_0,f16,bf16,f32] [--tokens 1,2,4,8,256] [--rounds
+//   5]
+//                     [--shape ROWSxCOLUMNS]
+//
+// Every figure is the median of the rounds; a plain read of the same memory comes between them, because the memory's
+// speed drifts.
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "cpu/kernels.h"
+#include "cpu/packed_matrix.h"
+#include "runtime/model.h"
+#include "runtime/quantize.h"
+#include "runtime/thread_pool.h"
+
+namespace {
+
+using namespace chatglm;
+using namespace chatglm::cpu;
+
+const std::atomic<bool> kNever{false};
+
+double seconds(const std::function<void()>& work) {
+  const auto begin = std::chrono::steady_clock::now();
+  work();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+std::vector<std::string> list(const std::string& text) {
+  std::vector<std::string> parts;
+  std::stringstream stream(text);
+  for (std::string part; std::getline(stream, part, ',');) parts.push_back(part);
+  return parts;
+}
+
+struct Plan {
+  int threads = physical_cores();
+  const Kernels* kernels = &select_kernels();
+  std::string types = "q4_0,q8_0,f16";
+  std::string tokens = "1,2,4,8,32,256";
+  int rounds = 5;
+  int64_t rows = 27392, columns = 4096;
+};
+
+// So many matrices that they do not fit a cache, as the layers of a model do not.
+void products(const Plan& plan, DataType type) {
+  ThreadPool pool(plan.threads);
+  Tensor shape{type, plan.rows, plan.columns, nullptr};
+  constexpr int64_t kBytes = int64_t{1} << 30;
+  const int64_t count = std::max<int64_t>(2, kBytes / shape.bytes());
+  std::vector<PackedMatrix> matrices;
+  {
+    std::vector<uint8_t> rows(static_cast<size_t>(shape.bytes()));
+    fill_random(type, rows.data(), "weights", 1, 0, plan.rows * plan.columns, 0, 0.02f);
+    shape.data = rows.data();
+    for (int64_t i = 0; i < count; ++i) {
+      matrices.emplace_back(shape, PackedMatrix::Order::plain, *plan.kernels);
+      ThreadPool::Cost cost;
+      pool.run_ranges(matrices.back().panels, 1, cost, kNever,
+                      [&](int64_t begin, int64_t end) { matrices.back().pack(shape, *plan.kernels, begin, end); });
+    }
+  }
+  for (const std::string& text : list(plan.tokens)) {
+    const int64_t tokens = std::atoll(text.c_str());
+    const int64_t used = tokens > 8 ? std::max<int64_t>(1, count * 4 / tokens) : count;
+    std::vector<float> x(static_cast<size_t>(tokens * plan.columns)), y(static_cast<size_t>(tokens * plan.rows));
+    for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(static_cast<int>(i * 7919 % 2001) - 1000) * 1e-3f;
+    std::vector<ActivationBlock> blocks(x.size() / 32);
+    plan.kernels->quantize(x.data(), static_cast<int64_t>(x.size()),
+                           type == DataType::q4_0 ? 8 : plan.kernels->q8_0_zero_point, blocks.data(), nullptr);
+    ThreadPool::Cost cost;
+    std::vector<double> times, reads, bytes_per_second;
+    for (int round = 0; round < plan.rounds + 1; ++round) {
+      reads.push_back(seconds([&] {
+        for (int64_t i = 0; i < used; ++i) {
+          const PackedMatrix& m = matrices[static_cast<size_t>(i)];
+          ThreadPool::Cost read_cost;
+          std::atomic<uint64_t> sink{0};
+          pool.run_ranges(m.panels, 1, read_cost, kNever, [&](int64_t begin, int64_t end) {
+            sink +=
+                plan.kernels->read(m.data.data() + begin * m.panel_bytes, (end - begin) * m.panel_bytes / 512 * 512);
+          });
+        }
+      }));
+      times.push_back(seconds([&] {
+        for (int64_t i = 0; i < used; ++i) {
+          const PackedMatrix& m = matrices[static_cast<size_t>(i)];
+          Product p;
+          p.type = type;
+          p.weights = m.data.data();
+          p.panel_bytes = m.panel_bytes;
+          p.outputs = m.outputs;
+          p.columns = m.columns;
+          p.tokens = tokens;
+          p.x = x.data();
+          p.blocks = blocks.data();
+          p.y = y.data();
+          p.y_stride = m.outputs;
+          pool.run_ranges(m.panels, 1, cost, kNever,
+                          [&](int64_t begin, int64_t end) { plan.kernels->product(p, begin, end); });
+        }
+      }));
+    }
+    times.erase(times.begin());
+    reads.erase(reads.begin());
+    const double bytes = static_cast<double>(used * shape.bytes());
+    const double operations = 2.0 * static_cast<double>(used * tokens * plan.rows * plan.columns);
+    std::printf("%-5s %4lld tokens  %8.3f ms  %6.1f GB/s  %3.0f%% of a read's %5.1f  %7.0f GOP/s\n", name_of(type),
+                static_cast<long long>(tokens), median(times) * 1e3 / static_cast<double>(used),
+                bytes / median(times) * 1e-9, 100 * median(reads) / median(times), bytes / median(reads) * 1e-9,
+                operations / median(times) * 1e-9);
+    std::fflush(stdout);
+  }
+}
+
+// One group's heads of a query, at a depth, on one thread.
+void attention(const Plan& plan, KvType type, const char* name, int32_t depth) {
+  constexpr int32_t kHeads = 16, kSize = 128;
+  const int64_t page_bytes = kv_page_bytes(type, kSize), pages = (depth + kMostPageTokens - 1) / kMostPageTokens;
+  std::vector<uint8_t> kv(static_cast<size_t>(2 * pages * page_bytes));
+  std::vector<float> queries(kHeads * kSize, 0.05f), key(kSize), value(kSize);
+  for (int32_t t = 0; t < depth; ++t) {
+    for (int32_t d = 0; d < kSize; ++d) {
+      key[static_cast<size_t>(d)] = static_cast<float>((t * 31 + d * 17) % 101 - 50) * 0.02f;
+      value[static_cast<size_t>(d)] = static_cast<float>((t * 13 + d * 29) % 97 - 48) * 0.02f;
+    }
+    uint8_t* page = kv.data() + 2 * (t / kMostPageTokens) * page_bytes;
+    plan.kernels->store_kv(type, key.data(), value.data(), kSize, t % kMostPageTokens, page, page + page_bytes);
+  }
+  std::vector<int32_t> visible(kHeads);
+  std::vector<float> largest(kHeads), sums(kHeads), results(kHeads * kSize);
+  std::vector<double> times;
+  for (int round = 0; round < 50; ++round) {
+    std::fill(largest.begin(), largest.end(), -1e30f);
+    std::fill(sums.begin(), sums.end(), 0.0f);
+    std::fill(results.begin(), results.end(), 0.0f);
+    times.push_back(seconds([&] {
+      for (int64_t page = 0; page < pages; ++page) {
+        std::fill(visible.begin(), visible.end(),
+                  static_cast<int32_t>(std::min<int64_t>(kMostPageTokens, depth - page * kMostPageTokens)));
+        AttentionPage work;
+        work.type = type;
+        work.keys = kv.data() + 2 * page * page_bytes;
+        work.values = work.keys + page_bytes;
+        work.head_size = kSize;
+        work.rows = kHeads;
+        work.queries = queries.data();
+        work.visible = visible.data();
+        plan.kernels->attend(work, {largest.data(), sums.data(), results.data()});
+      }
+    }));
+  }
+  const double time = median(times), operations = 4.0 * kHeads * kSize * depth;
+  std::printf("attention %-4s depth %5d, 16 heads, one thread  %8.1f us  %6.1f GB/s  %6.1f GFLOP/s\n", name, depth,
+              time * 1e6, static_cast<double>(kv.size()) / time * 1e-9, operations / time * 1e-9);
+}
+
+void elementwise(const Plan& plan) {
+  constexpr int64_t kCount = 4096;
+  std::vector<float> x(kCount, 0.3f), weight(kCount, 1.1f), y(kCount);
+  std::vector<ActivationBlock> blocks(kCount / 32);
+  std::vector<double> norms, codes;
+  for (int round = 0; round < 200; ++round) {
+    norms.push_back(seconds([&] { plan.kernels->rms_norm(x.data(), weight.data(), 1e-5f, kCount, y.data()); }));
+    codes.push_back(seconds([&] { plan.kernels->quantize(x.data(), kCount, 8, blocks.data(), nullptr); }));
+  }
+  std::printf("4096 numbers: RMSNorm %.2f us, rounding to 8 bits %.2f us\n", median(norms) * 1e6, median(codes) * 1e6);
+  ThreadPool pool(plan.threads);
+  std::vector<double> handovers;
+  for (int round = 0; round < 2000; ++round) {
+    handovers.push_back(seconds([&] { pool.run(2 * plan.threads, kNever, [](int64_t) {}); }));
+  }
+  std::printf("handover to %d threads and back: %.2f us\n", plan.threads, median(handovers) * 1e6);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Plan plan;
+  for (int i = 1; i + 1 < argc; i += 2) {
+    const std::string name = argv[i], value = argv[i + 1];
+    if (name == "--threads")
+      plan.threads = std::atoi(value.c_str());
+    else if (name == "--kernels")
+      plan.kernels = kernels_by_name(value.c_str());
+    else if (name == "--type")
+      plan.types = value;
+    else if (name == "--tokens")
+      plan.tokens = value;
+    else if (name == "--rounds")
+      plan.rounds = std::atoi(value.c_str());
+    else if (name == "--shape") {
+      long long rows = 0, columns = 0;
+      std::sscanf(value.c_str(), "%lldx%lld", &rows, &columns);
+      plan.rows = rows;
+      plan.columns = columns;
+    } else {
+      std::fprintf(stderr, "no such option: %s\n", name.c_str());
+      return 2;
+    }
+  }
+  if (!plan.kernels) {
+    std::fprintf(stderr, "this CPU or build does not have these kernels\n");
+    return 2;
+  }
+  std::printf("%s, %d threads, matrix %lld x %lld\n", plan.kernels->name, plan.threads,
+              static_cast<long long>(plan.rows), static_cast<long long>(plan.columns));
+  elementwise(plan);
+  for (const std::string& name : list(plan.types)) {
+    const auto type = data_type_by_name(name);
+    if (!type || !is_compute_type(*type)) {
+      std::fprintf(stderr, "no such type: %s\n", name.c_str());
+      return 2;
+    }
+    products(plan, *type);
+  }
+  for (const int32_t depth : {64, 2048, 8192}) {
+    attention(plan, KvType::f16, "f16", depth);
+    attention(plan, KvType::q8_0, "q8_0", depth);
+    attention(plan, KvType::f32, "f32", depth);
+  }
+}
