@@ -30,7 +30,7 @@ async function ownSteps(model, prompt, count) {
 
 async function compare(path, type) {
   const model = await loadModel(path, { threads, device: 'cpu' });
-  const peer = await openLlama(path, { threads, contextSize: model.info.contextLength });
+  const peer = await openLlama(path, { threads, contextSize: model.info.contextLength, flashAttention: false });
   const same = { peer: 0, ownThudm: 0, peerThudm: 0 };
   let steps = 0;
   let smallestGap = Number.POSITIVE_INFINITY;

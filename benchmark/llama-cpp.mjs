@@ -1,7 +1,9 @@
-// llama.cpp through node-llama-cpp: on the CPU, without flash attention, which changes its results a little.
+// llama.cpp on the CPU: through node-llama-cpp, or its own program llama-bench.
+import { execFileSync } from 'node:child_process';
 import { resolve } from 'node:path';
 
-export async function openLlama(path, { threads, contextSize }) {
+/** Flash attention is llama.cpp's default. It changes its results a little: `false` where these are compared. */
+export async function openLlama(path, { threads, contextSize, flashAttention = 'auto' }) {
   const { getLlama, LlamaLogLevel } = await import('node-llama-cpp');
   const llama = await getLlama({
     gpu: false,
@@ -15,7 +17,7 @@ export async function openLlama(path, { threads, contextSize }) {
     contextSize,
     batchSize: 512,
     threads: { ideal: threads, min: threads },
-    flashAttention: false,
+    flashAttention,
     ignoreMemorySafetyChecks: true,
   });
   const sequence = context.getSequence();
@@ -43,4 +45,12 @@ export async function greedySteps(sequence, prompt, count) {
   await step(prompt);
   while (ids.length < count) await step([ids.at(-1)]);
   return { ids, gaps };
+}
+
+/** Tokens per second of one run of llama-bench, in a process of its own. */
+export function llamaBench(program, path, { threads, prompt = 0, gen = 0, depth = 0 }) {
+  const numbers = { '-t': threads, '-p': prompt, '-n': gen, '-d': depth, '-r': 1 };
+  const args = ['-m', resolve(path), '-ngl', 0, '-o', 'json', ...Object.entries(numbers).flat()].map(String);
+  const output = execFileSync(program, args, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] });
+  return JSON.parse(output)[0].avg_ts;
 }

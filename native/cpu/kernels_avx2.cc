@@ -5,7 +5,7 @@ namespace {
 
 struct Simd : Avx2 {
   static constexpr const char* kName = "avx2";
-  static constexpr int kQuantizedTokens = 2;
+  static constexpr int kQuantizedTokens = 4;
   static constexpr int kByteZeroPoint = 0;
 
   // The instruction multiplies unsigned with signed bytes and adds pairs, in 16 bits. 16 products of a block's codes of
@@ -14,7 +14,9 @@ struct Simd : Avx2 {
     __m256i words;
     static NibbleSum start(int32_t) { return {_mm256_setzero_si256()}; }
     static NibbleSum add(NibbleSum sum, Codes w, Codes x) {
-      return {_mm256_add_epi16(sum.words, _mm256_maddubs_epi16(w, x))};
+      __m256i words = _mm256_add_epi16(sum.words, _mm256_maddubs_epi16(w, x));
+      asm("" : "+x"(words));  // else GCC adds in a tree, whose many leaves do not fit the registers
+      return {words};
     }
     F finish(int32_t offset) const {
       const __m256i dot = _mm256_madd_epi16(words, _mm256_set1_epi16(1));
@@ -27,7 +29,9 @@ struct Simd : Avx2 {
     static ByteSum start(int32_t) { return {_mm256_setzero_si256()}; }
     static ByteSum add(ByteSum sum, Codes w, Codes x) {
       const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
-      return {_mm256_add_epi32(sum.dot, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))};
+      __m256i dot = _mm256_add_epi32(sum.dot, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+      asm("" : "+x"(dot));
+      return {dot};
     }
     F finish(int32_t) const { return _mm256_cvtepi32_ps(dot); }
   };

@@ -6,7 +6,7 @@ namespace {
 
 struct Simd : Avx2 {
   static constexpr const char* kName = "avxvnni";
-  static constexpr int kQuantizedTokens = 2;
+  static constexpr int kQuantizedTokens = 4;
   static constexpr int kByteZeroPoint = 128;  // the instruction takes unsigned codes of weights
 
   struct NibbleSum {

@@ -1,5 +1,4 @@
-// Kernels for any little-endian CPU, in the compiler's own vector types: eight floats, which it splits as the target
-// needs.
+// Kernels for any little-endian CPU, in the compiler's own vector types: of 16 bytes, which every baseline has.
 #include <cstdint>
 #include <cstring>
 
@@ -9,13 +8,13 @@ namespace {
 
 struct Simd {
   static constexpr const char* kName = "portable";
-  typedef float F __attribute__((vector_size(32)));
-  typedef int32_t I __attribute__((vector_size(32)));
-  typedef int16_t Words __attribute__((vector_size(32)));
-  static constexpr int kLanes = 8;
+  typedef float F __attribute__((vector_size(16)));
+  typedef int32_t I __attribute__((vector_size(16)));
+  typedef int16_t Words __attribute__((vector_size(16)));
+  static constexpr int kLanes = 4;
   static constexpr int kQuantizedTokens = 2;
-  static constexpr int kFloatTokens = 2;
-  static constexpr int kAttentionVectors = 1;
+  static constexpr int kFloatTokens = 4;
+  static constexpr int kAttentionVectors = 2;
 
   template <class To, class From>
   static To cast(From x) {
@@ -30,8 +29,8 @@ struct Simd {
     std::memcpy(&x, p, sizeof x);
     return x;
   }
-  typedef uint16_t Halves __attribute__((vector_size(16)));
-  typedef int8_t Bytes __attribute__((vector_size(8)));
+  typedef uint16_t Halves __attribute__((vector_size(8)));
+  typedef int8_t Bytes __attribute__((vector_size(4)));
 
   static F zero() { return F{}; }
   static F all(float x) { return x - F{}; }
@@ -64,16 +63,16 @@ struct Simd {
   static F magnitude(F a) { return cast<F>(cast<I>(a) & 0x7fffffff); }
   // Adding and subtracting 1.5 * 2^23 leaves a whole number, to nearest even, for what is below 2^22.
   static F round(F a) { return (a + 12582912.0f) - 12582912.0f; }
-  static F swap_pairs(F a) { return F{a[1], a[0], a[3], a[2], a[5], a[4], a[7], a[6]}; }
+  static F swap_pairs(F a) { return F{a[1], a[0], a[3], a[2]}; }
   static F scale_by_power_of_two(F a, F n) { return cast<F>(cast<I>(a) + (__builtin_convertvector(n, I) << 23)); }
-  static float sum(F a) { return ((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7])); }
+  static float sum(F a) { return (a[0] + a[2]) + (a[1] + a[3]); }
   static float largest(F a) {
     float most = a[0];
     for (int i = 1; i < kLanes; ++i) most = a[i] > most ? a[i] : most;
     return most;
   }
 
-  // Four codes for each of 8 rows, taken apart into 16-bit numbers: the first and third, the second and fourth.
+  // Four codes for each of 4 rows, taken apart into 16-bit numbers: the first and third, the second and fourth.
   struct Codes {
     Words even, odd;
   };

@@ -180,23 +180,29 @@ void stream_panels(const Product& p, int64_t panel, int64_t end) {
   }
 }
 
-// One panel for the tokens that are left over by the tiles: fewer than one has.
-template <class Tiles, int Tokens>
-void last_tokens(const Product& p, int64_t panel, int64_t token) {
-  if constexpr (Tokens > 0) {
-    if (p.tokens - token < Tokens) return last_tokens<Tiles, Tokens - 1>(p, panel, token);
-    Tiles::template run<1, false, Tokens>(p, panel, token);
+// One panel for `count` tokens, at most as many as a tile has.
+template <class Tiles, bool Few, int Tokens>
+void tile(const Product& p, int64_t panel, int64_t token, int64_t count) {
+  if constexpr (Tokens > 1) {
+    if (count < Tokens) return tile<Tiles, Few, Tokens - 1>(p, panel, token, count);
   }
+  Tiles::template run<1, Few, Tokens>(p, panel, token);
 }
 
 template <class Tiles>
 void panels_of(const Product& p, int64_t begin, int64_t end) {
   constexpr int kTokens = Tiles::kTokens;
   if (p.tokens <= kTokens) return stream_panels<Tiles, kTokens>(p, begin, end);
+  const int64_t tiles = (p.tokens + kTokens - 1) / kTokens;
   for (int64_t panel = begin; panel < end; ++panel) {
-    int64_t token = 0;
-    for (; token + kTokens <= p.tokens; token += kTokens) Tiles::template run<1, false, kTokens>(p, panel, token);
-    last_tokens<Tiles, kTokens - 1>(p, panel, token);
+    // Tiles of about the same size. The first of them brings the panel from memory.
+    int64_t token = (p.tokens + tiles - 1) / tiles;
+    tile<Tiles, true, kTokens>(p, panel, 0, token);
+    for (int64_t left = tiles - 1; left > 0; --left) {
+      const int64_t count = (p.tokens - token + left - 1) / left;
+      tile<Tiles, false, kTokens>(p, panel, token, count);
+      token += count;
+    }
   }
 }
 
