@@ -19,6 +19,7 @@
 
 #include "cpu/kernels.h"
 #include "cpu/packed_matrix.h"
+#include "runtime/cores.h"
 #include "runtime/model.h"
 #include "runtime/quantize.h"
 #include "runtime/thread_pool.h"

@@ -10,6 +10,7 @@
 #include "addon/model.h"
 #include "addon/tokenizer.h"
 #include "cpu/kernels.h"
+#include "runtime/cores.h"
 #include "runtime/memory.h"
 #include "runtime/model.h"
 #include "runtime/quantize.h"

@@ -1,3 +1,5 @@
+#include "cores.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -9,8 +11,6 @@
 #if defined(__linux__)
 #include <sched.h>
 #endif
-
-#include "thread_pool.h"
 
 namespace chatglm {
 
@@ -39,8 +39,9 @@ int cores_of_mask() {
     for (size_t cpu = 0; cpu < count; ++cpu) {
       if (!CPU_ISSET_S(cpu, bytes, set)) continue;
       ++threads;
-      const std::string siblings =
-          first_line("/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/thread_siblings_list");
+      std::string path = "/sys/devices/system/cpu/cpu";
+      path.append(std::to_string(cpu)).append("/topology/thread_siblings_list");
+      const std::string siblings = first_line(path);
       cores.insert(siblings.empty() ? std::to_string(cpu) : siblings);
     }
     CPU_FREE(set);
@@ -48,29 +49,32 @@ int cores_of_mask() {
   }
   return 0;
 }
+#endif
 
-// Cores' worth of time that the control groups of this process grant it; infinite without a limit.
-double granted_cores() {
+}  // namespace
+
+double granted_cores(const std::string& root) {
   double least = INFINITY;
   const auto limit = [&](double quota, double period) {
     if (quota > 0 && period > 0) least = std::min(least, quota / period);
   };
-  std::ifstream groups("/proc/self/cgroup");
+  std::ifstream groups(root + "/proc/self/cgroup");
   for (std::string line; std::getline(groups, line);) {
     // hierarchy:controllers:path; version 2 has no controllers.
     const size_t first = line.find(':'), second = line.find(':', first + 1);
     if (first == std::string::npos || second == std::string::npos) continue;
-    const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";
+    const std::string controllers = std::string(",").append(line, first + 1, second - first - 1).append(",");
     std::string path = line.substr(second + 1);
     // A container sees its own group as the root, whatever /proc calls it; else each group above limits too.
     for (;;) {
       double quota = 0, period = 0;
       if (controllers == ",,") {
-        if (std::sscanf(first_line("/sys/fs/cgroup" + path + "/cpu.max").c_str(), "%lf %lf", &quota, &period) == 2) {
+        if (std::sscanf(first_line(root + "/sys/fs/cgroup" + path + "/cpu.max").c_str(), "%lf %lf", &quota, &period) ==
+            2) {
           limit(quota, period);
         }
       } else if (controllers.find(",cpu,") != std::string::npos) {
-        const std::string folder = "/sys/fs/cgroup/cpu" + path;
+        const std::string folder = root + "/sys/fs/cgroup/cpu" + path;
         if (std::sscanf(first_line(folder + "/cpu.cfs_quota_us").c_str(), "%lf", &quota) == 1 &&
             std::sscanf(first_line(folder + "/cpu.cfs_period_us").c_str(), "%lf", &period) == 1) {
           limit(quota, period);
@@ -82,15 +86,12 @@ double granted_cores() {
   }
   return least;
 }
-#endif
-
-}  // namespace
 
 int physical_cores() {
   int cores = 0;
 #if defined(__linux__)
   cores = cores_of_mask();
-  cores = static_cast<int>(std::min<double>(cores, std::ceil(granted_cores())));
+  cores = static_cast<int>(std::min<double>(cores, std::ceil(granted_cores(""))));
 #endif
   if (cores <= 0) cores = static_cast<int>(std::thread::hardware_concurrency());
   return std::max(1, cores);

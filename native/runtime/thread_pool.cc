@@ -5,6 +5,8 @@
 #include <mutex>
 #include <utility>
 
+#include "cores.h"
+
 namespace chatglm {
 
 namespace {

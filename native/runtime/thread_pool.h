@@ -8,10 +8,6 @@
 
 namespace chatglm {
 
-/// Cores, not hardware threads, that this process may run on: those of its affinity mask, and no more than a container
-/// grants it time for. At least 1.
-int physical_cores();
-
 /// Threads that share out numbered tasks. The calling thread works too. Workers spin for some tens of microseconds
 /// after a job, because the next one of a forward pass follows at once, and then sleep.
 class ThreadPool {

@@ -2,9 +2,19 @@
 
 #include <gtest/gtest.h>
 
-#include <memory>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <random>
 #include <stdexcept>
+#include <string>
 #include <vector>
+
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
+#include "runtime/cores.h"
 
 namespace chatglm {
 namespace {
@@ -87,6 +97,114 @@ TEST_P(ThreadPoolTest, AnExceptionReachesTheCaller) {
     pool.run(100, never_, [&](int64_t) { ++ran; });
     EXPECT_EQ(ran, 100);
   }
+}
+
+TEST_P(ThreadPoolTest, RangesCoverAllUnitsOnce) {
+  ThreadPool pool(GetParam());
+  for (const int64_t granularity : {1, 3, 16}) {
+    for (const double nanoseconds : {0.0, 0.001, 50.0, 1e6}) {
+      for (const int64_t units : {1, 2, 15, 16, 17, 100, 1000}) {
+        ThreadPool::Cost cost{nanoseconds};
+        std::vector<std::atomic<int>> counts(static_cast<size_t>(units));
+        std::atomic<int> ranges{0};
+        pool.run_ranges(units, granularity, cost, never_, [&](int64_t begin, int64_t end) {
+          ++ranges;
+          EXPECT_LT(begin, end);
+          EXPECT_EQ(begin % granularity, 0);
+          EXPECT_TRUE(end % granularity == 0 || end == units);
+          for (int64_t i = begin; i < end; ++i) ++counts[static_cast<size_t>(i)];
+        });
+        for (const auto& count : counts) ASSERT_EQ(count, 1);
+        EXPECT_GT(cost.nanoseconds, 0);
+        // What takes less than a handover stays on one thread; what takes long is divided as far as it can be.
+        if (nanoseconds == 0.001 || GetParam() == 1) EXPECT_EQ(ranges, 1);
+        if (nanoseconds == 1e6 && GetParam() > 1 && units == 1000) EXPECT_GT(ranges, GetParam());
+      }
+    }
+  }
+  ThreadPool::Cost cost;
+  pool.run_ranges(0, 1, cost, never_, [](int64_t, int64_t) { FAIL(); });
+}
+
+// By as many threads as there are cores, of two pools at the same time, and each gets on.
+TEST_P(ThreadPoolTest, PoolsThatTakeTurnsDoNotCrowdTheCores) {
+  const int cores = physical_cores();
+  std::atomic<int> running{0}, most{0};
+  std::atomic<bool> over{false};
+  std::atomic<int64_t> jobs[2] = {0, 0};
+  const auto compute = [&](int index) {
+    ThreadPool pool(GetParam());
+    while (!over) {
+      const ThreadPool::Turn turn(pool);
+      for (int job = 0; job < 40 && !over; ++job) {
+        pool.run(4 * GetParam(), never_, [&](int64_t) {
+          const int now = ++running;
+          for (int seen = most; seen < now && !most.compare_exchange_weak(seen, now);) {
+          }
+          const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(100);
+          while (std::chrono::steady_clock::now() < end) {
+          }
+          --running;
+        });
+        ++jobs[index];
+      }
+    }
+  };
+  std::thread first(compute, 0), second(compute, 1);
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+  while ((jobs[0] < 60 || jobs[1] < 60) && std::chrono::steady_clock::now() < end) std::this_thread::yield();
+  over = true;
+  first.join();
+  second.join();
+  EXPECT_GE(jobs[0], 60);
+  EXPECT_GE(jobs[1], 60);
+  // A pool with more threads than there are cores has the machine to itself.
+  EXPECT_LE(most, std::max(cores, GetParam()));
+}
+
+TEST(Cores, AreThoseOfTheAffinityMask) {
+  const int all = physical_cores();
+  EXPECT_GE(all, 1);
+  EXPECT_LE(all, static_cast<int>(std::thread::hardware_concurrency()));
+#if defined(__linux__)
+  std::thread([] {
+    cpu_set_t before, one;
+    ASSERT_EQ(sched_getaffinity(0, sizeof before, &before), 0);
+    CPU_ZERO(&one);
+    for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+      if (!CPU_ISSET(cpu, &before)) continue;
+      CPU_SET(cpu, &one);
+      break;
+    }
+    ASSERT_EQ(sched_setaffinity(0, sizeof one, &one), 0);  // of this thread
+    EXPECT_EQ(physical_cores(), 1);
+  }).join();
+#endif
+}
+
+TEST(Cores, ControlGroupsLimitThem) {
+  namespace fs = std::filesystem;
+  const fs::path root = fs::temp_directory_path() / ("chatglm-cores-" + std::to_string(std::random_device()()));
+  const auto write = [&](const std::string& path, const std::string& text) {
+    fs::create_directories((root / path).parent_path());
+    std::ofstream(root / path) << text;
+  };
+  EXPECT_EQ(granted_cores(root.string()), INFINITY);  // no groups at all
+  write("proc/self/cgroup", "0::/outer/inner\n");
+  EXPECT_EQ(granted_cores(root.string()), INFINITY);
+  write("sys/fs/cgroup/outer/inner/cpu.max", "max 100000\n");
+  EXPECT_EQ(granted_cores(root.string()), INFINITY);
+  write("sys/fs/cgroup/outer/cpu.max", "250000 100000\n");
+  EXPECT_EQ(granted_cores(root.string()), 2.5);
+  write("sys/fs/cgroup/cpu.max", "50000 100000\n");  // a container's own root
+  EXPECT_EQ(granted_cores(root.string()), 0.5);
+  write("proc/self/cgroup", "5:cpu,cpuacct:/a\n4:memory:/a\nnonsense\n");
+  write("sys/fs/cgroup/cpu/a/cpu.cfs_quota_us", "-1\n");
+  write("sys/fs/cgroup/cpu/a/cpu.cfs_period_us", "100000\n");
+  EXPECT_EQ(granted_cores(root.string()), INFINITY);
+  write("sys/fs/cgroup/cpu/a/cpu.cfs_quota_us", "400000\n");
+  EXPECT_EQ(granted_cores(root.string()), 4);
+  fs::remove_all(root);
 }
 
 INSTANTIATE_TEST_SUITE_P(Threads, ThreadPoolTest, testing::Values(1, 2, 3, 8));
