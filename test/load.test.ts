@@ -1,9 +1,8 @@
-import { spawnSync } from 'node:child_process';
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { convertCheckpoint, openCheckpoint, synthesize } from 'node-chatglm';
 import { referenceCheckpoint, temporaryDirectory } from './support/checkpoints';
-import { loadModel, loadSyntheticModel, onGpu, testOnCpu } from './support/device';
+import { loadModel, loadSyntheticModel, onGpu } from './support/device';
 import { smallConfig, type TensorBytes, writeSmallDirectory, writeSmallGguf } from './support/small-checkpoints';
 
 const directory = temporaryDirectory();
@@ -149,23 +148,3 @@ test('random weights in memory are those of a file that synthesize() writes', as
   await inMemory.dispose();
   expect(logits.equals(await logitsOf(at('synth.gguf')))).toBe(true);
 });
-
-testOnCpu.each(['portable', 'avx2', 'avx512'])(
-  'the %s kernels give the same answers, where the CPU has them',
-  (kernels) => {
-    const script = `
-    const { loadModel } = require('node-chatglm');
-    (async () => {
-      const model = await loadModel(undefined, { device: 'cpu' });
-      const { response } = await model.chat('What is the capital of France?', { temperature: 0 });
-      process.stdout.write(model.info.kernels + ': ' + response);
-    })().catch((error) => process.stdout.write(error.code));`;
-    const { stdout } = spawnSync(process.execPath, ['-e', script], {
-      cwd: join(__dirname, '..'),
-      env: { ...process.env, CHATGLM_KERNELS: kernels },
-      encoding: 'utf8',
-    });
-    if (stdout !== 'ERR_DEVICE_UNAVAILABLE') expect(stdout).toBe(`${kernels}: The capital of France is Paris.`);
-    else expect(kernels).not.toBe('portable');
-  },
-);

@@ -33,3 +33,15 @@ export function relativeError(actual: ArrayLike<number>, expected: ArrayLike<num
   }
   return Math.sqrt(error / norm);
 }
+
+/** max |a - b|; NaN if anything is NaN. */
+export function largestDifference(a: ArrayLike<number>, b: ArrayLike<number>): number {
+  expect(a.length).toBe(b.length);
+  let largest = 0;
+  for (let i = 0; i < a.length; i++) {
+    const difference = Math.abs((a[i] as number) - (b[i] as number));
+    // A NaN must not pass.
+    if (!(difference <= largest)) largest = difference;
+  }
+  return largest;
+}
