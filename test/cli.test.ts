@@ -329,6 +329,7 @@ describe('files', () => {
       batch,
       tokensPerSecond: positive,
       bytesPerSecond: positive,
+      bandwidth: positive,
     });
     // Exactly this shape: programs read it.
     expect(report).toEqual({

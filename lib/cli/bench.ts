@@ -48,6 +48,8 @@ On a checkpoint, or with --shape on random weights made in memory. Without eithe
 
 /** Keys and values are kept in pages of so many tokens. */
 const PAGE_TOKENS = 64;
+/** Of memory that is read to measure its bandwidth: more than caches hold. */
+const BANDWIDTH_BYTES = 2 ** 29;
 
 /** What `--json` prints. */
 export interface BenchReport {
@@ -55,8 +57,9 @@ export interface BenchReport {
   device: string;
   threads: number;
   prefill: { tokens: number; tokensPerSecond: number }[];
-  decode: { depth: number; batch: number; tokensPerSecond: number; bytesPerSecond: number }[];
-  /** Of a plain read of the device's memory, measured in the same run. */
+  /** bandwidth: bytes per second of a plain read of the device's memory, on the CPU between these very runs. */
+  decode: { depth: number; batch: number; tokensPerSecond: number; bytesPerSecond: number; bandwidth: number }[];
+  /** The median of them. */
   bandwidth: { bytesPerSecond: number };
   /** peakBytes: of the machine's memory, by the whole process. */
   memory: { peakBytes: number; loadMs: number; gpu?: GpuMemory };
@@ -161,22 +164,33 @@ async function measure(model: Model, plan: Plan, loadMs: number, gpus: readonly 
     prefill.push({ tokens, tokensPerSecond: median(speeds) });
   }
   const decode: BenchReport['decode'] = [];
+  // Of this process alone, without what measuring the bandwidth takes. Linux and macOS both tell kilobytes here.
+  let peakBytes = process.resourceUsage().maxRSS * 1024;
+  const bandwidths: number[] = [];
   for (const depth of plan.depths) {
     for (const batch of plan.batches) {
       progress(`decode of ${batch} x ${plan.generated} tokens at depth ${depth}`);
       const prompts = Array.from({ length: batch }, () => ids.next(Math.max(1, depth)));
       await evaluatePrompts(model, prompts);
       if (isGpu) await measureDecode(model, prompts, plan.generated);
-      const speeds = await repeated(plan.repeat, () => measureDecode(model, prompts, plan.generated));
+      const reads: number[] = [];
+      const speeds = await repeated(plan.repeat, async () => {
+        const speed = await measureDecode(model, prompts, plan.generated);
+        const first = bandwidths.length + reads.length === 0;
+        peakBytes = Math.max(peakBytes, first ? process.resourceUsage().maxRSS * 1024 : process.memoryUsage.rss());
+        // The memory's speed drifts, on shared machines by factors: what the runs are compared with is measured between them.
+        if (!isGpu) reads.push(measureBandwidth(info.threads, BANDWIDTH_BYTES));
+        return speed;
+      });
       const tokensPerSecond = median(speeds);
       // Each step reads the weights once, and every sequence's keys and values: at half of what is generated, on average.
       const stepBytes = info.bytesPerToken + batch * info.kvBytesPerToken * (depth + plan.generated / 2);
-      decode.push({ depth, batch, tokensPerSecond, bytesPerSecond: (tokensPerSecond / batch) * stepBytes });
+      const bytesPerSecond = (tokensPerSecond / batch) * stepBytes;
+      decode.push({ depth, batch, tokensPerSecond, bytesPerSecond, bandwidth: isGpu ? 0 : median(reads) });
+      bandwidths.push(...reads);
     }
   }
-  // Before the measurement of the bandwidth takes memory of its own. Linux and macOS both tell kilobytes here.
-  const memory: BenchReport['memory'] = { peakBytes: process.resourceUsage().maxRSS * 1024, loadMs };
-  let bandwidthBytes = 2 ** 30;
+  const memory: BenchReport['memory'] = { peakBytes, loadMs };
   if (isGpu) {
     const index = Number(info.device.slice('cuda:'.length));
     const after = systemInfo().gpus[index] as GpuInfo;
@@ -189,13 +203,12 @@ async function measure(model: Model, plan: Plan, loadMs: number, gpus: readonly 
       weightBytes: info.bytes,
       kvCacheBytes: info.kvCacheBytes,
     };
+    progress('memory bandwidth');
     // Far more than its cache holds, and no more than there is room for.
-    bandwidthBytes = Math.max(2 ** 20, Math.min(2 ** 32, Math.floor(after.freeBytes / 2)));
+    const bytes = Math.max(2 ** 20, Math.min(2 ** 32, Math.floor(after.freeBytes / 2)));
+    bandwidths.push(measureBandwidth(undefined, bytes, info.device as 'cuda'));
+    for (const row of decode) row.bandwidth = bandwidths[0] as number;
   }
-  progress('memory bandwidth');
-  const bytesPerSecond = isGpu
-    ? measureBandwidth(undefined, bandwidthBytes, info.device as 'cuda')
-    : measureBandwidth(info.threads, bandwidthBytes);
   progress('');
   return {
     model: info.name,
@@ -203,7 +216,7 @@ async function measure(model: Model, plan: Plan, loadMs: number, gpus: readonly 
     threads: info.threads,
     prefill,
     decode,
-    bandwidth: { bytesPerSecond },
+    bandwidth: { bytesPerSecond: median(bandwidths) },
     memory,
   };
 }
@@ -225,13 +238,14 @@ function formatReport({ model, device, threads, prefill, decode, bandwidth, memo
       ...prefill.map(({ tokens, tokensPerSecond }) => [`${tokens} tokens`, significant(tokensPerSecond)]),
     ]),
     formatTable([
-      ['Decode', 'batch', 'tokens/s', 'read', 'of bandwidth'],
-      ...decode.map(({ depth, batch, tokensPerSecond, bytesPerSecond }) => [
+      ['Decode', 'batch', 'tokens/s', 'read', 'bandwidth', 'share'],
+      ...decode.map(({ depth, batch, tokensPerSecond, bytesPerSecond, bandwidth }) => [
         `depth ${depth}`,
         String(batch),
         significant(tokensPerSecond),
         perSecond(bytesPerSecond),
-        `${Math.round((bytesPerSecond / bandwidth.bytesPerSecond) * 100)}%`,
+        perSecond(bandwidth),
+        `${Math.round((bytesPerSecond / bandwidth) * 100)}%`,
       ]),
     ]),
   ].join('\n\n');

@@ -6,8 +6,6 @@
 
 // Few tokens wait for memory, which delivers more if several panels are read at a time.
 constexpr int streams_of(int tokens) { return tokens == 1 ? 4 : tokens == 2 ? 2 : 1; }
-// How far ahead of its use a line of a stream is asked for.
-constexpr int64_t kPrefetchBytes = 1024;
 
 struct NibbleWeights {
   using Sum = Simd::NibbleSum;
