@@ -162,7 +162,7 @@ void upload_weights(const ModelSource& source, const GpuWeights& weights, const 
   };
   gated([&] { uploader = std::make_unique<Uploader>(launch); });
   try {
-    load_weights(source, progress, abort, [&](const std::string& name, const Tensor& tensor) {
+    const auto take = [&](const std::string& name, const Tensor& tensor) {
       const ExitGate::Pass pass;
       const auto bytes = static_cast<size_t>(tensor.bytes());
       if (name == "token_embd.weight") uploader->copy(tensor.data, bytes, weights.embedding.data);
@@ -171,7 +171,8 @@ void upload_weights(const ModelSource& source, const GpuWeights& weights, const 
       if (const auto vector = vectors.find(name); vector != vectors.end())
         uploader->copy(tensor.data, bytes, vector->second);
       return true;
-    });
+    };
+    load_weights(source, progress, abort, {.rows = nullptr, .whole = take});
     gated([&] { uploader->finish(); });
   } catch (...) {
     gated([&] { uploader.reset(); });

@@ -71,9 +71,7 @@ void products(const Plan& plan, DataType type) {
     shape.data = rows.data();
     for (int64_t i = 0; i < count; ++i) {
       matrices.emplace_back(shape, PackedMatrix::Order::plain, *plan.kernels);
-      ThreadPool::Cost cost;
-      pool.run_ranges(matrices.back().panels, 1, cost, kNever,
-                      [&](int64_t begin, int64_t end) { matrices.back().pack(shape, *plan.kernels, begin, end); });
+      matrices.back().pack(0, plan.rows, shape.data);
     }
   }
   for (const std::string& text : list(plan.tokens)) {

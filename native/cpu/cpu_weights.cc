@@ -2,7 +2,6 @@
 #include <string>
 
 #include "cpu/cpu_backend.h"
-#include "runtime/thread_pool.h"
 
 namespace chatglm::cpu {
 
@@ -21,22 +20,20 @@ CpuWeights load_cpu_weights(const ModelSource& source, const Kernels& kernels, c
     matrices[prefix + "ffn_down.weight"] = &weights.layers[i].ffn_down;
   }
 
-  ThreadPool pool(source.threads);
-  ThreadPool::Cost cost;
-  const auto pack = [&](const Tensor& tensor, PackedMatrix::Order order, PackedMatrix& target) {
-    const ThreadPool::Turn turn(pool);
-    target = PackedMatrix(tensor, order, kernels);
-    pool.run_ranges(target.panels, 1, cost, abort,
-                    [&](int64_t begin, int64_t end) { target.pack(tensor, kernels, begin, end); });
-  };
-  weights.rest = load_weights(source, progress, abort, [&](const std::string& name, const Tensor& tensor) {
-    const auto matrix = matrices.find(name);
-    if (matrix == matrices.end()) return false;
+  const auto rows = [&](const std::string& name, const Tensor& shape) -> RowSink {
+    const auto found = matrices.find(name);
+    if (found == matrices.end()) return nullptr;
+    PackedMatrix& matrix = *found->second;
     const bool gated = name.ends_with("ffn_up.weight");
-    pack(tensor, gated ? PackedMatrix::Order::gated : PackedMatrix::Order::plain, *matrix->second);
-    return true;
-  });
-  if (weights.output.panels == 0) pack(weights.rest.embedding, PackedMatrix::Order::plain, weights.output);
+    matrix = PackedMatrix(shape, gated ? PackedMatrix::Order::gated : PackedMatrix::Order::plain, kernels);
+    return [&matrix](int64_t begin, int64_t end, const uint8_t* data) { matrix.pack(begin, end, data); };
+  };
+  weights.rest = load_weights(source, progress, abort, {.rows = rows, .whole = nullptr});
+  if (weights.output.panels == 0) {
+    const Tensor& embedding = weights.rest.embedding;
+    weights.output = PackedMatrix(embedding, PackedMatrix::Order::plain, kernels);
+    weights.output.pack(0, embedding.rows, embedding.data);
+  }
   return weights;
 }
 

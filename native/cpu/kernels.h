@@ -13,7 +13,6 @@ struct ActivationBlock {
   int32_t offset;    // -zero_point * (sum of codes), for weights whose codes are larger than they mean by zero_point
 };
 
-
 enum class Epilogue { store, add, swiglu };
 
 /// y = x * weights^T for some panels of the weights (see packed_matrix.h).

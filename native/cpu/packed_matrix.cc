@@ -7,39 +7,35 @@ namespace chatglm::cpu {
 
 namespace {
 
-uint32_t load_u32(const uint8_t* p) {
-  uint32_t value;
-  std::memcpy(&value, p, sizeof value);
-  return value;
-}
-
-// Blocks of 32 columns, whose codes are so many words of four bytes. `flip` turns signed codes into unsigned ones.
-void pack_blocks(const uint8_t* const* rows, int64_t count, int64_t blocks, int64_t words, uint32_t flip,
-                 uint8_t* target) {
-  const int64_t block_bytes = 2 + 4 * words;
-  for (int64_t b = 0; b < blocks; ++b, target += count * block_bytes) {
+// Rows of blocks of 32 columns, whose codes are so many words of four bytes, to `count` of the panel's lanes.
+template <int Words>
+void pack_blocks(const uint8_t* source, int64_t row_bytes, int64_t count, int64_t first_lane, int64_t lanes,
+                 int64_t blocks, uint32_t flip, uint8_t* target) {
+  constexpr int64_t kBlockBytes = 2 + 4 * Words;
+  for (int64_t b = 0; b < blocks; ++b, source += kBlockBytes, target += lanes * kBlockBytes) {
     for (int64_t r = 0; r < count; ++r) {
-      if (!rows[r]) continue;  // the memory is zero
-      const uint8_t* source = rows[r] + b * block_bytes;
-      std::memcpy(target + 2 * r, source, 2);
-      for (int64_t i = 0; i < words; ++i) {
-        const uint32_t word = load_u32(source + 2 + 4 * i) ^ flip;
-        std::memcpy(target + 2 * count + 4 * (i * count + r), &word, 4);
+      const uint8_t* block = source + r * row_bytes;
+      std::memcpy(target + 2 * (first_lane + r), block, 2);
+      for (int64_t i = 0; i < Words; ++i) {
+        uint32_t word;
+        std::memcpy(&word, block + 2 + 4 * i, 4);
+        word ^= flip;
+        std::memcpy(target + 2 * lanes + 4 * (i * lanes + first_lane + r), &word, 4);
       }
     }
   }
 }
 
 template <class Number>
-void pack_numbers(const uint8_t* const* rows, int64_t count, int64_t columns, uint8_t* target) {
+void pack_numbers(const uint8_t* source, int64_t row_bytes, int64_t count, int64_t lanes, int64_t columns,
+                  uint8_t* target) {
   constexpr int64_t kStrip = 32;  // columns: so that what is written stays in the cache
+  constexpr auto kSize = static_cast<int64_t>(sizeof(Number));
   for (int64_t begin = 0; begin < columns; begin += kStrip) {
     const int64_t end = std::min(columns, begin + kStrip);
     for (int64_t r = 0; r < count; ++r) {
-      if (!rows[r]) continue;
       for (int64_t i = begin; i < end; ++i) {
-        std::memcpy(target + (i * count + r) * static_cast<int64_t>(sizeof(Number)),
-                    rows[r] + i * static_cast<int64_t>(sizeof(Number)), sizeof(Number));
+        std::memcpy(target + (i * lanes + r) * kSize, source + r * row_bytes + i * kSize, sizeof(Number));
       }
     }
   }
@@ -48,32 +44,35 @@ void pack_numbers(const uint8_t* const* rows, int64_t count, int64_t columns, ui
 }  // namespace
 
 PackedMatrix::PackedMatrix(const Tensor& shape, Order order, const Kernels& kernels)
-    : type(shape.type), rows(shape.rows), columns(shape.columns), order(order) {
+    : type(shape.type), rows(shape.rows), columns(shape.columns), order(order), lanes_(kernels.lanes) {
   outputs = order == Order::gated ? rows / 2 : rows;
-  outputs_per_panel_ = order == Order::gated ? kernels.lanes : 2 * kernels.lanes;
-  panels = (outputs + outputs_per_panel_ - 1) / outputs_per_panel_;
-  panel_bytes = 2 * kernels.lanes * shape.row_bytes();
+  panels = (outputs + outputs_of_panel() - 1) / outputs_of_panel();
+  panel_bytes = 2 * lanes_ * shape.row_bytes();
+  if (type == DataType::q8_0 && kernels.q8_0_zero_point != 0) flip_ = 0x80808080u;
   data = Buffer(static_cast<size_t>(panels * panel_bytes), "a tensor of the model", Buffer::Pages::huge);
 }
 
-void PackedMatrix::pack(const Tensor& matrix, const Kernels& kernels, int64_t panel_begin, int64_t panel_end) {
-  const int64_t count = 2 * kernels.lanes;
-  const uint8_t* sources[64] = {};
-  for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-    for (int64_t r = 0; r < count; ++r) {
-      const int64_t vector = r / kernels.lanes, lane = r % kernels.lanes;
-      const int64_t output = order == Order::gated ? panel * kernels.lanes + lane : panel * count + r;
-      const int64_t row = order == Order::gated ? vector * outputs + output : output;
-      sources[r] = output < outputs ? matrix.row(row) : nullptr;
-    }
-    uint8_t* target = data.data() + panel * panel_bytes;
-    const uint32_t flip = type == DataType::q8_0 && kernels.q8_0_zero_point != 0 ? 0x80808080u : 0;
-    switch (type) {
-      case DataType::q4_0: pack_blocks(sources, count, columns / 32, 4, 0, target); break;
-      case DataType::q8_0: pack_blocks(sources, count, columns / 32, 8, flip, target); break;
-      case DataType::f32: pack_numbers<uint32_t>(sources, count, columns, target); break;
-      default: pack_numbers<uint16_t>(sources, count, columns, target); break;
-    }
+void PackedMatrix::pack(int64_t begin, int64_t end, const uint8_t* source) {
+  for (int64_t row = begin; row < end;) {
+    // The output that the row computes, or is the gate of or gated for; and how many rows go on in the same vector.
+    const int64_t output = order == Order::gated ? row % outputs : row;
+    const int64_t vector = order == Order::gated ? row / outputs : row / lanes_ % 2;
+    const int64_t lane = output % lanes_;
+    const int64_t count = std::min({lanes_ - lane, outputs - output, end - row});
+    pack_run(output / outputs_of_panel(), vector * lanes_ + lane, count, source);
+    row += count;
+    source += count * row_bytes(type, columns);
+  }
+}
+
+void PackedMatrix::pack_run(int64_t panel, int64_t first_lane, int64_t count, const uint8_t* source) {
+  const int64_t all = 2 * lanes_, source_row = row_bytes(type, columns);
+  uint8_t* target = data.data() + panel * panel_bytes;
+  switch (type) {
+    case DataType::q4_0: return pack_blocks<4>(source, source_row, count, first_lane, all, columns / 32, 0, target);
+    case DataType::q8_0: return pack_blocks<8>(source, source_row, count, first_lane, all, columns / 32, flip_, target);
+    case DataType::f32: return pack_numbers<uint32_t>(source, source_row, count, all, columns, target + 4 * first_lane);
+    default: return pack_numbers<uint16_t>(source, source_row, count, all, columns, target + 2 * first_lane);
   }
 }
 

@@ -30,13 +30,16 @@ struct PackedMatrix {
   /// Room for a matrix of this shape. Throws ERR_OUT_OF_MEMORY.
   PackedMatrix(const Tensor& shape, Order order, const Kernels& kernels);
 
-  /// Packs some panels of the matrix. Panels can be packed at the same time.
-  void pack(const Tensor& matrix, const Kernels& kernels, int64_t panel_begin, int64_t panel_end);
+  /// Packs rows of the matrix, which lie one after the other. Different rows can be packed at the same time.
+  void pack(int64_t begin, int64_t end, const uint8_t* source);
 
-  int64_t outputs_of_panel() const { return panels == 0 ? 0 : outputs_per_panel_; }
+  int64_t outputs_of_panel() const { return order == Order::gated ? lanes_ : 2 * lanes_; }
 
  private:
-  int64_t outputs_per_panel_ = 0;
+  void pack_run(int64_t panel, int64_t first_lane, int64_t count, const uint8_t* source);
+
+  int64_t lanes_ = 0;
+  uint32_t flip_ = 0;  // what turns four codes into those that the kernels want
 };
 
 }  // namespace chatglm::cpu

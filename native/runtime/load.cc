@@ -89,15 +89,17 @@ class Loader {
 
   Weights load() {
     const std::vector<PlannedTensor> plan = planned_tensors(source_);
-    for (const std::string& path : source_.files) weights_.files.emplace_back(path);
+    for (const std::string& path : source_.files) {
+      weights_.files.emplace_back(path);
+      readers_.emplace_back(path);
+    }
     const std::map<std::string, Slot> slots = slots_of(source_.shape, weights_);
     for (const TensorSource& tensor : source_.tensors) total_ += bytes_of(tensor);
     for (size_t i = 0; i < plan.size(); ++i) {
       const TensorSource& source = source_.tensors[i];
       const Slot& slot = slots.at(source.name);
       *slot.tensor = {plan[i].type, plan[i].rows, plan[i].columns, nullptr};
-      load_tensor(source, slot);
-      if (sink_) hand_over(source, *slot.tensor);
+      load_tensor(source, slot, i + 1 < plan.size() ? &source_.tensors[i + 1] : nullptr);
     }
     if (weights_.output.rows == 0) weights_.output = weights_.embedding;
     return std::move(weights_);
@@ -110,21 +112,6 @@ class Loader {
 
   static uint64_t bytes_of(const TensorSource& tensor) {
     return static_cast<uint64_t>(tensor.rows * row_bytes(tensor.type, tensor.columns));
-  }
-
-  void hand_over(const TensorSource& source, Tensor& tensor) {
-    const bool owned = !weights_.buffers.empty() && weights_.buffers.back().data() == tensor.data;
-    if (sink_(source.name, tensor)) {
-      tensor.data = nullptr;
-      if (owned)
-        weights_.buffers.pop_back();
-      else
-        weights_.mapped_bytes -= bytes_of(source);
-    }
-    // What was looked at takes no memory of the process from here on; where it stays mapped, it comes back page by
-    // page.
-    if (!source.random)
-      weights_.files[static_cast<size_t>(source.data.file)].forget(source.data.offset, source.data.length);
   }
 
   const uint8_t* mapped(const TensorSource& tensor, const FileRange& range, uint64_t wanted) const {
@@ -141,84 +128,120 @@ class Loader {
     return file.data() + range.offset;
   }
 
-  void load_tensor(const TensorSource& source, const Slot& slot) {
+  // What stays, or is shown as a whole, lies in the mapped file if it needs no conversion. What is taken by rows is
+  // read into a buffer, a little at a time, and stays in the processor's caches from there to where it goes.
+  void load_tensor(const TensorSource& source, const Slot& slot, const TensorSource* next) {
+    Tensor& tensor = *slot.tensor;
+    weights_.bytes_by_type[name_of(tensor.type)] += static_cast<uint64_t>(tensor.bytes());
+    const bool converts = source.random || tensor.type != source.type || slot.kind == Kind::vector;
+    const uint8_t* data = source.random ? nullptr : mapped(source, source.data, bytes_of(source));
+    const int64_t source_row = row_bytes(source.type, source.columns), row = tensor.row_bytes();
+    if (next && !next->random && next->data.file >= 0 && static_cast<size_t>(next->data.file) < readers_.size()) {
+      readers_[static_cast<size_t>(next->data.file)].expect(next->data.offset, next->data.length);
+    }
+
+    if (const RowSink take = sink_.rows ? sink_.rows(source.name, tensor) : nullptr) {
+      for_rows(source, kStreamedBytes, [&](int64_t begin, int64_t end) {
+        thread_local std::vector<uint8_t> read, made;
+        if (!source.random) {
+          read.resize(static_cast<size_t>((end - begin) * source_row));
+          readers_[static_cast<size_t>(source.data.file)].read(
+              source.data.offset + static_cast<uint64_t>(begin * source_row), read.size(), read.data());
+        }
+        const uint8_t* rows = read.data();
+        if (converts) {
+          made.resize(static_cast<size_t>((end - begin) * row));
+          if (!make_rows(source, slot, begin, end, read.data(), made.data())) return false;
+          rows = made.data();
+        }
+        if (!all_finite(tensor.type, rows, (end - begin) * source.columns)) return false;
+        take(begin, end, rows);
+        return true;
+      });
+      return;
+    }
+
+    uint8_t* target = nullptr;
+    if (converts) {
+      weights_.buffers.emplace_back(static_cast<size_t>(tensor.bytes()), "a tensor of the model");
+      tensor.data = target = weights_.buffers.back().data();
+    } else {
+      tensor.data = data;
+      weights_.mapped_bytes += bytes_of(source);
+    }
+    for_rows(source, kMappedBytes, [&](int64_t begin, int64_t end) {
+      const uint8_t* rows = source.random ? nullptr : data + begin * source_row;
+      if (converts && !make_rows(source, slot, begin, end, rows, target + begin * row)) return false;
+      return all_finite(tensor.type, tensor.data + begin * row, (end - begin) * source.columns);
+    });
+    if (sink_.whole && sink_.whole(source.name, tensor)) {
+      tensor.data = nullptr;
+      if (converts) {
+        weights_.buffers.pop_back();
+      } else {
+        weights_.mapped_bytes -= bytes_of(source);
+      }
+    }
+    // What was looked at takes no memory of the process from here on; where it stays mapped, it comes back by the page.
+    if (!source.random)
+      weights_.files[static_cast<size_t>(source.data.file)].forget(source.data.offset, source.data.length);
+  }
+
+  // Rows of a tensor that is not as it will be loaded. `data`: the first of them in the file. False if a number is not
+  // finite.
+  bool make_rows(const TensorSource& source, const Slot& slot, int64_t begin, int64_t end, const uint8_t* data,
+                 uint8_t* target) const {
     const DataType type = slot.tensor->type;
     if (source.random) {
-      uint8_t* target = allocate(*slot.tensor);
       const float deviation = slot.kind == Kind::vector      ? (source.name.ends_with("bias") ? 0.2f : 0.1f)
                               : slot.kind == Kind::embedding ? 1.0f
                                                              : 1.28f / std::sqrt(static_cast<float>(source.columns));
       const float mean = source.name.ends_with("norm.weight") ? 1.0f : 0.0f;
-      for_rows(source, [&](int64_t begin, int64_t end, float*) {
-        fill_random(type, target + begin * slot.tensor->row_bytes(), source.name, source_.seed, begin * source.columns,
-                    (end - begin) * source.columns, mean, deviation);
-        return true;
-      });
-    } else {
-      const uint8_t* data = mapped(source, source.data, bytes_of(source));
-      const int64_t source_row = row_bytes(source.type, source.columns);
-      if (type == source.type && slot.kind != Kind::vector) {
-        slot.tensor->data = data;
-        weights_.mapped_bytes += bytes_of(source);
-        for_rows(source, [&](int64_t begin, int64_t end, float*) {
-          return all_finite(type, data + begin * source_row, (end - begin) * source.columns);
-        });
-      } else {
-        const bool quantizing = slot.kind == Kind::linear && source_.quantize && is_compute_type(source.type);
-        convert(source, *slot.tensor, data, quantizing);
-      }
+      fill_random(type, target, source.name, source_.seed, begin * source.columns, (end - begin) * source.columns, mean,
+                  deviation);
+      return true;
     }
-    weights_.bytes_by_type[name_of(type)] += static_cast<uint64_t>(slot.tensor->bytes());
-  }
-
-  void convert(const TensorSource& source, Tensor& tensor, const uint8_t* data, bool quantizing) {
+    const bool quantizing = slot.kind == Kind::linear && source_.quantize && is_compute_type(source.type);
     const bool scaled = source.type == DataType::int8 || source.type == DataType::int4;
-    const uint8_t* scales = nullptr;
-    if (scaled) {
-      scales = mapped(source, source.scale, static_cast<uint64_t>(source.rows * row_bytes(source.scale_type, 1)));
-    }
-    uint8_t* target = allocate(tensor);
-    const int64_t source_row = row_bytes(source.type, source.columns), target_row = tensor.row_bytes();
-    for_rows(source, [&](int64_t begin, int64_t end, float* scratch) {
-      for (int64_t i = begin; i < end; ++i) {
-        float scale = 1;
-        if (scaled) to_float(source.scale_type, scales + i * row_bytes(source.scale_type, 1), 1, 1, &scale);
-        if (!std::isfinite(scale) || !all_finite(source.type, data + i * source_row, source.columns)) return false;
-        if (quantizing) {
-          quantize_row(source.type, data + i * source_row, source.columns, tensor.type, target + i * target_row,
-                       scratch);
-        } else {
-          convert_row(source.type, data + i * source_row, scale, source.columns, tensor.type, target + i * target_row,
-                      scratch);
-        }
+    const int64_t scale_bytes = row_bytes(source.scale_type, 1);
+    const uint8_t* scales =
+        scaled ? mapped(source, source.scale, static_cast<uint64_t>(source.rows * scale_bytes)) : nullptr;
+    const int64_t source_row = row_bytes(source.type, source.columns), row = slot.tensor->row_bytes();
+    std::vector<float> scratch(static_cast<size_t>(source.columns));
+    for (int64_t i = begin; i < end; ++i, data += source_row, target += row) {
+      float scale = 1;
+      if (scaled) to_float(source.scale_type, scales + i * scale_bytes, 1, 1, &scale);
+      if (!std::isfinite(scale) || !all_finite(source.type, data, source.columns)) return false;
+      if (quantizing) {
+        quantize_row(source.type, data, source.columns, type, target, scratch.data());
+      } else {
+        convert_row(source.type, data, scale, source.columns, type, target, scratch.data());
       }
-      return all_finite(tensor.type, target + begin * target_row, (end - begin) * source.columns);
-    });
-    weights_.files[static_cast<size_t>(source.data.file)].forget(source.data.offset, source.data.length);
+    }
+    return true;
   }
 
-  uint8_t* allocate(Tensor& tensor) {
-    weights_.buffers.emplace_back(static_cast<size_t>(tensor.bytes()), "a tensor of the model");
-    tensor.data = weights_.buffers.back().data();
-    return weights_.buffers.back().data();
-  }
-
-  // Runs task(begin, end, scratch of one row) over all rows, some MiB at a time and on all threads; false means that a
-  // number was not finite.
+  // Runs task(begin, end) over all rows, as many at a time as these bytes of the source hold, on all threads; false
+  // means that a number was not finite.
   template <class Task>
-  void for_rows(const TensorSource& source, const Task& task) {
-    constexpr int64_t kChunkBytes = 4 << 20;
-    const int64_t rows =
-        std::clamp<int64_t>(kChunkBytes / std::max<int64_t>(1, row_bytes(source.type, source.columns)), 1, source.rows);
-    const int64_t chunks = (source.rows + rows - 1) / rows, batch = 4 * pool_.threads();
+  void for_rows(const TensorSource& source, int64_t bytes, const Task& task) {
+    constexpr int64_t kWhole = 32;  // rows: no packed order has longer runs of them
+    constexpr int64_t kBatchBytes = 32 << 20;
+    const int64_t source_row = std::max<int64_t>(1, row_bytes(source.type, source.columns));
+    int64_t rows = std::clamp<int64_t>(bytes / source_row, 1, source.rows);
+    if (rows > kWhole) rows = rows / kWhole * kWhole;
+    const int64_t chunks = (source.rows + rows - 1) / rows;
+    const int64_t batch = std::max<int64_t>(4 * pool_.threads(), kBatchBytes / (rows * source_row));
     std::atomic<bool> finite{true};
     for (int64_t first = 0; first < chunks; first += batch) {
       const int64_t last = std::min(chunks, first + batch);
-      pool_.run(last - first, abort_, [&](int64_t i) {
-        const int64_t begin = (first + i) * rows, end = std::min(source.rows, begin + rows);
-        std::vector<float> scratch(static_cast<size_t>(source.columns));
-        if (!task(begin, end, scratch.data())) finite.store(false, std::memory_order_relaxed);
-      });
+      {
+        const ThreadPool::Turn turn(pool_);
+        pool_.run(last - first, abort_, [&](int64_t i) {
+          const int64_t begin = (first + i) * rows, end = std::min(source.rows, begin + rows);
+          if (!task(begin, end)) finite.store(false, std::memory_order_relaxed);
+        });
+      }
       if (abort_.load(std::memory_order_relaxed)) throw Error("ERR_ABORTED", "Loading was aborted");
       if (!finite) throw invalid(source, "holds NaN or infinite numbers");
       const int64_t loaded = std::min(source.rows, last * rows) - first * rows;
@@ -227,11 +250,14 @@ class Loader {
     }
   }
 
+  static constexpr int64_t kStreamedBytes = 256 << 10, kMappedBytes = 4 << 20;
+
   const ModelSource& source_;
   const Progress& progress_;
   const std::atomic<bool>& abort_;
   const TensorSink& sink_;
   ThreadPool pool_;
+  std::vector<FileReader> readers_;
   Weights weights_;
   uint64_t done_ = 0, total_ = 0;
 };

@@ -22,6 +22,22 @@ uint64_t physical_memory() {
 
 std::string megabytes(uint64_t bytes) { return std::to_string(bytes >> 20) + " MiB"; }
 
+Error unusable(const std::string& path, const char* what, const char* why) {
+  return Error("ERR_CHECKPOINT_INVALID", path + ": cannot be " + what + ": " + why, {{"file", path}});
+}
+
+// The file, for reading, and its size.
+std::pair<int, uint64_t> open_file(const std::string& path) {
+  const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a FIFO would wait for its writer
+  if (file < 0) throw unusable(path, "opened", std::strerror(errno));
+  struct stat status {};
+  if (fstat(file, &status) != 0 || !S_ISREG(status.st_mode)) {
+    close(file);
+    throw unusable(path, "read as a file", std::strerror(EINVAL));
+  }
+  return {file, static_cast<uint64_t>(status.st_size)};
+}
+
 }  // namespace
 
 uint64_t available_memory() {
@@ -58,23 +74,37 @@ Buffer::~Buffer() {
   if (data_) munmap(data_, size_);
 }
 
-MappedFile::MappedFile(const std::string& path) : path_(path) {
-  const auto fail = [&](const char* what) {
-    return Error("ERR_CHECKPOINT_INVALID", path + ": cannot be " + what + ": " + std::strerror(errno),
-                 {{"file", path}});
-  };
-  const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a FIFO would wait for its writer
-  if (file < 0) throw fail("opened");
-  struct stat status {};
-  if (fstat(file, &status) != 0 || !S_ISREG(status.st_mode)) {
-    close(file);
-    errno = EINVAL;
-    throw fail("read as a file");
+FileReader::FileReader(const std::string& path) : path_(path), file_(open_file(path).first) {}
+
+FileReader::~FileReader() {
+  if (file_ >= 0) close(file_);
+}
+
+void FileReader::read(uint64_t offset, uint64_t length, uint8_t* target) const {
+  while (length > 0) {
+    const ssize_t count = pread(file_, target, length, static_cast<off_t>(offset));
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) throw unusable(path_, "read", std::strerror(errno));
+    if (count == 0) throw unusable(path_, "read", "it ends too early");
+    offset += static_cast<uint64_t>(count);
+    length -= static_cast<uint64_t>(count);
+    target += count;
   }
-  size_ = static_cast<uint64_t>(status.st_size);
+}
+
+void FileReader::expect([[maybe_unused]] uint64_t offset, [[maybe_unused]] uint64_t length) const {
+#if defined(POSIX_FADV_WILLNEED)
+  posix_fadvise(file_, static_cast<off_t>(offset), static_cast<off_t>(length), POSIX_FADV_WILLNEED);
+#endif
+}
+
+MappedFile::MappedFile(const std::string& path) : path_(path) {
+  const auto [file, size] = open_file(path);
+  size_ = size;
   void* memory = size_ ? mmap(nullptr, size_, PROT_READ, MAP_SHARED, file, 0) : nullptr;
+  const int error = errno;
   close(file);
-  if (memory == MAP_FAILED) throw fail("mapped");
+  if (memory == MAP_FAILED) throw unusable(path, "mapped", std::strerror(error));
   data_ = static_cast<uint8_t*>(memory);
 }
 

@@ -34,6 +34,24 @@ class Buffer {
   size_t size_ = 0;
 };
 
+/// Reads parts of a file into memory. What the system has cached comes without the faults of a mapping, page by page.
+class FileReader {
+ public:
+  explicit FileReader(const std::string& path);  // throws ERR_CHECKPOINT_INVALID
+  ~FileReader();
+  FileReader(FileReader&& other) noexcept : path_(std::move(other.path_)), file_(std::exchange(other.file_, -1)) {}
+  FileReader& operator=(FileReader&&) = delete;
+
+  /// Throws ERR_CHECKPOINT_INVALID if the file cannot be read, or ends before.
+  void read(uint64_t offset, uint64_t length, uint8_t* target) const;
+  /// The system may fetch this from the disk meanwhile.
+  void expect(uint64_t offset, uint64_t length) const;
+
+ private:
+  std::string path_;
+  int file_ = -1;
+};
+
 /// A whole file, mapped for reading.
 class MappedFile {
  public:

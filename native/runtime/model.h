@@ -112,19 +112,27 @@ struct PlannedTensor {
 /// unknown or of another shape than the config's, and ERR_INVALID_ARGUMENT if it cannot be quantized as asked for.
 std::vector<PlannedTensor> planned_tensors(const ModelSource& source);
 
-/// Is shown each tensor, for instance on its way to a GPU. Returns whether it has taken it: its numbers go with the end
-/// of the call then, else they stay.
-using TensorSink = std::function<bool(const std::string& name, const Tensor& tensor)>;
+/// Takes rows of a tensor, checked and converted: some at a time, in any order, on several threads. Their bytes are
+/// there during the call only.
+using RowSink = std::function<void(int64_t begin, int64_t end, const uint8_t* rows)>;
+
+/// Takes tensors on their way. What it does not take stays in what load_weights() returns.
+struct TensorSink {
+  /// Is asked for each tensor, whose numbers are not there yet, for what takes its rows; may return none.
+  std::function<RowSink(const std::string& name, const Tensor& shape)> rows;
+  /// Is shown each tensor that is not taken by rows; its bytes are there during the call. Returns whether it takes it.
+  std::function<bool(const std::string& name, const Tensor& tensor)> whole;
+};
 
 /// Maps the files, checks every range and shape, checks that all numbers are finite, and converts what the kernels do
 /// not read as it lies: norms and biases to f32; q4_1, q5_0, q5_1, q4_K, q5_K and q6_K matrices to q8_0; int8 and int4
 /// rows to q8_0 and q4_0. Throws ERR_CHECKPOINT_INVALID naming file and tensor, ERR_OUT_OF_MEMORY, or ERR_ABORTED.
 ///
-/// With a sink each tensor goes there as soon as it is read, checked and converted, and the memory of what it takes is
-/// given back: what is returned has types and shapes, but of these no numbers. A missing output matrix, which the
-/// embedding is then, is not given.
+/// With a sink each tensor goes there as soon as it is read, checked and converted, and takes no memory any more: what
+/// is returned has types and shapes, but of these no numbers. A missing output matrix, which the embedding is then, is
+/// not given.
 Weights load_weights(const ModelSource& source, const Progress& progress, const std::atomic<bool>& abort,
-                     const TensorSink& sink = nullptr);
+                     const TensorSink& sink = {});
 
 /// Fills a run of a tensor's elements with numbers that are about normally distributed. The same name and seed give the
 /// same numbers wherever the tensor is cut; `first` and `count` are multiples of 32.

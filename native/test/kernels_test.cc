@@ -75,10 +75,11 @@ struct Operands {
     before = random.normals(rows * tokens);
     const Tensor matrix{type, rows, columns, weights.data() + 1};
     packed = PackedMatrix(matrix, PackedMatrix::Order::plain, kernels);
-    packed.pack(matrix, kernels, 0, packed.panels);
+    packed.pack(0, rows, matrix.data);
     if (rows % 2 == 0) {
       gated = PackedMatrix(matrix, PackedMatrix::Order::gated, kernels);
-      gated.pack(matrix, kernels, 0, gated.panels);
+      gated.pack(0, rows / 3, matrix.data);  // in two parts, wherever they begin
+      gated.pack(rows / 3, rows, matrix.row(rows / 3));
     }
   }
 
@@ -180,7 +181,7 @@ std::vector<float> swiglu_of(const Kernels& kernels, const std::vector<float>& g
   }
   const Tensor matrix{DataType::f32, 2 * outputs, 32, reinterpret_cast<const uint8_t*>(weights.data())};
   PackedMatrix packed(matrix, PackedMatrix::Order::gated, kernels);
-  packed.pack(matrix, kernels, 0, packed.panels);
+  packed.pack(0, 2 * outputs, matrix.data);
   Product p;
   p.weights = packed.data.data();
   p.panel_bytes = packed.panel_bytes;

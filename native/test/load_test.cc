@@ -226,12 +226,12 @@ TEST_F(LoadTest, ASinkGetsEveryTensorOnceAndNothingIsKept) {
       const auto no_progress = [](uint64_t, uint64_t) {};
       const Weights kept = load_weights(source, no_progress, never_);
       std::vector<std::pair<std::string, Seen>> seen;
-      const Weights weights =
-          load_weights(source, no_progress, never_, [&](const std::string& name, const Tensor& tensor) {
-            const std::vector<uint8_t> bytes(tensor.data, tensor.data + tensor.bytes());
-            seen.push_back({name, {tensor.type, tensor.rows, tensor.columns, bytes}});
-            return true;
-          });
+      const Weights weights = load_weights(
+          source, no_progress, never_, {.rows = nullptr, .whole = [&](const std::string& name, const Tensor& tensor) {
+                                          const std::vector<uint8_t> bytes(tensor.data, tensor.data + tensor.bytes());
+                                          seen.push_back({name, {tensor.type, tensor.rows, tensor.columns, bytes}});
+                                          return true;
+                                        }});
       EXPECT_TRUE(weights.buffers.empty());
       EXPECT_EQ(weights.mapped_bytes, 0u);
       EXPECT_EQ(weights.bytes_by_type, kept.bytes_by_type);
@@ -263,8 +263,7 @@ TEST_F(LoadTest, ASinksErrorEndsLoading) {
     return true;
   };
   try {
-    load_weights(
-        in_file(DataType::f16), [](uint64_t, uint64_t) {}, never_, sink);
+    load_weights(in_file(DataType::f16), [](uint64_t, uint64_t) {}, never_, {.rows = nullptr, .whole = sink});
     FAIL();
   } catch (const Error& error) {
     EXPECT_EQ(error.code, "ERR_TEST");
