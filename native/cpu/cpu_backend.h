@@ -26,6 +26,9 @@ struct CpuWeights {
 CpuWeights load_cpu_weights(const ModelSource& source, const Kernels& kernels, const Progress& progress,
                             const std::atomic<bool>& abort);
 
+/// Packs the matrices of weights that are in memory, where they stay until what is returned goes.
+CpuWeights pack_weights(Weights weights, const Kernels& kernels);
+
 struct CpuOptions {
   int32_t threads = 1;
   int32_t pages = 0;  // of kPageTokens tokens each

@@ -5,6 +5,20 @@
 
 namespace chatglm::cpu {
 
+namespace {
+
+PackedMatrix room_for(const Tensor& shape, bool gated, const Kernels& kernels) {
+  return PackedMatrix(shape, gated ? PackedMatrix::Order::gated : PackedMatrix::Order::plain, kernels);
+}
+
+PackedMatrix packed(const Tensor& matrix, bool gated, const Kernels& kernels) {
+  PackedMatrix result = room_for(matrix, gated, kernels);
+  result.pack(0, matrix.rows, matrix.data);
+  return result;
+}
+
+}  // namespace
+
 CpuWeights load_cpu_weights(const ModelSource& source, const Kernels& kernels, const Progress& progress,
                             const std::atomic<bool>& abort) {
   CpuWeights weights;
@@ -19,22 +33,28 @@ CpuWeights load_cpu_weights(const ModelSource& source, const Kernels& kernels, c
     matrices[prefix + "ffn_up.weight"] = &weights.layers[i].ffn_up;
     matrices[prefix + "ffn_down.weight"] = &weights.layers[i].ffn_down;
   }
-
   const auto rows = [&](const std::string& name, const Tensor& shape) -> RowSink {
     const auto found = matrices.find(name);
     if (found == matrices.end()) return nullptr;
     PackedMatrix& matrix = *found->second;
-    const bool gated = name.ends_with("ffn_up.weight");
-    matrix = PackedMatrix(shape, gated ? PackedMatrix::Order::gated : PackedMatrix::Order::plain, kernels);
+    matrix = room_for(shape, name.ends_with("ffn_up.weight"), kernels);
     return [&matrix](int64_t begin, int64_t end, const uint8_t* data) { matrix.pack(begin, end, data); };
   };
   weights.rest = load_weights(source, progress, abort, {.rows = rows, .whole = nullptr});
-  if (weights.output.panels == 0) {
-    const Tensor& embedding = weights.rest.embedding;
-    weights.output = PackedMatrix(embedding, PackedMatrix::Order::plain, kernels);
-    weights.output.pack(0, embedding.rows, embedding.data);
-  }
+  if (weights.output.panels == 0) weights.output = packed(weights.rest.embedding, false, kernels);
   return weights;
+}
+
+CpuWeights pack_weights(Weights weights, const Kernels& kernels) {
+  CpuWeights result;
+  result.kernels = &kernels;
+  for (const LayerWeights& layer : weights.layers) {
+    result.layers.push_back({packed(layer.qkv, false, kernels), packed(layer.attention_output, false, kernels),
+                             packed(layer.ffn_up, true, kernels), packed(layer.ffn_down, false, kernels)});
+  }
+  result.output = packed(weights.output, false, kernels);
+  result.rest = std::move(weights);
+  return result;
 }
 
 }  // namespace chatglm::cpu

@@ -80,7 +80,8 @@ class Model {
     widen(weights.embedding);
     widen(weights.output);
     return {source.shape.vocabulary,
-            cpu::make_cpu_backend(source.shape, std::move(weights), {here.threads, pages, cpu::KvType::f32})};
+            cpu::make_cpu_backend(source.shape, cpu::pack_weights(std::move(weights), cpu::select_kernels()),
+                                  {here.threads, pages, cpu::KvType::f32})};
   }
 
   /// Computes the positions from `begin` on, in pieces of at most `piece` tokens; gives the logits of those from `from`
