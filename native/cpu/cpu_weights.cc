@@ -2,6 +2,7 @@
 #include <string>
 
 #include "cpu/cpu_backend.h"
+#include "runtime/error.h"
 
 namespace chatglm::cpu {
 
@@ -15,6 +16,22 @@ PackedMatrix packed(const Tensor& matrix, bool gated, const Kernels& kernels) {
   PackedMatrix result = room_for(matrix, gated, kernels);
   result.pack(0, matrix.rows, matrix.data);
   return result;
+}
+
+// The system lends more memory than it has and ends the process later; so what does not fit is refused here.
+void expect_room(const ModelSource& source, const std::map<std::string, PackedMatrix*>& matrices) {
+  double wanted = 0;  // may be more than any integer holds
+  for (const PlannedTensor& tensor : planned_tensors(source)) {
+    if (!matrices.contains(tensor.name)) continue;
+    wanted += static_cast<double>(tensor.rows) * static_cast<double>(row_bytes(tensor.type, tensor.columns));
+  }
+  const uint64_t free_bytes = available_memory();
+  if (free_bytes == 0 || wanted <= static_cast<double>(free_bytes)) return;
+  const auto megabytes = [](double bytes) { return std::to_string(static_cast<uint64_t>(bytes / 1048576)) + " MiB"; };
+  throw Error("ERR_OUT_OF_MEMORY",
+              "the weights need " + megabytes(wanted) + "; the machine has " +
+                  megabytes(static_cast<double>(free_bytes)) + " free",
+              {{"wantedBytes", wanted}, {"freeBytes", static_cast<double>(free_bytes)}});
 }
 
 }  // namespace
@@ -40,6 +57,7 @@ CpuWeights load_cpu_weights(const ModelSource& source, const Kernels& kernels, c
     matrix = room_for(shape, name.ends_with("ffn_up.weight"), kernels);
     return [&matrix](int64_t begin, int64_t end, const uint8_t* data) { matrix.pack(begin, end, data); };
   };
+  expect_room(source, matrices);
   weights.rest = load_weights(source, progress, abort, {.rows = rows, .whole = nullptr});
   if (weights.output.panels == 0) weights.output = packed(weights.rest.embedding, false, kernels);
   return weights;

@@ -170,10 +170,12 @@ INSTANTIATE_TEST_SUITE_P(InstructionSets, ForwardTest, testing::ValuesIn(instruc
                          [](const auto& info) { return std::string(info.param); });
 
 TEST_P(ForwardTest, EqualsASlowForwardInDoublePrecision) {
-  const Tokens prompt = random_prompt(kQuick ? 70 : 150, 40);
   for (ModelShape shape : kShapes) {
     for (const int variant : {0, 1, 2}) {
       if (kQuick && variant != 1) continue;
+      // Once so long that attention is computed in two spans.
+      const bool is_long = !kQuick && variant == 0 && shape.kv_groups == 1;
+      const Tokens prompt = random_prompt(kQuick ? 70 : is_long ? 290 : 150, 40);
       if (variant == 1) shape.rope_scale = 4, shape.rope_dimension = shape.head_size;
       if (variant == 2) shape.rope_scale = 1, shape.rope_base = 5e5f, shape.rope_dimension = shape.head_size / 2;
       const ModelSource source = test::random_model(shape, DataType::f32, 77);
@@ -283,6 +285,39 @@ TEST_P(ForwardTest, TheSameBitsHoweverAPromptIsComputed) {
   }
 }
 
+// Attention to more than 256 tokens is computed in spans: by one thread or shared out, for prompts, for pieces of them
+// and for single tokens.
+TEST_P(ForwardTest, TheSameBitsOfALongContextHoweverItIsComputed) {
+  constexpr int32_t kTokens = 330;
+  const Tokens prompt = random_prompt(kTokens, 43);
+  for (const cpu::KvType kv : {cpu::KvType::f16, cpu::KvType::f32, cpu::KvType::q8_0}) {
+    if (kQuick && kv != cpu::KvType::f16) continue;
+    const ModelSource source = test::random_model(kShapes[1], DataType::q4_0, 80);
+    SCOPED_TRACE("kv " + std::to_string(static_cast<int>(kv)));
+    Running model(source, kv, true);
+    const std::vector<float> all = model.answer(logits_of(prompt, 0)).logits;
+    ASSERT_EQ(all.size(), static_cast<size_t>(kTokens) * 160);
+    for (const auto& [first, step] : {std::pair{250, 1}, {257, 3}, {300, 30}}) {
+      model.engine->clear_cache();
+      model.answer(logits_of(Tokens(prompt.begin(), prompt.begin() + first), first - 1));
+      for (int32_t count = first + step; count <= std::min(kTokens, first + 12 * step); count += step) {
+        const auto answer = model.answer(logits_of(Tokens(prompt.begin(), prompt.begin() + count), count - step));
+        ASSERT_EQ(answer.finish->cached_tokens, count - step);
+        expect_same(answer.logits, all, count - step, "in pieces");
+      }
+    }
+    // Many sequences at a time: their tasks are more than the threads need.
+    model.engine->clear_cache();
+    std::vector<uint32_t> ids;
+    for (int i = 0; i < 4; ++i) {
+      const Tokens beginning(prompt.begin(), prompt.begin() + 280 + 10 * i);
+      ids.push_back(model.engine->submit(logits_of(beginning, 270 + 10 * i)));
+    }
+    for (int i = 0; i < 4; ++i)
+      expect_same(model.recorder.wait(ids[static_cast<size_t>(i)]).logits, all, 270 + 10 * i, "in a batch");
+  }
+}
+
 // A single number that is not finite, wherever it is, must be found and not be rounded away.
 TEST_P(ForwardTest, NaNWeightsAreReported) {
   const Tokens prompt = random_prompt(20, 42);
@@ -338,6 +373,21 @@ TEST_P(ForwardTest, TheBackendSaysWhatItIs) {
   EXPECT_EQ(info.mapped_bytes, 0u);
   EXPECT_EQ(info.kv_bytes,
             4u * 7 * 64 * 2 * 2 * 32 * 2);  // 4 sequences of 7 pages; 2 layers; keys and values of 32 f16
+}
+
+TEST(Backend, WeightsThatCannotFitAreRefusedBeforeAnythingIsRead) {
+  ModelShape shape = kShapes[0];
+  shape.vocabulary = 1 << 24;
+  shape.hidden_size = 1 << 18;
+  const std::atomic<bool> never{false};
+  try {
+    cpu::load_cpu_weights(
+        test::random_model(shape, DataType::f32), cpu::select_kernels(), [](uint64_t, uint64_t) { FAIL(); }, never);
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code, "ERR_OUT_OF_MEMORY");
+    EXPECT_NE(std::string(error.what()).find("the weights need 167"), std::string::npos) << error.what();
+  }
 }
 
 TEST(Backend, KeysAndValuesThatCannotFitAreRefused) {
