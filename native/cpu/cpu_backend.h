@@ -22,8 +22,8 @@ struct CpuWeights {
 };
 
 /// Loads weights as load_weights() does, and packs each matrix when it has been read: no more than one is in memory
-/// twice. The embedding is not packed; where it needs no conversion it stays in its file. Throws ERR_OUT_OF_MEMORY, before
-/// anything is read, if the matrices are larger than the memory that is free.
+/// twice. The embedding is not packed; where it needs no conversion it stays in its file. Throws ERR_OUT_OF_MEMORY,
+/// before anything is read, if the matrices are larger than the memory that is free.
 CpuWeights load_cpu_weights(const ModelSource& source, const Kernels& kernels, const Progress& progress,
                             const std::atomic<bool>& abort);
 
