@@ -49,6 +49,7 @@ struct Simd {
   static F round(F a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   static F swap_pairs(F a) { return _mm512_permute_ps(a, 0xb1); }
   static F scale_by_power_of_two(F a, F n) { return _mm512_scalef_ps(a, n); }
+  static float first(F a) { return _mm512_cvtss_f32(a); }
   static float sum(F a) { return _mm512_reduce_add_ps(a); }
   static float largest(F a) { return _mm512_reduce_max_ps(a); }
 

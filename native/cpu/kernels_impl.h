@@ -33,11 +33,7 @@ F exponential(F x) {
   return Simd::scale_by_power_of_two(sum, n);
 }
 
-float exponential_of(float x) {
-  float lanes[kLanes];
-  Simd::store(lanes, exponential(Simd::all(x)));
-  return lanes[0];
-}
+float exponential_of(float x) { return Simd::first(exponential(Simd::all(x))); }
 
 // silu(gate) * up
 F swiglu(F gate, F up) {

@@ -54,6 +54,7 @@ struct Simd {
     const int32x4_t power = vshlq_n_s32(vcvtq_s32_f32(n), 23);
     return vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(a), power));
   }
+  static float first(F a) { return vgetq_lane_f32(a, 0); }
   static float sum(F a) { return vaddvq_f32(a); }
   static float largest(F a) { return vmaxvq_f32(a); }
 

@@ -65,6 +65,7 @@ struct Simd {
   static F round(F a) { return (a + 12582912.0f) - 12582912.0f; }
   static F swap_pairs(F a) { return F{a[1], a[0], a[3], a[2]}; }
   static F scale_by_power_of_two(F a, F n) { return cast<F>(cast<I>(a) + (__builtin_convertvector(n, I) << 23)); }
+  static float first(F a) { return a[0]; }
   static float sum(F a) { return (a[0] + a[2]) + (a[1] + a[3]); }
   static float largest(F a) {
     float most = a[0];
