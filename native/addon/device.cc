@@ -23,6 +23,7 @@ std::unique_ptr<Backend> on_cpu(const ModelSource& source, const DeviceOptions& 
   cpu.kv_type = options.kv_type == "q8_0"                                            ? cpu::KvType::q8_0
                 : options.kv_type == "f16" || (options.kv_type.empty() && quantized) ? cpu::KvType::f16
                                                                                      : cpu::KvType::f32;
+  cpu::check_kv_type(source.shape, cpu.kv_type);  // before minutes of loading
   return cpu::make_cpu_backend(source.shape, cpu::load_cpu_weights(source, cpu::select_kernels(), progress, abort),
                                cpu);
 }

@@ -141,7 +141,7 @@ class CpuBackend final : public Backend {
   }
 
   // The kinds of work whose cost is measured.
-  enum Work { kNorm, kQkv, kStore, kAttend, kQuantize, kAttentionOutput, kUp, kDown, kOutput, kWorks };
+  enum Work { kNorm, kQkv, kQuantize, kAttentionOutput, kUp, kDown, kOutput, kWorks };
   // Batches of a token, of a few and of many cost very different times a unit.
   ThreadPool::Cost& cost(Work work) {
     return costs_[work][tokens_ == 1 ? 0 : tokens_ <= 8 ? 1 : tokens_ <= 64 ? 2 : 3];
@@ -353,6 +353,7 @@ class CpuBackend final : public Backend {
         if (is_quantized(weights_.output.type)) quantize_row_of(normed_, row, weights_.output.type);
       }
     }
+    if (row == 0) return;  // a piece of a prompt
     multiply(kOutput, weights_.output, normed_, row, logits, shape_.vocabulary, Epilogue::store);
   }
 
@@ -444,12 +445,16 @@ class CpuBackend final : public Backend {
 
 }  // namespace
 
-std::unique_ptr<Backend> make_cpu_backend(const ModelShape& shape, CpuWeights weights, const CpuOptions& options) {
-  if (options.kv_type == KvType::q8_0 && shape.head_size % kBlockElements != 0) {
+void check_kv_type(const ModelShape& shape, KvType type) {
+  if (type == KvType::q8_0 && shape.head_size % kBlockElements != 0) {
     throw Error("ERR_INVALID_ARGUMENT",
                 "kvCacheType 'q8_0' takes heads whose size is a multiple of 32; this model's is " +
                     std::to_string(shape.head_size));
   }
+}
+
+std::unique_ptr<Backend> make_cpu_backend(const ModelShape& shape, CpuWeights weights, const CpuOptions& options) {
+  check_kv_type(shape, options.kv_type);
   return std::make_unique<CpuBackend>(shape, std::move(weights), options);
 }
 

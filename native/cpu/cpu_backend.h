@@ -21,9 +21,10 @@ struct CpuWeights {
   Weights rest;  // embedding, norms and biases; of the matrices no numbers
 };
 
-/// Loads weights as load_weights() does, and packs each matrix when it has been read: no more than one is in memory
-/// twice. The embedding is not packed; where it needs no conversion it stays in its file. Throws ERR_OUT_OF_MEMORY,
-/// before anything is read, if the matrices are larger than the memory that is free.
+/// Loads weights as load_weights() does, and packs the rows of matrices as they are read: none is in memory twice, but
+/// an embedding that is the output matrix too. The embedding is not packed; where it needs no conversion it stays in
+/// its file. Throws ERR_OUT_OF_MEMORY, before anything is read, if the matrices are larger than the memory that is
+/// free.
 CpuWeights load_cpu_weights(const ModelSource& source, const Kernels& kernels, const Progress& progress,
                             const std::atomic<bool>& abort);
 
@@ -36,8 +37,10 @@ struct CpuOptions {
   KvType kv_type = KvType::f16;
 };
 
-/// Throws ERR_OUT_OF_MEMORY if the key/value memory does not fit, and ERR_INVALID_ARGUMENT if q8_0 keys and values are
-/// asked for and the heads' size is no multiple of 32.
+/// Throws ERR_INVALID_ARGUMENT if q8_0 keys and values are asked for and the heads' size is no multiple of 32.
+void check_kv_type(const ModelShape& shape, KvType type);
+
+/// Throws what check_kv_type() does, and ERR_OUT_OF_MEMORY if the key/value memory is more than the machine has.
 std::unique_ptr<Backend> make_cpu_backend(const ModelShape& shape, CpuWeights weights, const CpuOptions& options);
 
 }  // namespace chatglm::cpu

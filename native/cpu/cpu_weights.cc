@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <map>
 #include <string>
 
@@ -21,8 +22,11 @@ PackedMatrix packed(const Tensor& matrix, bool gated, const Kernels& kernels) {
 // The system lends more memory than it has and ends the process later; so what does not fit is refused here.
 void expect_room(const ModelSource& source, const std::map<std::string, PackedMatrix*>& matrices) {
   double wanted = 0;  // may be more than any integer holds
-  for (const PlannedTensor& tensor : planned_tensors(source)) {
-    if (!matrices.contains(tensor.name)) continue;
+  const std::vector<PlannedTensor> plan = planned_tensors(source);
+  const bool tied = std::none_of(plan.begin(), plan.end(),
+                                 [](const PlannedTensor& tensor) { return tensor.name == "output.weight"; });
+  for (const PlannedTensor& tensor : plan) {
+    if (!matrices.contains(tensor.name) && !(tied && tensor.name == "token_embd.weight")) continue;
     wanted += static_cast<double>(tensor.rows) * static_cast<double>(row_bytes(tensor.type, tensor.columns));
   }
   const uint64_t free_bytes = available_memory();

@@ -79,18 +79,18 @@ void update_softmax(const AttentionPage& p, const AttentionState& state, int row
   }
 }
 
-// result[r][d...] += sum over tokens of weights[r][k] * value[k][d...], in the tokens' order.
+// result[r][d...] += sum over the tokens from `begin` to `end` of weights[r][k] * value[k][d...], in their order.
 template <class Page, int Rows, int Vectors>
 [[gnu::always_inline]] inline void value_tile(const AttentionPage& p, const AttentionState& state, int row, int d,
-                                              int keys, float (*weights)[kMostPageTokens]) {
+                                              int begin, int end, float (*weights)[kMostPageTokens]) {
   float* result = state.result + static_cast<int64_t>(row) * p.head_size + d;
   F sums[Rows][Vectors];
   for (int r = 0; r < Rows; ++r) {
     for (int v = 0; v < Vectors; ++v) sums[r][v] = Simd::load(result + r * p.head_size + v * kLanes);
   }
-  const uint8_t* values = p.values + d * Page::kBytes;
+  const uint8_t* values = p.values + (begin * p.head_size + d) * Page::kBytes;
   const uint8_t* scales = p.values + kMostPageTokens * p.head_size;  // of q8_0
-  for (int k = 0; k < keys; ++k, values += p.head_size * Page::kBytes) {
+  for (int k = begin; k < end; ++k, values += p.head_size * Page::kBytes) {
     F x[Vectors];
     for (int v = 0; v < Vectors; ++v) {
       x[v] = Page::load(values + v * kLanes * Page::kBytes);
@@ -110,9 +110,23 @@ template <class Page, int Rows, int Vectors>
 }
 
 template <class Page, int Rows>
+void add_values(const AttentionPage& p, const AttentionState& state, int row, int begin, int end,
+                float (*weights)[kMostPageTokens]) {
+  if (begin >= end) return;
+  int d = 0;
+  for (; d + kTileVectors * kLanes <= p.head_size; d += kTileVectors * kLanes) {
+    value_tile<Page, Rows, kTileVectors>(p, state, row, d, begin, end, weights);
+  }
+  for (; d < p.head_size; d += kLanes) value_tile<Page, Rows, 1>(p, state, row, d, begin, end, weights);
+}
+
+template <class Page, int Rows>
 void attend_rows(const AttentionPage& p, const AttentionState& state, int row) {
-  int keys = 0;
-  for (int r = 0; r < Rows; ++r) keys = p.visible[row + r] > keys ? p.visible[row + r] : keys;
+  int keys = 0, common = kMostPageTokens;
+  for (int r = 0; r < Rows; ++r) {
+    keys = p.visible[row + r] > keys ? p.visible[row + r] : keys;
+    common = p.visible[row + r] < common ? p.visible[row + r] : common;
+  }
   if (keys == 0) return;
   alignas(64) float scores[Rows][kMostPageTokens];
   int key = 0;
@@ -121,17 +135,11 @@ void attend_rows(const AttentionPage& p, const AttentionState& state, int row) {
   }
   for (; key < keys; key += kLanes) score_tile<Page, Rows, 1>(p, row, key, scores);
   for (int r = 0; r < Rows; ++r) {
-    if (p.visible[row + r] > 0) {
-      update_softmax(p, state, row + r, scores[r]);
-    } else {
-      for (int k = 0; k < kMostPageTokens; ++k) scores[r][k] = 0.0f;
-    }
+    if (p.visible[row + r] > 0) update_softmax(p, state, row + r, scores[r]);
   }
-  int d = 0;
-  for (; d + kTileVectors * kLanes <= p.head_size; d += kTileVectors * kLanes) {
-    value_tile<Page, Rows, kTileVectors>(p, state, row, d, keys, scores);
-  }
-  for (; d < p.head_size; d += kLanes) value_tile<Page, Rows, 1>(p, state, row, d, keys, scores);
+  // A row has nothing to do with tokens that it does not see: zero times what is not finite is NaN.
+  add_values<Page, Rows>(p, state, row, 0, common, scores);
+  for (int r = 0; r < Rows; ++r) add_values<Page, 1>(p, state, row + r, common, p.visible[row + r], scores + r);
 }
 
 template <class Page>

@@ -27,7 +27,8 @@ F exponential(F x) {
   F r = Simd::multiply_add(n, Simd::all(-0.693359375f), x);
   r = Simd::multiply_add(n, Simd::all(2.12194440e-4f), r);
   F sum = Simd::all(1.0f / 5040);
-  for (const float coefficient : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) {
+  constexpr float kCoefficients[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
+  for (const float coefficient : kCoefficients) {
     sum = Simd::multiply_add(sum, r, Simd::all(coefficient));
   }
   return Simd::scale_by_power_of_two(sum, n);
@@ -116,7 +117,10 @@ uint64_t read(const uint8_t* data, int64_t bytes) {
       for (int64_t i = 0; i < kLine; i += 4 * kLanes) sums[s] = Simd::max(sums[s], Simd::load_bytes(line + i));
     }
   }
-  return static_cast<uint64_t>(Simd::largest(Simd::max(Simd::max(sums[0], sums[1]), Simd::max(sums[2], sums[3]))));
+  const float largest = Simd::largest(Simd::max(Simd::max(sums[0], sums[1]), Simd::max(sums[2], sums[3])));
+  uint32_t bits;
+  std::memcpy(&bits, &largest, 4);
+  return bits;
 }
 
 #include "cpu/kernels_attention.h"

@@ -187,8 +187,8 @@ class Loader {
       weights_.files[static_cast<size_t>(source.data.file)].forget(source.data.offset, source.data.length);
   }
 
-  // Rows of a tensor that is not as it will be loaded. `data`: the first of them in the file. False if a number is not
-  // finite.
+  // Rows of a tensor that is not as it will be loaded. `data`: the first of them as in the file. False if a number is
+  // not finite.
   bool make_rows(const TensorSource& source, const Slot& slot, int64_t begin, int64_t end, const uint8_t* data,
                  uint8_t* target) const {
     const DataType type = slot.tensor->type;
@@ -226,12 +226,13 @@ class Loader {
   template <class Task>
   void for_rows(const TensorSource& source, int64_t bytes, const Task& task) {
     constexpr int64_t kWhole = 32;  // rows: no packed order has longer runs of them
-    constexpr int64_t kBatchBytes = 32 << 20;
+    constexpr int64_t kBatchBytes = 8 << 20;
     const int64_t source_row = std::max<int64_t>(1, row_bytes(source.type, source.columns));
     int64_t rows = std::clamp<int64_t>(bytes / source_row, 1, source.rows);
     if (rows > kWhole) rows = rows / kWhole * kWhole;
     const int64_t chunks = (source.rows + rows - 1) / rows;
-    const int64_t batch = std::max<int64_t>(4 * pool_.threads(), kBatchBytes / (rows * source_row));
+    // Small, where other models wait for the cores meanwhile.
+    const int64_t batch = std::max<int64_t>(pool_.threads(), kBatchBytes / (rows * source_row));
     std::atomic<bool> finite{true};
     for (int64_t first = 0; first < chunks; first += batch) {
       const int64_t last = std::min(chunks, first + batch);
@@ -250,7 +251,7 @@ class Loader {
     }
   }
 
-  static constexpr int64_t kStreamedBytes = 256 << 10, kMappedBytes = 4 << 20;
+  static constexpr int64_t kStreamedBytes = 256 << 10, kMappedBytes = 1 << 20;
 
   const ModelSource& source_;
   const Progress& progress_;

@@ -98,7 +98,7 @@ void FileReader::expect([[maybe_unused]] uint64_t offset, [[maybe_unused]] uint6
 #endif
 }
 
-MappedFile::MappedFile(const std::string& path) : path_(path) {
+MappedFile::MappedFile(const std::string& path) {
   const auto [file, size] = open_file(path);
   size_ = size;
   void* memory = size_ ? mmap(nullptr, size_, PROT_READ, MAP_SHARED, file, 0) : nullptr;

@@ -58,19 +58,15 @@ class MappedFile {
   explicit MappedFile(const std::string& path);  // throws ERR_CHECKPOINT_INVALID
   ~MappedFile();
   MappedFile(MappedFile&& other) noexcept
-      : path_(std::move(other.path_)),
-        data_(std::exchange(other.data_, nullptr)),
-        size_(std::exchange(other.size_, 0)) {}
+      : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
   MappedFile& operator=(MappedFile&&) = delete;
 
-  const std::string& path() const { return path_; }
   const uint8_t* data() const { return data_; }
   uint64_t size() const { return size_; }
   /// The pages that lie wholly in this range are not needed again: take them out of the process.
   void forget(uint64_t offset, uint64_t length) const;
 
  private:
-  std::string path_;
   uint8_t* data_ = nullptr;
   uint64_t size_ = 0;
 };

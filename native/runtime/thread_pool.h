@@ -49,13 +49,14 @@ class ThreadPool {
     const auto pieces = static_cast<int64_t>(ends_.size());
     run(pieces, abort,
         [&](int64_t i) { task(i == 0 ? 0 : ends_[static_cast<size_t>(i - 1)], ends_[static_cast<size_t>(i)]); });
+    if (abort.load(std::memory_order_relaxed)) return;  // what was left out took no time
     const std::chrono::duration<double, std::nano> elapsed = std::chrono::steady_clock::now() - begin;
     learn(cost, elapsed.count() * static_cast<double>(pieces > 1 ? threads() : 1) / static_cast<double>(units));
   }
 
   /// While it lives, its pool may compute: all pools of the process together use no more threads than there are cores,
-  /// so that none takes the time that another's threads wait for. Pools that want to compute at the same time take
-  /// turns of some milliseconds, and change between two jobs.
+  /// so that none takes the time that another's threads wait for. (One that has more threads than that computes alone.)
+  /// Pools that want to compute at the same time take turns of some milliseconds, and change between two jobs.
   class Turn {
    public:
     explicit Turn(ThreadPool& pool) : pool_(pool) { pool_.take_turn(); }

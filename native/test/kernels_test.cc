@@ -463,6 +463,22 @@ TEST_P(KernelsTest, NaNIsNotLostInAttention) {
   }
 }
 
+TEST_P(KernelsTest, ARowIsNotTouchedByTokensThatItDoesNotSee) {
+  Random random(22);
+  for (const KvType type : kKvTypes) {
+    Attention a(32, {70, 71, 72, 73, 64, 3}, 1, random);
+    Attention clean = a;
+    clean.run(*kernels_, type, 0, a.rows);
+    a.values[71 * 32 + 3] = NAN;
+    a.keys[71 * 32 + 3] = NAN;
+    a.run(*kernels_, type, 0, a.rows);
+    for (const size_t row : {0, 1, 4, 5}) {
+      EXPECT_EQ(std::memcmp(a.result.data() + row * 32, clean.result.data() + row * 32, 32 * 4), 0) << row;
+    }
+    EXPECT_TRUE(std::isnan(a.result[2 * 32 + 3])) << static_cast<int>(type);
+  }
+}
+
 // Keys lie by dimension, values by token; f16 is rounded to nearest, q8_0 to a 127th of a block's largest.
 TEST_P(KernelsTest, StoresKeysAndValues) {
   Random random(19);
