@@ -139,7 +139,7 @@ __global__ void __launch_bounds__(Budget<kTokens>::kLaunchThreads, 1)
       // A warp without a row tile multiplies the last one's, for its warpgroup's sake.
       if (first_of_group < rows) {
         consumer.multiply(chunks, min(first, rows - 1), min(second, rows - 1), two);
-      } else {
+      } else {  // a warpgroup without any has to let the ring's stages go on
         consumer.skip((chunks + S::kChunks - 1) / S::kChunks);
       }
 

@@ -6,15 +6,8 @@ cd "$(dirname "$0")/.."
 
 generator=()
 if command -v ninja >/dev/null; then generator=(-G Ninja); fi
-log=build/sanitize.log
-mkdir -p build
-quietly() {
-  if ! "$@" >"$log" 2>&1; then
-    tail -n 200 "$log" >&2
-    echo "sanitizers: failed: $*"
-    exit 1
-  fi
-}
+log=build/sanitize.log what=sanitizers
+. scripts/quietly.sh
 
 export UBSAN_OPTIONS=print_stacktrace=1
 export CHATGLM_CUDA=OFF # GPU code has compute-sanitizer

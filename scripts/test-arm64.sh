@@ -18,15 +18,8 @@ case "${1-}" in
 esac
 out=$PWD/build/arm64
 emulator=(qemu-aarch64 -L /usr/aarch64-linux-gnu)
-log=build/arm64.log
-mkdir -p build
-quietly() {
-  if ! "$@" >"$log" 2>&1; then
-    tail -n 100 "$log" >&2
-    echo "arm64: failed: $*"
-    exit 1
-  fi
-}
+log=build/arm64.log what=arm64
+. scripts/quietly.sh
 
 generator=()
 if command -v ninja >/dev/null && [ ! -f "$out/CMakeCache.txt" ]; then generator=(--generator Ninja); fi

@@ -1,8 +1,9 @@
+#include "cpu/cpu_weights.h"
+
 #include <algorithm>
 #include <map>
 #include <string>
 
-#include "cpu/cpu_backend.h"
 #include "runtime/error.h"
 
 namespace chatglm::cpu {

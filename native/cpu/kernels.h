@@ -20,10 +20,10 @@ struct Product {
   DataType type = DataType::f32;
   const uint8_t* weights = nullptr;  // (panels, panel_bytes)
   int64_t panel_bytes = 0;
-  int64_t outputs = 0;  // numbers of y for each token: rows of the weights, or half of them for swiglu
-  int64_t columns = 0;  // a multiple of 32
-  int64_t tokens = 0;
-  const float* x = nullptr;                 // (tokens, columns), for f32, f16 and bf16 weights
+  int64_t outputs = 0;       // numbers of y for each token: rows of the weights, or half of them for swiglu
+  int64_t columns = 0;       // a multiple of 32
+  int64_t tokens = 0;        // at least 1
+  const float* x = nullptr;  // (tokens, columns), for f32, f16 and bf16 weights
   const ActivationBlock* blocks = nullptr;  // (tokens, columns / 32), for q8_0 and q4_0 weights
   float* y = nullptr;                       // (tokens, y_stride)
   int64_t y_stride = 0;

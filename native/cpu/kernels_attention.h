@@ -4,21 +4,8 @@
 constexpr int kTileRows = 4;
 constexpr int kTileVectors = Simd::kAttentionVectors;
 
-// Loads kLanes numbers of a page: keys of consecutive tokens, or consecutive dimensions of a value.
-struct HalfPage {
-  static constexpr int kBytes = 2;
-  static F load(const uint8_t* p) { return Simd::load_half(p); }
-};
-struct FloatPage {
-  static constexpr int kBytes = 4;
-  static F load(const uint8_t* p) { return Simd::load_bytes(p); }
-};
-struct CodePage {
-  static constexpr int kBytes = 1;
-  static F load(const uint8_t* p) { return Simd::load_signed(p); }
-};
 template <class Page>
-constexpr bool kScaled = Page::kBytes == 1;
+constexpr bool kScaled = Page::kBytes == 1;  // q8_0
 
 // scores[r][key...] of Vectors vectors of tokens: sums over the dimensions in their order; scaled keys in blocks of 32.
 template <class Page, int Rows, int Vectors>
@@ -151,9 +138,9 @@ void attend_page(const AttentionPage& p, const AttentionState& state) {
 
 void attend(const AttentionPage& p, const AttentionState& state) {
   switch (p.type) {
-    case KvType::f16: return attend_page<HalfPage>(p, state);
-    case KvType::f32: return attend_page<FloatPage>(p, state);
-    case KvType::q8_0: return attend_page<CodePage>(p, state);
+    case KvType::f16: return attend_page<Halves>(p, state);
+    case KvType::f32: return attend_page<Floats>(p, state);
+    case KvType::q8_0: return attend_page<SignedBytes>(p, state);
   }
 }
 

@@ -17,6 +17,24 @@ constexpr int kLanes = Simd::kLanes;
 // How far ahead of its use a line of a stream is asked for.
 constexpr int64_t kPrefetchBytes = 1024;
 
+// How numbers lie in memory, of weights as of keys and values: kLanes of them are loaded at a time.
+struct Floats {
+  static constexpr int kBytes = 4;
+  static F load(const uint8_t* p) { return Simd::load_bytes(p); }
+};
+struct Halves {
+  static constexpr int kBytes = 2;
+  static F load(const uint8_t* p) { return Simd::load_half(p); }
+};
+struct Bfloats {
+  static constexpr int kBytes = 2;
+  static F load(const uint8_t* p) { return Simd::load_bfloat(p); }
+};
+struct SignedBytes {  // without their scales
+  static constexpr int kBytes = 1;
+  static F load(const uint8_t* p) { return Simd::load_signed(p); }
+};
+
 // exp(x) for x in [-87, 88], else the value at the end; relative error below 2e-7. NaN stays NaN: min and max give the
 // second operand then.
 // x = n ln 2 + r with |r| <= ln 2 / 2, and exp(r) by its Taylor polynomial of degree 7, whose next term is below 6e-9.

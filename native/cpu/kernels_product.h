@@ -81,22 +81,9 @@ template <class Weights, int Panels, bool Few, int Tokens>
   }
 }
 
-struct FloatWeights {
-  static constexpr int kBytes = 4;
-  static F load(const uint8_t* p) { return Simd::load_bytes(p); }
-};
-struct HalfWeights {
-  static constexpr int kBytes = 2;
-  static F load(const uint8_t* p) { return Simd::load_half(p); }
-};
-struct BfloatWeights {
-  static constexpr int kBytes = 2;
-  static F load(const uint8_t* p) { return Simd::load_bfloat(p); }
-};
-
-template <class Weights, int Panels, bool Few, int Tokens>
+template <class Numbers, int Panels, bool Few, int Tokens>
 [[gnu::always_inline]] inline void float_sums(const Product& p, int64_t panel, int64_t token, F (*sums)[2][Tokens]) {
-  constexpr int kColumnBytes = 2 * kLanes * Weights::kBytes;
+  constexpr int kColumnBytes = 2 * kLanes * Numbers::kBytes;
   const uint8_t* w = p.weights + panel * p.panel_bytes;
   const float* x = p.x + token * p.columns;
   for (int s = 0; s < Panels; ++s) {
@@ -106,7 +93,7 @@ template <class Weights, int Panels, bool Few, int Tokens>
     for (int s = 0; s < Panels; ++s) {
       const uint8_t* column = w + s * p.panel_bytes;
       if constexpr (Few) __builtin_prefetch(column + kPrefetchBytes);
-      const F w0 = Weights::load(column), w1 = Weights::load(column + kColumnBytes / 2);
+      const F w0 = Numbers::load(column), w1 = Numbers::load(column + kColumnBytes / 2);
       for (int t = 0; t < Tokens; ++t) {
         const F value = Simd::all(x[t * p.columns + i]);
         sums[s][0][t] = Simd::multiply_add(w0, value, sums[s][0][t]);
@@ -144,61 +131,55 @@ template <int Tokens>
   }
 }
 
-template <class Weights>
-struct QuantizedTiles {
-  static constexpr int kTokens = Simd::kQuantizedTokens;
+template <class Weights, bool Quantized>
+struct Tiles {
+  static constexpr int kTokens = Quantized ? Simd::kQuantizedTokens : Simd::kFloatTokens;
   template <int Panels, bool Few, int Tokens>
   static void run(const Product& p, int64_t panel, int64_t token) {
     F sums[Panels][2][Tokens];
-    quantized_sums<Weights, Panels, Few, Tokens>(p, panel, token, sums);
-    for (int s = 0; s < Panels; ++s) finish_tile<Tokens>(p, panel + s, token, sums[s]);
-  }
-};
-template <class Weights>
-struct FloatTiles {
-  static constexpr int kTokens = Simd::kFloatTokens;
-  template <int Panels, bool Few, int Tokens>
-  static void run(const Product& p, int64_t panel, int64_t token) {
-    F sums[Panels][2][Tokens];
-    float_sums<Weights, Panels, Few, Tokens>(p, panel, token, sums);
+    if constexpr (Quantized) {
+      quantized_sums<Weights, Panels, Few, Tokens>(p, panel, token, sums);
+    } else {
+      float_sums<Weights, Panels, Few, Tokens>(p, panel, token, sums);
+    }
     for (int s = 0; s < Panels; ++s) finish_tile<Tokens>(p, panel + s, token, sums[s]);
   }
 };
 
 // All panels for no more tokens than a tile has: they are read from memory once, as streams.
-template <class Tiles, int Tokens>
+template <class T, int Tokens>
 void stream_panels(const Product& p, int64_t panel, int64_t end) {
   if constexpr (Tokens > 1) {
-    if (p.tokens < Tokens) return stream_panels<Tiles, Tokens - 1>(p, panel, end);
+    if (p.tokens < Tokens) return stream_panels<T, Tokens - 1>(p, panel, end);
   }
   constexpr int kStreams = streams_of(Tokens);
-  for (; panel + kStreams <= end; panel += kStreams) Tiles::template run<kStreams, true, Tokens>(p, panel, 0);
+  for (; panel + kStreams <= end; panel += kStreams) T::template run<kStreams, true, Tokens>(p, panel, 0);
   if constexpr (kStreams > 1) {
-    for (; panel < end; ++panel) Tiles::template run<1, true, Tokens>(p, panel, 0);
+    for (; panel < end; ++panel) T::template run<1, true, Tokens>(p, panel, 0);
   }
 }
 
 // One panel for `count` tokens, at most as many as a tile has.
-template <class Tiles, bool Few, int Tokens>
+template <class T, bool Few, int Tokens>
 void tile(const Product& p, int64_t panel, int64_t token, int64_t count) {
   if constexpr (Tokens > 1) {
-    if (count < Tokens) return tile<Tiles, Few, Tokens - 1>(p, panel, token, count);
+    if (count < Tokens) return tile<T, Few, Tokens - 1>(p, panel, token, count);
   }
-  Tiles::template run<1, Few, Tokens>(p, panel, token);
+  T::template run<1, Few, Tokens>(p, panel, token);
 }
 
-template <class Tiles>
+template <class T>
 void panels_of(const Product& p, int64_t begin, int64_t end) {
-  constexpr int kTokens = Tiles::kTokens;
-  if (p.tokens <= kTokens) return stream_panels<Tiles, kTokens>(p, begin, end);
+  constexpr int kTokens = T::kTokens;
+  if (p.tokens <= kTokens) return stream_panels<T, kTokens>(p, begin, end);
   const int64_t tiles = (p.tokens + kTokens - 1) / kTokens;
   for (int64_t panel = begin; panel < end; ++panel) {
     // Tiles of about the same size. The first of them brings the panel from memory.
     int64_t token = (p.tokens + tiles - 1) / tiles;
-    tile<Tiles, true, kTokens>(p, panel, 0, token);
+    tile<T, true, kTokens>(p, panel, 0, token);
     for (int64_t left = tiles - 1; left > 0; --left) {
       const int64_t count = (p.tokens - token + left - 1) / left;
-      tile<Tiles, false, kTokens>(p, panel, token, count);
+      tile<T, false, kTokens>(p, panel, token, count);
       token += count;
     }
   }
@@ -206,10 +187,10 @@ void panels_of(const Product& p, int64_t begin, int64_t end) {
 
 void product(const Product& p, int64_t begin, int64_t end) {
   switch (p.type) {
-    case DataType::f32: return panels_of<FloatTiles<FloatWeights>>(p, begin, end);
-    case DataType::f16: return panels_of<FloatTiles<HalfWeights>>(p, begin, end);
-    case DataType::bf16: return panels_of<FloatTiles<BfloatWeights>>(p, begin, end);
-    case DataType::q8_0: return panels_of<QuantizedTiles<ByteWeights>>(p, begin, end);
-    default: return panels_of<QuantizedTiles<NibbleWeights>>(p, begin, end);
+    case DataType::f32: return panels_of<Tiles<Floats, false>>(p, begin, end);
+    case DataType::f16: return panels_of<Tiles<Halves, false>>(p, begin, end);
+    case DataType::bf16: return panels_of<Tiles<Bfloats, false>>(p, begin, end);
+    case DataType::q8_0: return panels_of<Tiles<ByteWeights, true>>(p, begin, end);
+    default: return panels_of<Tiles<NibbleWeights, true>>(p, begin, end);
   }
 }
