@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "runtime/backend.h"
-#include "runtime/model.h"
+#include "engine/backend.h"
+#include "model/model.h"
 
 // What the shared library of the CUDA backend offers to the addon, which opens it at run time. No CUDA header in here.
 namespace chatglm::cuda {

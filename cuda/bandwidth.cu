@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "cuda/device.h"
-#include "cuda/ptx.cuh"
+#include "cuda/ptx/ptx.cuh"
 
 // A plain read of memory: 16 bytes a thread and load, eight loads under way in each. It is the ceiling that the figures
 // of docs/performance.md are shares of.

@@ -1,6 +1,6 @@
 #include "cuda/device.h"
 
-#include "cuda/ptx.cuh"
+#include "cuda/ptx/ptx.cuh"
 
 namespace chatglm::cuda {
 

@@ -1,6 +1,6 @@
 #include <cstdint>
 
-#include "cuda/ptx.cuh"
+#include "cuda/ptx/ptx.cuh"
 
 // The beginning of a step: rows of the embedding to the residual in f32, and cosines and sines of the positions.
 //

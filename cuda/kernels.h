@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "cuda/layout.h"
+#include "cuda/linear/layout.h"
 
 // What the backend calls. All functions enqueue kernels in a stream and return; none allocates or waits, so all can be
 // captured into a graph. They throw Error("ERR_INTERNAL") if a launch is refused.

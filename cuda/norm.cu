@@ -1,4 +1,4 @@
-#include "cuda/ptx.cuh"
+#include "cuda/ptx/ptx.cuh"
 
 // rms_norm: rows of f32 to normalized f16 activations.
 //

@@ -5,7 +5,7 @@
 
 #include "cuda/kernels.h"
 #include "cuda/memory.h"
-#include "runtime/model.h"
+#include "model/model.h"
 
 namespace chatglm::cuda {
 

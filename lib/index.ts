@@ -1,3 +1,4 @@
+export { type GpuInfo, measureBandwidth, type SystemInfo, systemInfo } from './addon/system.js';
 export {
   Chat,
   type ChatOnceOptions,
@@ -6,8 +7,9 @@ export {
   type SavedChat,
   type SendOptions,
   TOOLS_PROMPT,
-} from './chat.js';
-export { type ChatReply, ChatStream } from './chat-stream.js';
+} from './chat/chat.js';
+export { type ChatReply, ChatStream } from './chat/chat-stream.js';
+export type { ToolCall } from './chat/reply.js';
 export {
   type Checkpoint,
   CONVERSION_TYPES,
@@ -28,8 +30,9 @@ export {
   type WriteProgress,
   type WrittenFile,
 } from './checkpoint/index.js';
-export { embeddedModelPath } from './embedded.js';
-export { ChatGLMError, type ErrorCode, type ErrorDetails } from './errors.js';
+export { ChatGLMError, type ErrorCode, type ErrorDetails } from './common/errors.js';
+export type { ChatMessage, Role, ToolDefinition, WrappedToolDefinition } from './families/messages.js';
+export type { ChatFamily, SpecialTokens } from './families/prompt.js';
 export type {
   FinishReason,
   GenerateOptions,
@@ -39,8 +42,9 @@ export type {
   Timings,
   TokenLogprobs,
   Usage,
-} from './generation.js';
-export type { ChatMessage, Role, ToolDefinition, WrappedToolDefinition } from './messages.js';
+} from './generation/options.js';
+export { Generation } from './generation/text-stream.js';
+export { embeddedModelPath } from './model/embedded.js';
 export {
   type LoadOptions,
   type LoadProgress,
@@ -51,9 +55,5 @@ export {
   type ModelInfo,
   type ModelStats,
   type SyntheticModelOptions,
-} from './model.js';
-export type { ChatFamily, SpecialTokens } from './prompt.js';
-export type { ToolCall } from './reply.js';
-export { type GpuInfo, measureBandwidth, type SystemInfo, systemInfo } from './system.js';
-export { Generation } from './text-stream.js';
-export { type DecodeOptions, loadTokenizer, type TokenDecoder, Tokenizer } from './tokenizer.js';
+} from './model/model.js';
+export { type DecodeOptions, loadTokenizer, type TokenDecoder, Tokenizer } from './tokenizer/tokenizer.js';

@@ -1,10 +1,10 @@
-import { Chat, type ChatModel, type ChatOptions, chatOnce, type SendOptions, TOOLS_PROMPT } from '../lib/chat.js';
+import { Chat, type ChatModel, type ChatOptions, chatOnce, type SendOptions, TOOLS_PROMPT } from '../lib/chat/chat.js';
 import type { ModelFamily } from '../lib/checkpoint/types.js';
-import { ChatGLMError } from '../lib/errors.js';
-import type { GenerateOptions } from '../lib/generation.js';
-import type { ChatMessage } from '../lib/messages.js';
-import { encodeChat, specialTokens } from '../lib/prompt.js';
-import type { RawGeneration, RawResult, RawToken } from '../lib/text-stream.js';
+import { ChatGLMError } from '../lib/common/errors.js';
+import type { ChatMessage } from '../lib/families/messages.js';
+import { encodeChat, specialTokens } from '../lib/families/prompt.js';
+import type { GenerateOptions } from '../lib/generation/options.js';
+import type { RawGeneration, RawResult, RawToken } from '../lib/generation/text-stream.js';
 
 const pieceCount = 1_200_000; // Above all code points: the fake tokenizer's ids are code points.
 const { gmask, sop, roles } = specialTokens(pieceCount, 'chatglm3') as Required<ReturnType<typeof specialTokens>>;

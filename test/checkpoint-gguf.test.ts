@@ -1,9 +1,9 @@
 import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { ggufMetadata } from '../lib/checkpoint/gguf-metadata';
-import { encodeHeader, type GgufTensor } from '../lib/checkpoint/gguf-writer';
-import { tensorLayout } from '../lib/checkpoint/layout';
+import { ggufMetadata } from '../lib/checkpoint/gguf/metadata';
+import { encodeHeader, type GgufTensor } from '../lib/checkpoint/gguf/writer';
 import { openCheckpoint, readTokenizer } from '../lib/checkpoint/open';
+import { tensorLayout } from '../lib/checkpoint/tensor-table';
 import type { ModelConfig, TensorType } from '../lib/checkpoint/types';
 import { temporaryDirectory } from './support/checkpoints';
 import { smallConfig, smallTokenizer, writeSmallGguf } from './support/small-checkpoints';

@@ -1,7 +1,7 @@
 import { copyFileSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { openCheckpoint, readTokenizer } from '../lib/checkpoint/open';
-import { syntheticTokenizer } from '../lib/checkpoint/synthetic-tokenizer';
+import { syntheticTokenizer } from '../lib/tokenizer/synthetic';
 import { temporaryDirectory } from './support/checkpoints';
 import {
   type SmallDirectoryOptions,

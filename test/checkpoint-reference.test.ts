@@ -1,8 +1,8 @@
 import { statSync } from 'node:fs';
 import { join } from 'node:path';
 import { openCheckpoint, readTokenizer } from '../lib/checkpoint/open';
-import { pieceTexts } from '../lib/checkpoint/pieces';
 import { PieceType } from '../lib/checkpoint/types';
+import { pieceTexts } from '../lib/tokenizer/pieces';
 import {
   type ReferenceCheckpoint,
   referenceCheckpoint,

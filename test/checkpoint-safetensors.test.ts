@@ -1,7 +1,7 @@
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { readSafetensors } from '../lib/checkpoint/huggingface/safetensors';
 import { openCheckpoint } from '../lib/checkpoint/open';
-import { readSafetensors } from '../lib/checkpoint/safetensors';
 import { temporaryDirectory } from './support/checkpoints';
 import { safetensorsBytes, writeSmallDirectory } from './support/small-checkpoints';
 

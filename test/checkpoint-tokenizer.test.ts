@@ -1,8 +1,8 @@
-import { pieceTexts } from '../lib/checkpoint/pieces';
-import { parseSentencePiece } from '../lib/checkpoint/sentencepiece';
-import { specialTokens } from '../lib/checkpoint/special-tokens';
-import { syntheticTokenizer } from '../lib/checkpoint/synthetic-tokenizer';
 import { PieceType, type TokenizerData } from '../lib/checkpoint/types';
+import { specialTokens } from '../lib/families/special-tokens';
+import { pieceTexts } from '../lib/tokenizer/pieces';
+import { parseSentencePiece } from '../lib/tokenizer/sentencepiece';
+import { syntheticTokenizer } from '../lib/tokenizer/synthetic';
 import { protobuf, smallTokenizer, tokenizerModel } from './support/small-checkpoints';
 
 const refused = (bytes: Uint8Array, message: RegExp) => {

@@ -1,7 +1,7 @@
-import { ChatGLMError } from '../lib/errors.js';
-import { type ChatMessage, validateMessages, validateTools } from '../lib/messages.js';
-import { encodeChat, specialTokens, stopTokens } from '../lib/prompt.js';
-import { dumpJson, strip } from '../lib/python-text.js';
+import { ChatGLMError } from '../lib/common/errors.js';
+import { dumpJson, strip } from '../lib/common/python-text.js';
+import { type ChatMessage, validateMessages, validateTools } from '../lib/families/messages.js';
+import { encodeChat, specialTokens, stopTokens } from '../lib/families/prompt.js';
 
 // Each text that is encoded gets a number of its own, so that the ids show what was encoded with what.
 function recorder() {

@@ -1,5 +1,5 @@
-import type { ChatFamily } from '../lib/prompt.js';
-import { type ParsedReply, ReplyParser } from '../lib/reply.js';
+import { type ParsedReply, ReplyParser } from '../lib/chat/reply.js';
+import type { ChatFamily } from '../lib/families/prompt.js';
 
 const fence = '```';
 

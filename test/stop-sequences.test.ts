@@ -1,5 +1,5 @@
-import { ChatGLMError } from '../lib/errors.js';
-import { StopSequences } from '../lib/stop-sequences.js';
+import { ChatGLMError } from '../lib/common/errors.js';
+import { StopSequences } from '../lib/generation/stop-sequences.js';
 
 function run(stop: string | string[], pieces: readonly string[]) {
   const filter = new StopSequences(stop);

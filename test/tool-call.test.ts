@@ -1,4 +1,4 @@
-import { parseToolCall } from '../lib/tool-call.js';
+import { parseToolCall } from '../lib/families/python-call.js';
 
 const fence = '```';
 

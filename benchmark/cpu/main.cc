@@ -17,12 +17,12 @@
 #include <string>
 #include <vector>
 
-#include "cpu/kernels.h"
+#include "base/cores.h"
+#include "base/thread_pool.h"
+#include "cpu/kernels/kernels.h"
 #include "cpu/packed_matrix.h"
-#include "runtime/cores.h"
-#include "runtime/model.h"
-#include "runtime/quantize.h"
-#include "runtime/thread_pool.h"
+#include "model/model.h"
+#include "model/quantize.h"
 
 namespace {
 

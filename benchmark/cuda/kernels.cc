@@ -6,10 +6,10 @@
 #include <cstring>
 #include <random>
 
+#include "base/half.h"
 #include "benchmark/cuda/report.h"
 #include "cuda/device.h"
 #include "cuda/kernels.h"
-#include "runtime/half.h"
 
 namespace chatglm::benchmark {
 

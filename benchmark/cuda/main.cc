@@ -4,9 +4,9 @@
 #include <cstring>
 #include <sstream>
 
+#include "base/data_type.h"
 #include "benchmark/cuda/report.h"
 #include "cuda/api.h"
-#include "runtime/data_type.h"
 
 namespace {
 

@@ -1,10 +1,10 @@
-import { throwIfAborted } from '../errors.js';
-import type { Native } from '../native.js';
-import { checkOptions, checkPath, choiceOption } from '../options.js';
+import type { Native } from '../addon/native.js';
+import { throwIfAborted } from '../common/errors.js';
+import { invalid } from '../common/invalid.js';
+import { checkOptions, checkPath, choiceOption } from '../common/options.js';
 import { CheckpointFile } from './file.js';
-import { ggufMetadata } from './gguf-metadata.js';
-import { WRITE_OPTIONS, type WriteOptions, type WrittenFile, writeGguf } from './gguf-writer.js';
-import { invalid } from './invalid.js';
+import { ggufMetadata } from './gguf/metadata.js';
+import { WRITE_OPTIONS, type WriteOptions, type WrittenFile, writeGguf } from './gguf/writer.js';
 import { loadNative } from './lazy-native.js';
 import { openCheckpoint } from './open.js';
 import { rowsAndColumns, tensorBytes } from './tensor-types.js';

@@ -1,7 +1,7 @@
 import { constants, type FileHandle, open } from 'node:fs/promises';
 import { relative, resolve } from 'node:path';
-import { ChatGLMError } from '../errors.js';
-import { invalid } from './invalid.js';
+import { ChatGLMError } from '../common/errors.js';
+import { invalid } from '../common/invalid.js';
 
 /** Headers are small and lie close together: reading this much at once saves most of the system calls. */
 const WINDOW_BYTES = 16 << 10;

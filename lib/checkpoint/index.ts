@@ -1,7 +1,7 @@
+export { specialTokens } from '../families/special-tokens.js';
 export { CONVERSION_TYPES, type ConversionType, type ConvertOptions, convertCheckpoint } from './convert.js';
-export type { WriteProgress, WrittenFile } from './gguf-writer.js';
+export type { WriteProgress, WrittenFile } from './gguf/writer.js';
 export { type OpenOptions, openCheckpoint, type ReadTokenizerResult, readTokenizer } from './open.js';
-export { specialTokens } from './special-tokens.js';
 export {
   type ShapeName,
   SYNTHETIC_TYPES,

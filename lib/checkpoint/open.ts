@@ -1,13 +1,13 @@
 import { stat } from 'node:fs/promises';
 import { basename, dirname, resolve } from 'node:path';
-import { throwIfAborted } from '../errors.js';
-import { checkOptions, checkPath } from '../options.js';
+import { throwIfAborted } from '../common/errors.js';
+import { invalid } from '../common/invalid.js';
+import { checkOptions, checkPath } from '../common/options.js';
+import { readSentencePiece } from '../tokenizer/sentencepiece.js';
 import { readError, withFile } from './file.js';
-import { openGguf, readGgufTokenizer } from './gguf.js';
-import { GGUF_MAGIC } from './gguf-format.js';
-import { openHuggingFace, readDirectoryTokenizer } from './huggingface.js';
-import { invalid } from './invalid.js';
-import { readSentencePiece } from './sentencepiece.js';
+import { openGguf, readGgufTokenizer } from './gguf/checkpoint.js';
+import { GGUF_MAGIC } from './gguf/format.js';
+import { openHuggingFace, readDirectoryTokenizer } from './huggingface/directory.js';
 import type { Checkpoint, ModelFamily, TokenizerData } from './types.js';
 
 export interface OpenOptions {

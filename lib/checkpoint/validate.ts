@@ -1,7 +1,7 @@
+import { invalid, invalidTensor } from '../common/invalid.js';
+import { specialTokens } from '../families/special-tokens.js';
 import { rangeFits } from './file.js';
-import { invalid, invalidTensor } from './invalid.js';
-import { type TensorSpec, tensorLayout } from './layout.js';
-import { specialTokens } from './special-tokens.js';
+import { type TensorSpec, tensorLayout } from './tensor-table.js';
 import { isFloatType, rowsAndColumns, tensorBytes } from './tensor-types.js';
 import type { Checkpoint, FileRange, ModelConfig, TensorEntry, TokenizerData } from './types.js';
 

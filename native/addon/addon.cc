@@ -9,12 +9,12 @@
 #include "addon/device.h"
 #include "addon/model.h"
 #include "addon/tokenizer.h"
-#include "cpu/kernels.h"
-#include "runtime/cores.h"
-#include "runtime/memory.h"
-#include "runtime/model.h"
-#include "runtime/quantize.h"
-#include "runtime/thread_pool.h"
+#include "base/cores.h"
+#include "base/memory.h"
+#include "base/thread_pool.h"
+#include "cpu/kernels/kernels.h"
+#include "model/model.h"
+#include "model/quantize.h"
 
 namespace chatglm::addon {
 

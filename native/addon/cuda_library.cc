@@ -5,7 +5,7 @@
 #include <filesystem>
 #include <string>
 
-#include "runtime/error.h"
+#include "base/error.h"
 
 namespace chatglm::addon {
 

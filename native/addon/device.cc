@@ -4,8 +4,8 @@
 #include <charconv>
 
 #include "addon/cuda_library.h"
-#include "cpu/cpu_backend.h"
-#include "runtime/error.h"
+#include "base/error.h"
+#include "cpu/backend.h"
 
 namespace chatglm::addon {
 

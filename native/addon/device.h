@@ -2,9 +2,9 @@
 #include <memory>
 #include <string>
 
-#include "runtime/backend.h"
-#include "runtime/engine.h"
-#include "runtime/model.h"
+#include "engine/backend.h"
+#include "engine/engine.h"
+#include "model/model.h"
 
 namespace chatglm::addon {
 

@@ -6,7 +6,7 @@
 #include <optional>
 #include <vector>
 
-#include "runtime/engine.h"
+#include "engine/engine.h"
 
 namespace chatglm::addon {
 

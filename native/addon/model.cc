@@ -8,7 +8,7 @@
 #include "addon/arguments.h"
 #include "addon/device.h"
 #include "addon/generation.h"
-#include "runtime/engine.h"
+#include "engine/engine.h"
 
 namespace chatglm::addon {
 

@@ -1,4 +1,4 @@
-#include "runtime/tokenizer.h"
+#include "text/tokenizer.h"
 
 #include <memory>
 

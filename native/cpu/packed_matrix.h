@@ -1,9 +1,9 @@
 #pragma once
 #include <cstdint>
 
-#include "cpu/kernels.h"
-#include "runtime/memory.h"
-#include "runtime/model.h"
+#include "base/memory.h"
+#include "cpu/kernels/kernels.h"
+#include "model/model.h"
 
 namespace chatglm::cpu {
 

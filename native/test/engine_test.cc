@@ -1,7 +1,7 @@
 // The engine on a backend that computes nothing but remembers everything: each position of its pages holds the token
 // that was written there, and the logits are a hash of all tokens that a sequence's pages hold. A wrong page, a token
 // written twice or a prefix taken from another sequence changes the answer.
-#include "runtime/engine.h"
+#include "engine/engine.h"
 
 #include <gtest/gtest.h>
 

@@ -6,10 +6,10 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "cpu/cpu_backend.h"
-#include "cpu/kernels.h"
-#include "runtime/engine.h"
-#include "runtime/half.h"
+#include "base/half.h"
+#include "cpu/backend.h"
+#include "cpu/kernels/kernels.h"
+#include "engine/engine.h"
 #include "test/random.h"
 #include "test/recorder.h"
 #include "test/small_model.h"

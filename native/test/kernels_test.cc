@@ -1,4 +1,4 @@
-#include "cpu/kernels.h"
+#include "cpu/kernels/kernels.h"
 
 #include <gtest/gtest.h>
 
@@ -7,9 +7,9 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "base/half.h"
 #include "cpu/packed_matrix.h"
-#include "runtime/half.h"
-#include "runtime/quantize.h"
+#include "model/quantize.h"
 #include "test/random.h"
 
 namespace chatglm::cpu {

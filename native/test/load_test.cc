@@ -5,9 +5,9 @@
 #include <filesystem>
 #include <fstream>
 
-#include "runtime/error.h"
-#include "runtime/half.h"
-#include "runtime/quantize.h"
+#include "base/error.h"
+#include "base/half.h"
+#include "model/quantize.h"
 #include "test/random.h"
 #include "test/small_model.h"
 

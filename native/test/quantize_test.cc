@@ -1,12 +1,12 @@
-#include "runtime/quantize.h"
+#include "model/quantize.h"
 
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <cstring>
 
-#include "runtime/error.h"
-#include "runtime/half.h"
+#include "base/error.h"
+#include "base/half.h"
 #include "test/random.h"
 
 namespace chatglm {

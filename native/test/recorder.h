@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "runtime/engine.h"
+#include "engine/engine.h"
 
 namespace chatglm::test {
 

@@ -1,4 +1,4 @@
-#include "runtime/sampler.h"
+#include "engine/sampler.h"
 
 #include <gtest/gtest.h>
 

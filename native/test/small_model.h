@@ -1,7 +1,7 @@
 #pragma once
 #include <string>
 
-#include "runtime/model.h"
+#include "model/model.h"
 
 namespace chatglm::test {
 

@@ -1,4 +1,4 @@
-#include "runtime/thread_pool.h"
+#include "base/thread_pool.h"
 
 #include <gtest/gtest.h>
 
@@ -14,7 +14,7 @@
 #include <sched.h>
 #endif
 
-#include "runtime/cores.h"
+#include "base/cores.h"
 
 namespace chatglm {
 namespace {

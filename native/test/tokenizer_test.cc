@@ -1,11 +1,11 @@
-#include "runtime/tokenizer.h"
+#include "text/tokenizer.h"
 
 #include <gtest/gtest.h>
 
 #include <cstdio>
 #include <memory>
 
-#include "runtime/error.h"
+#include "base/error.h"
 #include "test/random.h"
 
 namespace chatglm {

@@ -5,7 +5,7 @@
 #include <span>
 #include <vector>
 
-#include "runtime/backend.h"
+#include "engine/backend.h"
 
 namespace chatglm::test {
 

@@ -1,12 +1,12 @@
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { ggufMetadata } from '../../lib/checkpoint/gguf-metadata';
-import { encodeHeader } from '../../lib/checkpoint/gguf-writer';
-import { type TensorSpec, tensorLayout } from '../../lib/checkpoint/layout';
-import { pieceTexts } from '../../lib/checkpoint/pieces';
-import { syntheticTokenizer } from '../../lib/checkpoint/synthetic-tokenizer';
+import { ggufMetadata } from '../../lib/checkpoint/gguf/metadata';
+import { encodeHeader } from '../../lib/checkpoint/gguf/writer';
+import { type TensorSpec, tensorLayout } from '../../lib/checkpoint/tensor-table';
 import { rowsAndColumns, TYPE_LAYOUTS, tensorBytes } from '../../lib/checkpoint/tensor-types';
 import type { ModelConfig, TokenizerData } from '../../lib/checkpoint/types';
+import { pieceTexts } from '../../lib/tokenizer/pieces';
+import { syntheticTokenizer } from '../../lib/tokenizer/synthetic';
 import { dtypeBytes, torchFile } from './torch-file';
 
 // The smallest valid checkpoints: headers of a few kB, so that a test can damage every byte of them.

@@ -1,6 +1,6 @@
 #include <ostream>
 
-#include "kv_reference.h"
+#include "test/cuda/kv_reference.h"
 
 namespace chatglm::test {
 namespace {

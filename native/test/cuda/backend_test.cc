@@ -5,14 +5,14 @@
 #include <numeric>
 #include <thread>
 
-#include "cpu/cpu_backend.h"
+#include "cpu/backend.h"
 #include "cuda/api.h"
-#include "cuda/support.h"
-#include "recorder.h"
-#include "runtime/engine.h"
-#include "runtime/quantize.h"
-#include "small_model.h"
-#include "top_logits.h"
+#include "engine/engine.h"
+#include "model/quantize.h"
+#include "test/cuda/support.h"
+#include "test/recorder.h"
+#include "test/small_model.h"
+#include "test/top_logits.h"
 
 namespace chatglm::test {
 namespace {

@@ -1,5 +1,5 @@
-#include "cuda/support.h"
-#include "runtime/quantize.h"
+#include "model/quantize.h"
+#include "test/cuda/support.h"
 
 namespace chatglm::test {
 namespace {

@@ -3,8 +3,8 @@
 #include <ostream>
 #include <set>
 
-#include "cuda/stream_k.h"
-#include "runtime/quantize.h"
+#include "cuda/linear/stream_k.h"
+#include "model/quantize.h"
 #include "test/cuda/support.h"
 
 namespace chatglm::test {

@@ -1,6 +1,6 @@
 #include <algorithm>
 
-#include "runtime/quantize.h"
+#include "model/quantize.h"
 #include "test/cuda/support.h"
 
 namespace chatglm::test {

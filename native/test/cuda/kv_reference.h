@@ -4,8 +4,8 @@
 #include <numeric>
 #include <vector>
 
-#include "runtime/quantize.h"
-#include "support.h"
+#include "model/quantize.h"
+#include "test/cuda/support.h"
 
 // Keys, values and attention as the host computes them, for the tests of the attention kernels.
 namespace chatglm::test {
@@ -40,8 +40,8 @@ class TestPages {
   std::vector<int32_t> free_;
 };
 
-/// The cache in the layout of cuda/layout.h, on the host and on the device. Until they are set, all tokens are NaN, as
-/// a page may be that another sequence used before; the filling behind head_size is zero.
+/// The cache in the layout of cuda/linear/layout.h, on the host and on the device. Until they are set, all tokens are
+/// NaN, as a page may be that another sequence used before; the filling behind head_size is zero.
 class TestKv {
  public:
   TestKv(cuda::KvType type, int32_t layers, int32_t groups, int32_t pages, int32_t head_size) {

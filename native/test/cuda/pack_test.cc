@@ -1,4 +1,4 @@
-#include "runtime/quantize.h"
+#include "model/quantize.h"
 #include "test/cuda/support.h"
 
 namespace chatglm::test {

@@ -1,4 +1,4 @@
-#include "kv_reference.h"
+#include "test/cuda/kv_reference.h"
 
 namespace chatglm::test {
 namespace {

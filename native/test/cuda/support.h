@@ -7,11 +7,11 @@
 #include <span>
 #include <vector>
 
+#include "base/error.h"
+#include "base/half.h"
 #include "cuda/device.h"
 #include "cuda/kernels.h"
-#include "random.h"
-#include "runtime/error.h"
-#include "runtime/half.h"
+#include "test/random.h"
 
 namespace chatglm::test {
 

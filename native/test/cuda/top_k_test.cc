@@ -3,7 +3,7 @@
 #include <limits>
 #include <numeric>
 
-#include "cuda/support.h"
+#include "test/cuda/support.h"
 
 namespace chatglm::test {
 namespace {

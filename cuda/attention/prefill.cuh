@@ -1,0 +1,171 @@
+#pragma once
+#include <cmath>
+
+#include "cuda/ptx/ptx.cuh"
+
+// What the two kernels of the prefill's attention share: the rows of a block's problem, and the online softmax.
+namespace chatglm::cuda {
+
+constexpr int kAttendRows = 128;  // of a block
+
+/// The rows of a KV group's problem are its query heads at every token: row r is head r % group_heads at token
+/// r / group_heads of the segment, so that a few tokens fill a tile and a key is read once for all of them.
+struct PrefillProblem {
+  const half* queries;   // (tokens of the batch, heads, D)
+  const int32_t* pages;  // the page table of the sequence
+  KvCache cache;
+  Activations out;
+  int32_t layer;
+  int32_t heads, groups;
+  int32_t group_heads;      // heads / groups
+  int32_t first, position;  // of the segment, in the batch and in its sequence
+  int32_t rows;             // of a group: tokens * group_heads
+};
+
+inline int32_t prefill_tiles(const PrefillProblem& p) { return (p.rows + kAttendRows - 1) / kAttendRows; }
+
+inline PrefillProblem prefill_problem(const half* queries, int32_t heads, const Batch& batch,
+                                      const PrefillSegment& segment, const KvCache& cache, int32_t layer,
+                                      const Activations& out) {
+  if (cache.head_size % 8 != 0 || cache.head_size > cache.padded_head || heads % cache.groups != 0) {
+    throw Error("ERR_INTERNAL", "attention has no kernel for " + std::to_string(heads) + " heads of " +
+                                    std::to_string(cache.head_size) + " in " + std::to_string(cache.groups) +
+                                    " groups");
+  }
+  const int32_t group_heads = heads / cache.groups;
+  return {
+      queries,          batch.pages + segment.table, cache, out, layer, heads, cache.groups, group_heads, segment.first,
+      segment.position, segment.count * group_heads};
+}
+
+/// What a block does: blocks with the most keys come first, since they take longest, and those of all groups side by
+/// side, since then the work that is left at the end is the same for all.
+struct PrefillTile {
+  int32_t group, row;     // first of kAttendRows rows
+  int32_t last_position;  // the last key that any of its rows sees
+  __device__ __forceinline__ PrefillTile(const PrefillProblem& p, int32_t block, int32_t blocks)
+      : group(block % p.groups), row((blocks / p.groups - 1 - block / p.groups) * kAttendRows) {
+    last_position = position(p, row + kAttendRows - 1);
+  }
+  /// The position of a row's token. Rows behind the last one take that one's, and no one uses what they compute.
+  static __device__ __forceinline__ int32_t position(const PrefillProblem& p, int32_t row) {
+    return p.position + min(row, p.rows - 1) / p.group_heads;
+  }
+};
+
+/// A piece of eight dimensions of a row's query; zeros behind the last row.
+template <int D>
+__device__ __forceinline__ uint4 load_query(const PrefillProblem& p, int32_t group, int32_t row, int piece) {
+  if (row >= p.rows) return make_uint4(0, 0, 0, 0);
+  const int32_t token = row / p.group_heads, head = group * p.group_heads + row % p.group_heads;
+  const half* query = p.queries + (static_cast<int64_t>(p.first + token) * p.heads + head) * D;
+  return *reinterpret_cast<const uint4*>(query + piece * 8);
+}
+
+/// The result of kRows rows from shared memory ((D / 64, kImageRows, 64), pieces of 16 bytes swapped about by row % 8;
+/// `image` is the first of the rows) to the activations, by one warp.
+template <int D, int kImageRows, int kRows>
+__device__ __forceinline__ void store_result(const PrefillProblem& p, int32_t group, int32_t row, const uint8_t* image,
+                                             int lane) {
+  constexpr int kPieces = D / 8;
+#pragma unroll
+  for (int i = lane; i < kRows * kPieces; i += 32) {
+    const int r = i / kPieces, piece = i % kPieces;
+    if (row + r >= p.rows || piece * 8 >= p.cache.head_size) continue;
+    const int32_t token = p.first + (row + r) / p.group_heads;
+    const int32_t head = group * p.group_heads + (row + r) % p.group_heads;
+    const uint4 value =
+        *reinterpret_cast<const uint4*>(image + (piece / 8 * kImageRows + r) * 128 + ((piece % 8) ^ (r % 8)) * 16);
+    half* target = p.out.data + activation_index(token, head * p.cache.head_size + piece * 8, p.out.stride);
+    *reinterpret_cast<uint4*>(target) = value;
+  }
+}
+
+/// 2^x; 2^-infinity is 0, NaN stays.
+__device__ __forceinline__ float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+/// The online softmax of a lane's two rows, g = lane / 4 and g + 8 of a fragment of 16 (PTX ISA, accumulators of
+/// mma.m16n8 and of wgmma.m64n8: a lane has of eight keys the numbers 2 (lane % 4) and one more of both rows).
+/// fmaxf passes NaN by, but then the weight of that score is NaN, and so are the row's sum and result.
+struct OnlineSoftmax {
+  float largest[2] = {-INFINITY, -INFINITY};
+  float sum[2] = {0, 0};  // of this lane's keys alone
+
+  /// Scores to weights. Returns what earlier sums and results are to be multiplied by. A row that has seen no key yet
+  /// needs kMayBeEmpty; whoever starts with key 0, which all rows see, has no such rows.
+  template <bool kMayBeEmpty, int kTiles>
+  __device__ __forceinline__ void update(float (&s)[kTiles][4], float (&scale)[2]) {
+    float m[2][2];  // two chains a row, for the latency
+#pragma unroll
+    for (int e = 0; e < 4; ++e) m[e / 2][e % 2] = s[0][e];
+#pragma unroll
+    for (int j = 1; j < kTiles; ++j) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) m[e / 2][e % 2] = fmaxf(m[e / 2][e % 2], s[j][e]);
+    }
+    float base[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float most = fmaxf(largest[r], fmaxf(m[r][0], m[r][1]));
+      most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
+      most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
+      base[r] = kMayBeEmpty && most == -INFINITY ? 0 : most;
+      scale[r] = exp2_fast(largest[r] - base[r]);
+      largest[r] = most;
+    }
+    float sums[4] = {0, 0, 0, 0};
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        s[j][e] = exp2_fast(s[j][e] - base[e / 2]);
+        sums[e] += s[j][e];
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) sum[r] = sum[r] * scale[r] + (sums[2 * r] + sums[2 * r + 1]);
+  }
+  /// The sums over the keys of all lanes.
+  __device__ __forceinline__ void finish() {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], 1);
+      sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], 2);
+    }
+  }
+};
+
+/// Hides the keys behind the rows' own positions. `row` is the first of the fragment's sixteen, `first_key` the
+/// position of the first score.
+template <int kTiles>
+__device__ __forceinline__ void hide_later_keys(const PrefillProblem& p, int32_t row, int32_t first_key,
+                                                float (&s)[kTiles][4], int lane) {
+  int32_t last[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    last[r] = PrefillTile::position(p, row + r * 8 + lane / 4) - first_key - 2 * (lane % 4);
+  }
+#pragma unroll
+  for (int j = 0; j < kTiles; ++j) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      if (8 * j + e % 2 > last[e / 2]) s[j][e] = -INFINITY;
+    }
+  }
+}
+
+/// Of eight halves, those of tokens token .. token + 7, zeros for the tokens from `end` on.
+__device__ __forceinline__ uint4 keep_tokens(uint4 v, int token, int end) {
+  const int n = end - token;
+  v.x &= n >= 2 ? 0xffffffffu : n == 1 ? 0xffffu : 0u;
+  v.y &= n >= 4 ? 0xffffffffu : n == 3 ? 0xffffu : 0u;
+  v.z &= n >= 6 ? 0xffffffffu : n == 5 ? 0xffffu : 0u;
+  v.w &= n >= 8 ? 0xffffffffu : n == 7 ? 0xffffu : 0u;
+  return v;
+}
+
+}  // namespace chatglm::cuda

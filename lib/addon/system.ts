@@ -1,0 +1,47 @@
+import { deviceOption, integerOption } from '../common/options.js';
+import { callNative, native } from './native.js';
+
+/** A GPU that models can be computed on. */
+export interface GpuInfo {
+  /** As the driver calls it, such as `NVIDIA H100 80GB HBM3`. */
+  name: string;
+  /** NVIDIA's number for what it can do, such as `9.0`. */
+  computeCapability: string;
+  /** Bytes of its memory. */
+  totalBytes: number;
+  /** Of these, those that no program has taken: this one's models and CUDA's own needs count as taken. */
+  freeBytes: number;
+}
+
+/** What this package can use on this machine. */
+export interface SystemInfo {
+  /** The kernels that this CPU gets: `avx512`, `avxvnni`, `avx2`, `neon` or `portable`. */
+  kernels: string;
+  /** Cores, not hardware threads, that this process may use: how many threads a model computes with by default. */
+  cores: number;
+  /** The GPUs `cuda:0`, `cuda:1` and so on; empty where none can be used. */
+  gpus: GpuInfo[];
+  /** `available`, or why no GPU can be used. */
+  cuda: string;
+}
+
+/** What there is to compute on. Where there are GPUs, it takes some tenths of a second and blocks meanwhile. */
+export function systemInfo(): SystemInfo {
+  return callNative(() => native.system());
+}
+
+/**
+ * Measures how fast memory is read, in bytes a second: what bounds the speed of generation. Blocks for some tenths of a
+ * second.
+ *
+ * @param threads On the CPU. Default: one for each core that the process may use.
+ * @param bytes How much to read. Default: 1 GiB.
+ * @param device Whose memory: `cpu`, `cuda` or `cuda:1`. Default: `cpu`.
+ * @throws {ChatGLMError} ERR_INVALID_ARGUMENT, ERR_OUT_OF_MEMORY, ERR_DEVICE_UNAVAILABLE.
+ */
+export function measureBandwidth(threads?: number, bytes?: number, device?: 'cpu' | 'cuda' | `cuda:${number}`): number {
+  const count = integerOption('threads', threads, native.physicalCores(), { least: 1, most: 1024 });
+  const size = integerOption('bytes', bytes, 2 ** 30, { least: 2 ** 20, most: 2 ** 40 });
+  const where = deviceOption(device, ['cpu'], 'cpu');
+  return callNative(() => native.measureBandwidth(count, size, where));
+}

@@ -1,0 +1,81 @@
+import type { ChatMessage } from '../families/messages.js';
+import type { ChatFamily } from '../families/prompt.js';
+import type { GenerationResult } from '../generation/options.js';
+import type { StopSequences } from '../generation/stop-sequences.js';
+import { type RawGeneration, TextStream } from '../generation/text-stream.js';
+import { type ParsedReply, ReplyParser, type ToolCall } from './reply.js';
+
+/** A complete answer. */
+export interface ChatReply extends GenerationResult {
+  /** The text for people: without calls of tools, and without the spaces and line breaks around it. */
+  text: string;
+  /** What was added to the history: one message for each part of the answer. */
+  messages: ChatMessage[];
+  /** The tool that the model wants to be called, when `finishReason` is `tool_call`. */
+  toolCall?: ToolCall;
+  /** Python for the code interpreter, when `finishReason` is `tool_call`. This package never runs it. */
+  code?: string;
+}
+
+/** What {@link ChatStream} needs to know of the conversation. */
+export interface ChatStreamSetup {
+  raw: RawGeneration;
+  stops: StopSequences;
+  family: ChatFamily;
+  /** The token that separates parts of an answer. ChatGLM2 has none. */
+  assistantToken: number | undefined;
+  /** Names of the tools that the model was told about. */
+  tools: Iterable<string>;
+  /** Called once, when the answer is complete, and before anybody else learns of it. */
+  onReply: (reply: ChatReply) => void;
+  /** Called once, when nothing runs any more, whatever the outcome. */
+  onEnd: () => void;
+}
+
+/**
+ * An answer on its way: iterate over it for its chunks, or await `result`, or both. Leaving a loop early (`break`) stops
+ * it; what was generated until then is kept as the answer.
+ */
+export class ChatStream extends TextStream<ChatReply> {
+  readonly #setup: ChatStreamSetup;
+  readonly #parser: ReplyParser;
+  #parsed: ParsedReply | undefined;
+
+  /** @internal Use `chat.stream()`. */
+  constructor(setup: ChatStreamSetup) {
+    super(setup.raw, setup.stops);
+    this.#setup = setup;
+    this.#parser = new ReplyParser(setup.family, setup.tools);
+    this.start();
+  }
+
+  protected override show(text: string, token?: number): string {
+    const visible = this.#parser.push(text);
+    if (token !== this.#setup.assistantToken || token === undefined || this.isStopped) return visible;
+    // No stop sequence spans two parts of an answer, and what looked like the beginning of one may yet contain another.
+    const held = this.#parser.push(this.flushStops());
+    return visible + held + (this.isStopped ? '' : this.#parser.newSegment());
+  }
+
+  protected override showRest(): string {
+    this.#parsed = this.#parser.finish();
+    return this.#parsed.text;
+  }
+
+  protected override toResult(result: GenerationResult): ChatReply {
+    const { messages, toolCall, code } = this.#parsed as ParsedReply;
+    const reply: ChatReply = { ...result, messages };
+    // Only a call that the model itself brought to an end may be carried out.
+    if (result.finishReason === 'stop' && (toolCall || code !== undefined)) {
+      reply.finishReason = 'tool_call';
+      if (toolCall) reply.toolCall = toolCall;
+      if (code !== undefined) reply.code = code;
+    }
+    this.#setup.onReply(reply);
+    return reply;
+  }
+
+  protected override onEnd(): void {
+    this.#setup.onEnd();
+  }
+}

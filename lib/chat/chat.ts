@@ -1,0 +1,241 @@
+import type { ModelFamily } from '../checkpoint/types.js';
+import { type ChatGLMError, invalidArgument } from '../common/errors.js';
+import {
+  type ChatMessage,
+  type ToolDefinition,
+  validateMessage,
+  validateMessages,
+  validateTools,
+  type WrappedToolDefinition,
+} from '../families/messages.js';
+import { type ChatFamily, type SpecialTokens, specialTokens, stopTokens } from '../families/prompt.js';
+import { checkGenerateOptions, type GenerateOptions } from '../generation/options.js';
+import { StopSequences } from '../generation/stop-sequences.js';
+import type { RawGeneration } from '../generation/text-stream.js';
+import { type ChatReply, ChatStream } from './chat-stream.js';
+
+/** What the model is told about tools when `system` says nothing: the sentence that ChatGLM3 was trained with. */
+export const TOOLS_PROMPT =
+  'Answer the following questions as best as you can. You have access to the following tools:';
+
+/** Options of `model.createChat()`. Those for generation hold for every answer that is not given its own. */
+export interface ChatOptions extends GenerateOptions {
+  /** The system message. Default: none, or {@link TOOLS_PROMPT} where there are tools. */
+  system?: string | undefined;
+  /** Tools that the model may call, also in OpenAI's shape. ChatGLM3 only. Default: none. */
+  tools?: readonly (ToolDefinition | WrappedToolDefinition)[] | undefined;
+  /**
+   * The conversation so far: messages, or THUDM's pairs `[query, response]`. It is copied. Default: empty. One that
+   * begins with a system message leaves no room for `system` and `tools`.
+   */
+  history?: readonly (ChatMessage | readonly [query: string, response: string])[] | undefined;
+  /** The format of the prompt. Default: `auto`, the model's own. CodeGeeX2 has none. */
+  family?: 'auto' | ChatFamily | undefined;
+}
+
+/** Options of one answer. */
+export interface SendOptions extends GenerateOptions {
+  /** Who speaks; `observation` is what a called tool has given. Default: `user`. */
+  role?: 'user' | 'observation' | undefined;
+}
+
+/** What `toJSON()` gives: `createChat()` takes it back, and the conversation goes on. */
+export interface SavedChat {
+  family: ChatFamily;
+  history: ChatMessage[];
+}
+
+/** What a chat needs of a model. */
+export interface ChatModel {
+  readonly info: { readonly family: ModelFamily };
+  readonly tokenizer: {
+    readonly special: SpecialTokens;
+    encodeChat(messages: readonly ChatMessage[], options: { family: ChatFamily }): number[];
+  };
+  /** The error for a text that is so long that it cannot fit the context. */
+  overflowOf(length: number): ChatGLMError | undefined;
+  generateIds(prompt: readonly number[] | ChatGLMError, options: GenerateOptions): RawGeneration;
+}
+
+/** A conversation with a model. It answers one message at a time; a model can have any number of chats. */
+export class Chat {
+  /** The format of the prompts. */
+  readonly family: ChatFamily;
+
+  readonly #model: ChatModel;
+  readonly #defaults: GenerateOptions;
+  #history: ChatMessage[];
+  #isAnswering = false;
+
+  /** @internal Use `model.createChat()`. */
+  constructor(model: ChatModel, options: ChatOptions = {}) {
+    const { system, tools, history = [], family = 'auto', ...defaults } = options;
+    this.#model = model;
+    this.family = chatFamily(family, model.info.family);
+    checkGenerateOptions(defaults);
+    this.#defaults = defaults;
+    this.#history = validateMessages(history, 'history');
+    if (system === undefined && tools === undefined) return;
+    if (this.#history[0]?.role === 'system') {
+      throw invalidArgument('history begins with a system message: system and tools must be left out');
+    }
+    const message: Record<string, unknown> = { role: 'system', content: system ?? TOOLS_PROMPT };
+    if (system !== undefined && typeof system !== 'string') throw invalidArgument('system must be a string');
+    if (tools !== undefined) {
+      if (this.family !== 'chatglm3') throw invalidArgument('tools: ChatGLM2 has none');
+      message.tools = validateTools(tools);
+    }
+    this.#history.unshift(validateMessage(message));
+  }
+
+  /**
+   * The conversation: plain JSON, the chat's own array. Edit it between answers, save it, or assign another one, which
+   * is checked and copied. It changes only when an answer is complete: with an error it stays as it was.
+   */
+  get history(): ChatMessage[] {
+    return this.#history;
+  }
+
+  set history(history: NonNullable<ChatOptions['history']>) {
+    this.#refuseWhileAnswering();
+    this.#history = validateMessages(history, 'history');
+  }
+
+  /**
+   * Sends a message and gives the answer as it is being generated. The history gets the message and the answer once
+   * the answer is complete, or, as far as it has come, when the loop is left early. An error, one from an aborted
+   * `signal` included, is thrown and leaves the history as it was.
+   *
+   * @param input The text, or a message of the role `user` or `observation`.
+   * @throws {ChatGLMError} ERR_INVALID_ARGUMENT, also when the chat is answering already; while iterating
+   *   ERR_CONTEXT_OVERFLOW, ERR_QUEUE_FULL, ERR_ABORTED, ERR_DISPOSED and others of the model.
+   */
+  stream(input: string | ChatMessage, options: SendOptions = {}): ChatStream {
+    const { role = 'user', ...generation } = options;
+    const message = validateMessage(typeof input === 'string' ? { role, content: input } : input, 'input');
+    if (message.role !== 'user' && message.role !== 'observation') {
+      throw invalidArgument(`input.role must be user or observation, got ${message.role}`);
+    }
+    return this.#answer(this.#history.length, [message], generation);
+  }
+
+  /** As {@link stream}, but gives the whole answer at its end. */
+  async send(input: string | ChatMessage, options: SendOptions = {}): Promise<ChatReply> {
+    return await this.stream(input, options).result;
+  }
+
+  /**
+   * Answers the last message again: the answer that follows it in the history is replaced once the new one is complete.
+   * Without another `seed` or other options than before, a seeded answer comes out the same.
+   *
+   * @throws {ChatGLMError} as {@link stream}; ERR_INVALID_ARGUMENT when there is no message to answer.
+   */
+  regenerate(options: GenerateOptions = {}): ChatStream {
+    this.#refuseWhileAnswering();
+    const last = this.#history.findLastIndex(({ role }) => role !== 'assistant');
+    const role = this.#history[last]?.role;
+    if (role !== 'user' && role !== 'observation') throw invalidArgument('the history has no message to answer again');
+    return this.#answer(last + 1, [], options);
+  }
+
+  /** A chat of its own with the same history and options: what is said in one does not change the other. */
+  fork(): Chat {
+    return new Chat(this.#model, { ...this.#defaults, family: this.family, history: this.#history });
+  }
+
+  /** What is needed to go on later: `model.createChat(JSON.parse(JSON.stringify(chat)))`. */
+  toJSON(): SavedChat {
+    return { family: this.family, history: validateMessages(this.#history, 'history') };
+  }
+
+  /** Answers `added` behind the first `kept` messages of the history. */
+  #answer(kept: number, added: ChatMessage[], options: GenerateOptions): ChatStream {
+    this.#refuseWhileAnswering();
+    checkGenerateOptions(options);
+    const { tokenizer } = this.#model;
+    // The history is the user's to edit, so it is checked each time.
+    const messages = [...validateMessages(this.#history, 'history').slice(0, kept), ...added];
+    const length = messages.reduce((sum, { content }) => sum + content.length, 0);
+    const prompt = this.#model.overflowOf(length) ?? tokenizer.encodeChat(messages, { family: this.family });
+    const special = specialTokens(tokenizer.special.mask, this.family);
+    const { stop = [], stopTokens: more = [], ...rest } = { ...this.#defaults, ...withoutUndefined(options) };
+    const stops = new StopSequences(stop);
+    const raw = this.#model.generateIds(prompt, { ...rest, stopTokens: [...stopTokens(special), ...more] });
+    const stream = new ChatStream({
+      raw,
+      family: this.family,
+      assistantToken: special.roles?.assistant,
+      tools: messages.flatMap(({ tools }) => tools?.map(({ name }) => name) ?? []),
+      stops,
+      onReply: (reply) => {
+        this.#history.splice(kept, this.#history.length, ...added, ...structuredClone(reply.messages));
+      },
+      onEnd: () => {
+        this.#isAnswering = false;
+      },
+    });
+    this.#isAnswering = true;
+    return stream;
+  }
+
+  #refuseWhileAnswering(): void {
+    if (this.#isAnswering) throw invalidArgument('this chat is answering already');
+  }
+}
+
+/** Options of `model.chat()`. */
+export interface ChatOnceOptions extends SendOptions, Pick<ChatOptions, 'history' | 'system' | 'tools' | 'family'> {}
+
+/** What `model.chat()` gives: THUDM's `response, history`, and how the answer came about. */
+export interface ChatOnceResult extends Pick<ChatReply, 'finishReason' | 'usage' | 'timings' | 'seed' | 'logprobs'> {
+  /**
+   * The text. When a tool is to be called: its name and `parameters`. When those cannot be read, or for the code
+   * interpreter: the name and the `content` that the model wrote.
+   */
+  response: string | { name: string; parameters: Record<string, unknown> } | { name: string; content: string };
+  /** The conversation with the question and the answer. The one that was given is left as it was. */
+  history: ChatMessage[];
+}
+
+/** One question and its answer in the shape of THUDM's `chat()`. */
+export async function chatOnce(
+  model: ChatModel,
+  query: string,
+  { role = 'user', ...options }: ChatOnceOptions = {},
+): Promise<ChatOnceResult> {
+  const chat = new Chat(model, options);
+  const reply = await chat.send(query, { role });
+  const { finishReason, usage, timings, seed, logprobs } = reply;
+  const result: ChatOnceResult = {
+    response: response(reply),
+    history: chat.history,
+    finishReason,
+    usage,
+    timings,
+    seed,
+  };
+  if (logprobs) result.logprobs = logprobs;
+  return result;
+}
+
+function response({ text, toolCall, code, messages }: ChatReply): ChatOnceResult['response'] {
+  if (toolCall?.arguments) return { name: toolCall.name, parameters: toolCall.arguments };
+  if (toolCall) return { name: toolCall.name, content: toolCall.raw };
+  const last = messages.at(-1);
+  if (code !== undefined && last) return { name: last.metadata ?? '', content: last.content };
+  return text;
+}
+
+function chatFamily(asked: unknown, ofModel: ModelFamily): ChatFamily {
+  const family = asked === 'auto' ? ofModel : asked;
+  if (family === 'chatglm2' || family === 'chatglm3') return family;
+  if (asked === 'auto') {
+    throw invalidArgument(`${ofModel} has no chat format: use generate(), or say which one with the option family`);
+  }
+  throw invalidArgument(`family must be auto, chatglm2 or chatglm3, got ${JSON.stringify(asked)}`);
+}
+
+/** Options that were given as undefined must not hide the chat's own. */
+function withoutUndefined(options: GenerateOptions): GenerateOptions {
+  return Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));
+}

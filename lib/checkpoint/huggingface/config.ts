@@ -1,0 +1,107 @@
+import { basename } from 'node:path';
+import { invalid } from '../../common/invalid.js';
+import type { ModelConfig, ModelFamily } from '../types.js';
+import { type FieldNames, validateConfig } from '../validate.js';
+import type { JsonObject } from './json.js';
+
+const FIELD_NAMES: FieldNames = {
+  layers: 'num_layers',
+  hiddenSize: 'hidden_size',
+  heads: 'num_attention_heads',
+  kvGroups: 'multi_query_group_num',
+  headSize: 'kv_channels',
+  ffnHiddenSize: 'ffn_hidden_size',
+  vocabSize: 'padded_vocab_size',
+  ropeDimension: 'kv_channels',
+  contextLength: 'seq_length',
+  normEpsilon: 'layernorm_epsilon',
+  ropeBase: 'rope_ratio',
+  ropeScale: 'rope_ratio',
+};
+
+/** The base of the rotary frequencies before rope_ratio. */
+const ROPE_BASE = 10_000;
+const GLM4_VOCABULARY = 151_552;
+
+/** Settings that change the computation, and the value that all supported models have. */
+const FIXED_SETTINGS: Readonly<Record<string, boolean>> = {
+  rmsnorm: true,
+  post_layer_norm: true,
+  add_qkv_bias: true,
+  add_bias_linear: false,
+  apply_residual_connection_post_layernorm: false,
+  multi_query_attention: true,
+  original_rope: true,
+  interleaved_qkv: false,
+};
+
+/**
+ * Reads THUDM's config.json (configuration_chatglm.py of chatglm2-6b and chatglm3-6b). `file` is its path.
+ *
+ * rope_ratio means two things: ChatGLM2 divides positions by it, ChatGLM3 multiplies the base of the frequencies.
+ */
+export function parseHuggingFaceConfig(
+  json: JsonObject,
+  family: ModelFamily,
+  file: string,
+  directory: string,
+): ModelConfig {
+  refuseOtherModels(json, file);
+  const number = (name: string): number => {
+    const value = json[name];
+    if (typeof value !== 'number') throw invalid(file, value === undefined ? `has no ${name}` : `${name} is no number`);
+    return value;
+  };
+  const ropeRatio = json.rope_ratio === undefined || json.rope_ratio === null ? 1 : number('rope_ratio');
+  const headSize = number('kv_channels');
+  const config: ModelConfig = {
+    family,
+    name: modelName(json, directory),
+    layers: number('num_layers'),
+    hiddenSize: number('hidden_size'),
+    heads: number('num_attention_heads'),
+    kvGroups: number('multi_query_group_num'),
+    headSize,
+    ffnHiddenSize: number('ffn_hidden_size'),
+    vocabSize: number('padded_vocab_size'),
+    normEpsilon: number('layernorm_epsilon'),
+    ropeDimension: headSize / 2,
+    ropeBase: family === 'chatglm3' ? ROPE_BASE * ropeRatio : ROPE_BASE,
+    ropeScale: family === 'chatglm3' ? 1 : ropeRatio,
+    contextLength: number('seq_length'),
+  };
+  validateConfig(config, file, FIELD_NAMES);
+  return config;
+}
+
+function refuseOtherModels(json: JsonObject, file: string): void {
+  const { model_type: type, vocab_size: vocab } = json;
+  if (type !== undefined && type !== 'chatglm')
+    throw invalid(file, `describes a model of type ${String(type)}, not a ChatGLM`);
+  if ('position_encoding_2d' in json || 'inner_hidden_size' in json || vocab === 130_528 || vocab === 150_528) {
+    throw invalid(
+      file,
+      'describes ChatGLM-6B, the first generation, which is not supported; ChatGLM2-6B and newer are',
+    );
+  }
+  if (vocab === GLM4_VOCABULARY || json.padded_vocab_size === GLM4_VOCABULARY) {
+    throw invalid(file, 'describes a GLM-4, which is not supported yet');
+  }
+  if (json.pre_seq_len !== undefined && json.pre_seq_len !== null) {
+    throw invalid(file, 'asks for a P-tuning prefix (pre_seq_len), which is not supported');
+  }
+  for (const [name, supported] of Object.entries(FIXED_SETTINGS)) {
+    const value = json[name];
+    if (value !== undefined && value !== supported) {
+      throw invalid(file, `sets ${name} to ${String(value)}; only ${supported} is supported`);
+    }
+  }
+}
+
+function modelName(json: JsonObject, directory: string): string {
+  const name = json._name_or_path;
+  // Fine-tuned models often carry a path of the machine they were trained on.
+  return typeof name === 'string' && /^[\w.-]+\/[\w.-]+$/.test(name) && !name.startsWith('.')
+    ? name
+    : basename(directory);
+}

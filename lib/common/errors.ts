@@ -1,0 +1,64 @@
+/** The stable codes of {@link ChatGLMError}. */
+export type ErrorCode =
+  /** A file is damaged, incomplete, of an unknown kind, or its parts do not fit together. */
+  | 'ERR_CHECKPOINT_INVALID'
+  /** There is nothing at the given path. */
+  | 'ERR_CHECKPOINT_NOT_FOUND'
+  /** The prompt leaves no room for an answer in the context. Details: `tokens`, `limit`. */
+  | 'ERR_CONTEXT_OVERFLOW'
+  /** As many requests as `maxQueue` allows are waiting already. Details: `limit`. */
+  | 'ERR_QUEUE_FULL'
+  /** There is not enough memory. Details: `wantedBytes` and, where the system tells, `freeBytes`. */
+  | 'ERR_OUT_OF_MEMORY'
+  /** The system does not allow this process to read or write a file. Details: `file`. */
+  | 'ERR_PERMISSION_DENIED'
+  /** The disk, or the user's share of it, is full. Details: `file`. */
+  | 'ERR_DISK_FULL'
+  /** The process, or the system, has as many files open as it may have. Details: `file`. */
+  | 'ERR_TOO_MANY_FILES'
+  /** The system gave no thread. */
+  | 'ERR_THREAD_UNAVAILABLE'
+  /** The system failed to read or write a file for another reason. Details: `file`. */
+  | 'ERR_IO'
+  /** The chat is answering already: it answers one message at a time. */
+  | 'ERR_BUSY'
+  /** The asked-for device cannot be used. The message says why. */
+  | 'ERR_DEVICE_UNAVAILABLE'
+  /** The caller's `signal` fired. `cause` is the signal's reason; the error's `name` is `AbortError`. */
+  | 'ERR_ABORTED'
+  /** The model was disposed before or during the call. */
+  | 'ERR_DISPOSED'
+  /** An argument or option is of the wrong type or out of range. The message names it. */
+  | 'ERR_INVALID_ARGUMENT'
+  /** The model computed NaN or infinite logits: damaged weights or an overflow. Details: `position`. */
+  | 'ERR_INVALID_LOGITS'
+  /** A defect in this package. */
+  | 'ERR_INTERNAL';
+
+/** Numbers and names that explain an error, such as `{ tokens: 9000, limit: 8192 }` or `{ file, tensor }`. */
+export type ErrorDetails = Readonly<Record<string, string | number>>;
+
+/** Every error that this package raises. Decide by `code`; the message is for people. */
+export class ChatGLMError extends Error {
+  readonly code: ErrorCode;
+  readonly details: ErrorDetails;
+
+  constructor(code: ErrorCode, message: string, details: ErrorDetails = {}, cause?: unknown) {
+    super(message, cause === undefined ? undefined : { cause });
+    this.name = code === 'ERR_ABORTED' ? 'AbortError' : 'ChatGLMError';
+    this.code = code;
+    this.details = details;
+  }
+}
+
+export function invalidArgument(message: string): ChatGLMError {
+  return new ChatGLMError('ERR_INVALID_ARGUMENT', message);
+}
+
+export function aborted(signal: AbortSignal): ChatGLMError {
+  return new ChatGLMError('ERR_ABORTED', 'The operation was aborted', {}, signal.reason);
+}
+
+export function throwIfAborted(signal: AbortSignal | undefined): void {
+  if (signal?.aborted) throw aborted(signal);
+}

@@ -1,0 +1,57 @@
+import { PieceType, type TokenizerData } from '../checkpoint/types.js';
+import { specialTokens } from '../families/special-tokens.js';
+import { bytePiece, FIRST_BYTE_PIECE, type Piece, packPieces } from './pieces.js';
+
+/** SentencePiece's mark for a space. */
+const SPACE = '\u2581';
+/** By frequency in English. */
+const LETTERS = 'etaoinshrdlcumwfgypbvkjxqz';
+const FIRST_IDEOGRAPH = 0x4e00;
+const IDEOGRAPHS = 20_902;
+
+/**
+ * Makes up a BPE tokenizer of `count` pieces, at least 259: always the same one. Its pieces can be merged out of shorter
+ * ones, so it takes any text; what it has not is a meaning.
+ */
+export function syntheticTokenizer(count: number): TokenizerData {
+  const pieces: Piece[] = [
+    { text: Buffer.from('<unk>'), score: 0, type: PieceType.unknown },
+    { text: Buffer.from('<s>'), score: 0, type: PieceType.control },
+    { text: Buffer.from('</s>'), score: 0, type: PieceType.control },
+  ];
+  for (let byte = 0; byte < 256; byte++) {
+    pieces.push({ text: Buffer.from(bytePiece(byte)), score: 0, type: PieceType.byte });
+  }
+  const ordinary = FIRST_BYTE_PIECE + 256;
+  const taken: ReadonlySet<string> = new Set(specialTokens('chatglm3'));
+  for (const text of ordinaryPieces()) {
+    if (pieces.length >= count) break;
+    // "sop" and "eop" are names of special tokens, which must be unlike all pieces.
+    if (taken.has(text)) continue;
+    // Scores fall with the id: the pieces of the smallest ids are merged first.
+    pieces.push({ text: Buffer.from(text), score: ordinary - pieces.length, type: PieceType.normal });
+  }
+  return packPieces(pieces, 'the synthetic tokenizer');
+}
+
+/** Distinct texts without end, the short ones first. */
+function* ordinaryPieces(): Generator<string> {
+  yield SPACE;
+  for (let code = 0x21; code <= 0x7e; code++) yield String.fromCharCode(code);
+  const words = (length: number): Generator<string> => lettersOf(length);
+  for (const prefix of [SPACE, '']) for (const word of words(prefix === '' ? 2 : 1)) yield prefix + word;
+  for (let i = 0; i < IDEOGRAPHS; i++) yield String.fromCharCode(FIRST_IDEOGRAPH + i);
+  for (let length = 2; ; length++) {
+    for (const word of words(length)) yield SPACE + word;
+    for (const word of words(length + 1)) yield word;
+  }
+}
+
+/** All words of the given length. */
+function* lettersOf(length: number): Generator<string> {
+  if (length === 0) {
+    yield '';
+    return;
+  }
+  for (const head of lettersOf(length - 1)) for (const letter of LETTERS) yield head + letter;
+}

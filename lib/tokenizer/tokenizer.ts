@@ -1,0 +1,109 @@
+import { callNative, type NativeTokenizer, native } from '../addon/native.js';
+import { readTokenizer } from '../checkpoint/open.js';
+import type { ModelFamily, TokenizerData } from '../checkpoint/types.js';
+import { invalidArgument } from '../common/errors.js';
+import { checkOptions, tokenIds } from '../common/options.js';
+import type { ChatMessage } from '../families/messages.js';
+import { validateMessages } from '../families/messages.js';
+import { type ChatFamily, encodeChat, type SpecialTokens, specialTokens } from '../families/prompt.js';
+import { specialTokens as specialTokenNames } from '../families/special-tokens.js';
+
+export interface DecodeOptions {
+  /** Write special tokens by their names, such as `<|user|>`. Default: they have no text. */
+  special?: boolean | undefined;
+}
+
+/** Decodes ids as they come: the texts, joined, are `decode()` of all ids, and no text ends within a character. */
+export interface TokenDecoder {
+  /** The text that is complete with this id; nothing for a special token. */
+  push(id: number): string;
+  /** What was held back of a character that never became complete, as U+FFFD. */
+  flush(): string;
+}
+
+/** Text to token ids and back: ChatGLM's SentencePiece BPE, id for id as SentencePiece does it. */
+export class Tokenizer {
+  /** Ids of the special tokens. No text encodes to one. */
+  readonly special: SpecialTokens;
+
+  readonly #native: NativeTokenizer;
+  readonly #specialNames: readonly string[];
+  readonly #longestPiece: number;
+
+  /** @internal Use `loadTokenizer()` or `model.tokenizer`. */
+  constructor(data: TokenizerData, family: ModelFamily) {
+    this.#native = callNative(() => new native.Tokenizer(data.pieces, data.offsets, data.scores, data.types));
+    this.special = specialTokens(this.#native.size, family);
+    Object.freeze(this.special);
+    if (this.special.roles) Object.freeze(this.special.roles);
+    this.#longestPiece = data.offsets.reduce((most, end, i) => Math.max(most, end - (data.offsets[i - 1] ?? 0)), 1);
+    this.#specialNames = specialTokenNames(family);
+  }
+
+  /** How many pieces there are, special tokens not counted. Their ids follow. */
+  get size(): number {
+    return this.#native.size;
+  }
+
+  /**
+   * The ids of a text on its own, nothing put before or behind it; none for an empty text. Text that looks like a special
+   * token, such as `<|user|>`, is text.
+   */
+  encode(text: string): number[] {
+    if (typeof text !== 'string') throw invalidArgument(`text must be a string, got ${typeof text}`);
+    return Array.from(this.#native.encode(text));
+  }
+
+  /** The text of ids. Bytes that are no UTF-8 become U+FFFD. */
+  decode(ids: ArrayLike<number>, options: DecodeOptions = {}): string {
+    checkOptions(options, ['special'], 'decode()');
+    const all = tokenIds('ids', ids);
+    if (!options.special) return this.#native.decode(all);
+    let text = '';
+    let begin = 0;
+    all.forEach((id, index) => {
+      const name = id >= this.size ? this.#specialNames[id - this.size] : undefined;
+      if (name === undefined) return;
+      text += this.#native.decode(all.subarray(begin, index)) + name;
+      begin = index + 1;
+    });
+    return text + this.#native.decode(all.subarray(begin));
+  }
+
+  /**
+   * The prompt for the next answer in a conversation, with exactly the ids that THUDM's code builds.
+   *
+   * @throws {ChatGLMError} ERR_INVALID_ARGUMENT, naming the message, where the family's format cannot express them.
+   */
+  encodeChat(messages: readonly ChatMessage[], options: { family: ChatFamily }): number[] {
+    const { family } = options;
+    const special = specialTokens(this.size, family);
+    return encodeChat((text) => this.encode(text), special, validateMessages(messages, 'messages'), family);
+  }
+
+  /** The ids of a text to be continued: `[gMASK]`, `sop` and the text's, as THUDM's tokenizer gives them. */
+  encodePrompt(text: string): number[] {
+    return [this.special.gmask, this.special.sop, ...this.encode(text)];
+  }
+
+  /** @internal No text of so many UTF-16 units has fewer tokens. */
+  leastTokens(length: number): number {
+    return Math.ceil(length / this.#longestPiece);
+  }
+
+  /** Decodes a stream of ids. */
+  createDecoder(): TokenDecoder {
+    return this.#native.createDecoder();
+  }
+}
+
+/**
+ * Reads a tokenizer alone: from a tokenizer.model, a checkpoint's directory or a GGUF file.
+ *
+ * @throws {ChatGLMError} ERR_CHECKPOINT_NOT_FOUND, ERR_CHECKPOINT_INVALID.
+ */
+export async function loadTokenizer(path: string): Promise<Tokenizer> {
+  const { data, family } = await readTokenizer(path);
+  // A lone tokenizer.model is the same file in both generations; ChatGLM3's special tokens include ChatGLM2's.
+  return new Tokenizer(data, family ?? 'chatglm3');
+}

@@ -1,0 +1,100 @@
+#include "base/cores.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <fstream>
+#include <set>
+#include <string>
+#include <thread>
+
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
+namespace chatglm {
+
+namespace {
+
+std::string first_line(const std::string& path) {
+  std::ifstream file(path);
+  std::string line;
+  std::getline(file, line);
+  return line;
+}
+
+#if defined(__linux__)
+// Hardware threads of the affinity mask, counted once for each core that they belong to.
+int cores_of_mask() {
+  // As many bits as the kernel has, which may be more than cpu_set_t's.
+  for (size_t count = CPU_SETSIZE; count <= size_t{1} << 18; count *= 2) {
+    cpu_set_t* set = CPU_ALLOC(count);
+    const size_t bytes = CPU_ALLOC_SIZE(count);
+    if (sched_getaffinity(0, bytes, set) != 0) {
+      CPU_FREE(set);
+      continue;
+    }
+    std::set<std::string> cores;
+    int threads = 0;
+    for (size_t cpu = 0; cpu < count; ++cpu) {
+      if (!CPU_ISSET_S(cpu, bytes, set)) continue;
+      ++threads;
+      std::string path = "/sys/devices/system/cpu/cpu";
+      path.append(std::to_string(cpu)).append("/topology/thread_siblings_list");
+      const std::string siblings = first_line(path);
+      cores.insert(siblings.empty() ? std::to_string(cpu) : siblings);
+    }
+    CPU_FREE(set);
+    return threads == 0 ? 0 : static_cast<int>(cores.size());
+  }
+  return 0;
+}
+#endif
+
+}  // namespace
+
+double granted_cores(const std::string& root) {
+  double least = INFINITY;
+  const auto limit = [&](double quota, double period) {
+    if (quota > 0 && period > 0) least = std::min(least, quota / period);
+  };
+  std::ifstream groups(root + "/proc/self/cgroup");
+  for (std::string line; std::getline(groups, line);) {
+    // hierarchy:controllers:path; version 2 has no controllers.
+    const size_t first = line.find(':'), second = line.find(':', first + 1);
+    if (first == std::string::npos || second == std::string::npos) continue;
+    const std::string controllers = std::string(",").append(line, first + 1, second - first - 1).append(",");
+    std::string path = line.substr(second + 1);
+    // A container sees its own group as the root, whatever /proc calls it; else each group above limits too.
+    for (;;) {
+      double quota = 0, period = 0;
+      if (controllers == ",,") {
+        if (std::sscanf(first_line(root + "/sys/fs/cgroup" + path + "/cpu.max").c_str(), "%lf %lf", &quota, &period) ==
+            2) {
+          limit(quota, period);
+        }
+      } else if (controllers.find(",cpu,") != std::string::npos) {
+        const std::string folder = root + "/sys/fs/cgroup/cpu" + path;
+        if (std::sscanf(first_line(folder + "/cpu.cfs_quota_us").c_str(), "%lf", &quota) == 1 &&
+            std::sscanf(first_line(folder + "/cpu.cfs_period_us").c_str(), "%lf", &period) == 1) {
+          limit(quota, period);
+        }
+      }
+      if (path.empty()) break;
+      path.resize(path.rfind('/') == std::string::npos ? 0 : path.rfind('/'));
+    }
+  }
+  return least;
+}
+
+int physical_cores() {
+  int cores = 0;
+#if defined(__linux__)
+  cores = cores_of_mask();
+  cores = static_cast<int>(std::min<double>(cores, std::ceil(granted_cores(""))));
+#endif
+  if (cores <= 0) cores = static_cast<int>(std::thread::hardware_concurrency());
+  return std::max(1, cores);
+}
+
+}  // namespace chatglm
