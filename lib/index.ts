@@ -1,3 +1,4 @@
+export type { ModelShape, TensorType, TokenDecoder } from './addon/native.js';
 export { type GpuInfo, measureBandwidth, type SystemInfo, systemInfo } from './addon/system.js';
 export {
   Chat,
@@ -10,29 +11,27 @@ export {
 } from './chat/chat.js';
 export { type ChatReply, ChatStream } from './chat/chat-stream.js';
 export type { ToolCall } from './chat/reply.js';
+export { CONVERSION_TYPES, type ConversionType, type ConvertOptions, convertCheckpoint } from './checkpoint/convert.js';
+export type { WriteProgress, WrittenFile } from './checkpoint/gguf/writer.js';
+export { openCheckpoint } from './checkpoint/open.js';
 export {
-  type Checkpoint,
-  CONVERSION_TYPES,
-  type ConversionType,
-  type ConvertOptions,
-  convertCheckpoint,
-  type ModelConfig,
-  type ModelFamily,
-  openCheckpoint,
   type ShapeName,
   SYNTHETIC_TYPES,
   type SynthesizeOptions,
   type SyntheticType,
   shapes,
   synthesize,
-  type TensorEntry,
-  type TensorType,
-  type WriteProgress,
-  type WrittenFile,
-} from './checkpoint/index.js';
+} from './checkpoint/synth.js';
+export type { Checkpoint, ModelConfig, TensorEntry } from './checkpoint/types.js';
 export { ChatGLMError, type ErrorCode, type ErrorDetails } from './common/errors.js';
+export {
+  CHAT_FAMILIES,
+  type ChatFamily,
+  MODEL_FAMILIES,
+  type ModelFamily,
+  type SpecialTokens,
+} from './families/index.js';
 export type { ChatMessage, Role, ToolDefinition, WrappedToolDefinition } from './families/messages.js';
-export type { ChatFamily, SpecialTokens } from './families/prompt.js';
 export type {
   FinishReason,
   GenerateOptions,
@@ -45,15 +44,7 @@ export type {
 } from './generation/options.js';
 export { Generation } from './generation/text-stream.js';
 export { embeddedModelPath } from './model/embedded.js';
-export {
-  type LoadOptions,
-  type LoadProgress,
-  type LogitsOptions,
-  loadModel,
-  loadSyntheticModel,
-  Model,
-  type ModelInfo,
-  type ModelStats,
-  type SyntheticModelOptions,
-} from './model/model.js';
-export { type DecodeOptions, loadTokenizer, type TokenDecoder, Tokenizer } from './tokenizer/tokenizer.js';
+export { loadModel, loadSyntheticModel, loadTokenizer, type SyntheticModelOptions } from './model/load.js';
+export type { LoadOptions, LoadProgress } from './model/load-options.js';
+export { type LogitsOptions, Model, type ModelInfo, type ModelStats } from './model/model.js';
+export { type DecodeOptions, Tokenizer } from './tokenizer/tokenizer.js';

@@ -7,7 +7,7 @@ const os = require('node:os');
 const path = require('node:path');
 const { Worker, isMainThread, parentPort, workerData } = require('node:worker_threads');
 const { loadModel, loadSyntheticModel, embeddedModelPath } = require('..');
-const { native } = require('../dist/addon/native.js');
+const native = require('../dist/addon/native.js').loadNative();
 
 const code = (promise) => promise.then(() => 'none').catch((error) => error.code ?? String(error));
 const ignore = () => undefined;

@@ -15,11 +15,11 @@ function node(script, scriptArgs, options = {}) {
 
 function bin(name) {
   const { bin: bins, name: packageName } = require(`${name}/package.json`);
-  const file = typeof bins === 'string' ? bins : bins[name === 'typescript' ? 'tsc' : packageName];
+  const file = typeof bins === 'string' ? bins : bins[packageName];
   return path.join(path.dirname(require.resolve(`${name}/package.json`)), file);
 }
 
-if (node(bin('typescript'), ['-p', '.']).status !== 0) process.exit(1);
+if (node(path.join(__dirname, 'build-ts.cjs'), []).status !== 0) process.exit(1);
 if (node(path.join(__dirname, 'node-gyp.cjs'), [], { stdio: ['inherit', 'ignore', 'inherit'] }).status !== 0)
   process.exit(1);
 

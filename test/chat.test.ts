@@ -1,8 +1,8 @@
 import { Chat, type ChatModel, type ChatOptions, chatOnce, type SendOptions, TOOLS_PROMPT } from '../lib/chat/chat.js';
-import type { ModelFamily } from '../lib/checkpoint/types.js';
 import { ChatGLMError } from '../lib/common/errors.js';
+import { familyNamed, type ModelFamily, specialId, specialTokens } from '../lib/families/index.js';
 import type { ChatMessage } from '../lib/families/messages.js';
-import { encodeChat, specialTokens } from '../lib/families/prompt.js';
+import { promptIds } from '../lib/families/prompt.js';
 import type { GenerateOptions } from '../lib/generation/options.js';
 import type { RawGeneration, RawResult, RawToken } from '../lib/generation/text-stream.js';
 
@@ -34,12 +34,11 @@ class FakeModel implements ChatModel {
   constructor(scripts: Step[][], family: ModelFamily = 'chatglm3') {
     this.info = { family };
     this.#scripts = scripts;
-    const special = specialTokens(pieceCount, family);
     const encode = (text: string) => [...text].map((character) => character.codePointAt(0) as number);
     this.tokenizer = {
-      special,
-      encodeChat: (messages, options) =>
-        encodeChat(encode, specialTokens(pieceCount, options.family), messages, options.family),
+      size: pieceCount,
+      encodeParts: (parts, name) =>
+        promptIds(parts, encode, (token) => specialId(familyNamed(name), pieceCount, token)),
     };
   }
 
@@ -395,7 +394,7 @@ describe('families', () => {
   test('without a chat format need to be told one', async () => {
     expect(await codeOf(() => new Chat(new FakeModel([], 'codegeex2')))).toEqual([
       'ERR_INVALID_ARGUMENT',
-      'codegeex2 has no chat format: use generate(), or say which one with the option family',
+      'CodeGeeX2 has no chat format: use generate(), or say which one with the option family',
     ]);
     const model = new FakeModel([['好', 2]], 'codegeex2');
     expect((await new Chat(model, { family: 'chatglm2' }).send('x')).text).toBe('好');
@@ -403,7 +402,9 @@ describe('families', () => {
 
   test('must be known', async () => {
     const family = 'glm4' as 'chatglm3';
-    expect((await codeOf(() => new Chat(new FakeModel([]), { family })))[1]).toMatch(/family must be auto, .*"glm4"/);
+    expect((await codeOf(() => new Chat(new FakeModel([]), { family })))[1]).toMatch(
+      /family must be one of auto, .*"glm4"/,
+    );
   });
 });
 

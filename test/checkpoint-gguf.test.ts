@@ -1,10 +1,11 @@
 import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import type { TensorType } from '../lib/addon/native';
 import { ggufMetadata } from '../lib/checkpoint/gguf/metadata';
 import { encodeHeader, type GgufTensor } from '../lib/checkpoint/gguf/writer';
 import { openCheckpoint, readTokenizer } from '../lib/checkpoint/open';
 import { tensorLayout } from '../lib/checkpoint/tensor-table';
-import type { ModelConfig, TensorType } from '../lib/checkpoint/types';
+import type { ModelConfig } from '../lib/checkpoint/types';
 import { temporaryDirectory } from './support/checkpoints';
 import { smallConfig, smallTokenizer, writeSmallGguf } from './support/small-checkpoints';
 

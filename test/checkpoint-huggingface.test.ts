@@ -32,8 +32,45 @@ describe('the family', () => {
   const family = async (path: string) => (await openCheckpoint(path)).config.family;
   const noName = { _name_or_path: undefined };
 
-  test('is chatglm3 where nothing tells', async () => {
-    expect(await family(fresh({ json: noName }))).toBe('chatglm3');
+  test('must be named where nothing tells', async () => {
+    const path = fresh({ json: noName });
+    await refusal(path, /nothing in this directory tells .*--family.*chatglm2, chatglm3, codegeex2/);
+    expect((await openCheckpoint(path, { family: 'chatglm2' })).config.family).toBe('chatglm2');
+  });
+
+  // Fine-tunes keep the tokenizer's code of their base, and often a path of the machine that they were trained on.
+  const plainCode = 'special_tokens = ["[MASK]", "[gMASK]", "[sMASK]", "sop", "eop"]\nclass ChatGLMTokenizer: ...';
+  test.each([
+    ['/root/models/base-model', 'merged-out'],
+    ['/root/models/glm2-6b', 'checkpoint-3000'],
+    [undefined, 'no-name'],
+    ['/root/models/chatglm3-6b', 'named-after-what-it-is-not'],
+  ])('is chatglm2 by the code of a tokenizer without role tokens, named %s in %s', async (name, directory) => {
+    const path = fresh({ json: { _name_or_path: name } }, directory);
+    writeFileSync(join(path, 'tokenization_chatglm.py'), plainCode);
+    expect(await family(path)).toBe('chatglm2');
+  });
+
+  test('is codegeex2 by the name, beside such code', async () => {
+    const path = fresh({ json: { _name_or_path: 'THUDM/codegeex2-6b' } });
+    writeFileSync(join(path, 'tokenization_chatglm.py'), plainCode);
+    expect(await family(path)).toBe('codegeex2');
+  });
+
+  test('is in the name that tokenizer_config.json gives', async () => {
+    const path = fresh({ json: { _name_or_path: '/root/models/base-model' } });
+    writeFileSync(join(path, 'tokenizer_config.json'), '{"name_or_path": "THUDM/chatglm2-6b", "remove_space": false}');
+    expect(await family(path)).toBe('chatglm2');
+  });
+
+  test('decides what rope_ratio means', async () => {
+    const path = fresh({ json: { _name_or_path: '/root/models/base-model', rope_ratio: 16 } }, 'v2-32k');
+    writeFileSync(join(path, 'tokenization_chatglm.py'), plainCode);
+    expect((await openCheckpoint(path)).config).toMatchObject({ ropeBase: 10_000, ropeScale: 16 });
+    expect((await openCheckpoint(path, { family: 'chatglm3' })).config).toMatchObject({
+      ropeBase: 160_000,
+      ropeScale: 1,
+    });
   });
 
   test.each([

@@ -1,7 +1,7 @@
 import { statSync } from 'node:fs';
 import { join } from 'node:path';
 import { openCheckpoint, readTokenizer } from '../lib/checkpoint/open';
-import { PieceType } from '../lib/checkpoint/types';
+import { PieceType } from '../lib/tokenizer/data';
 import { pieceTexts } from '../lib/tokenizer/pieces';
 import {
   type ReferenceCheckpoint,

@@ -1,5 +1,5 @@
-import { PieceType, type TokenizerData } from '../lib/checkpoint/types';
-import { specialTokens } from '../lib/families/special-tokens';
+import { familyNamed } from '../lib/families/index';
+import { PieceType, type TokenizerData } from '../lib/tokenizer/data';
 import { pieceTexts } from '../lib/tokenizer/pieces';
 import { parseSentencePiece } from '../lib/tokenizer/sentencepiece';
 import { syntheticTokenizer } from '../lib/tokenizer/synthetic';
@@ -24,7 +24,7 @@ test('a synthetic tokenizer is the same whenever it is made, and has distinct pi
   expect(syntheticTokenizer(64_789)).toEqual(data);
   // llama.cpp ends the process at a vocabulary in which two tokens have one text.
   const texts = new Set(pieceTexts(data).map((text) => Buffer.from(text).toString()));
-  expect(specialTokens('chatglm3').filter((token) => texts.has(token))).toEqual([]);
+  expect(familyNamed('chatglm3').specialTokens.filter((token) => texts.has(token))).toEqual([]);
 });
 
 test.each([

@@ -1,5 +1,5 @@
 import { type ParsedReply, ReplyParser } from '../lib/chat/reply.js';
-import type { ChatFamily } from '../lib/families/prompt.js';
+import type { ChatFamily } from '../lib/families/index.js';
 
 const fence = '```';
 

@@ -1,10 +1,79 @@
 import path from 'node:path';
 import load from 'node-gyp-build';
-import type { FileRange, TensorEntry } from '../checkpoint/types.js';
 import { ChatGLMError, type ErrorCode } from '../common/errors.js';
-import type { TokenDecoder } from '../tokenizer/tokenizer.js';
 
-// The addon's interface, typed by hand: what native/addon/ exports. Nothing here is public.
+// The addon's interface, typed by hand: what native/addon/ exports. Public are only the types that index.ts names.
+
+/** How a tensor's numbers are stored. `int8` and `int4` are THUDM's rows with one scale each, the others GGUF's types. */
+export type TensorType =
+  | 'f32'
+  | 'f16'
+  | 'bf16'
+  | 'q8_0'
+  | 'q4_0'
+  | 'q4_1'
+  | 'q5_0'
+  | 'q5_1'
+  | 'q4_k'
+  | 'q5_k'
+  | 'q6_k'
+  | 'int8'
+  | 'int4';
+
+/** Bytes of a file, which is given by its index in a list of files. */
+export interface FileRange {
+  file: number;
+  offset: number;
+  length: number;
+}
+
+/** The numbers that make a model's shape. Beside each field: its name in THUDM's config.json. */
+export interface ModelShape {
+  /** num_layers */
+  layers: number;
+  /** hidden_size */
+  hiddenSize: number;
+  /** num_attention_heads */
+  heads: number;
+  /** multi_query_group_num: heads of the key/value cache. */
+  kvGroups: number;
+  /** kv_channels */
+  headSize: number;
+  /** ffn_hidden_size */
+  ffnHiddenSize: number;
+  /** padded_vocab_size */
+  vocabSize: number;
+  /** layernorm_epsilon */
+  normEpsilon: number;
+  /** Dimensions of a head that are rotated: half of headSize. */
+  ropeDimension: number;
+  /** Base of the rotary frequencies: 10,000, times rope_ratio in ChatGLM3. */
+  ropeBase: number;
+  /** What positions are divided by before rotation: 1, or rope_ratio in ChatGLM2-32k (position interpolation). */
+  ropeScale: number;
+}
+
+/** How the layers of a family compute: what backends see in place of the family's name. */
+export interface Architecture {
+  /** Of the layers' inputs. `rms`: x / sqrt(mean(x^2) + epsilon) * weight. */
+  norm: 'rms';
+  /** Of the feed-forward network. `swiglu`: silu(gate) * up; the gate's rows come first in `ffn_up`. */
+  activation: 'swiglu';
+  /** `interleaved`: the first ropeDimension dimensions of a head are rotated, in pairs (2j, 2j + 1). */
+  rotary: 'interleaved';
+  /** `causal`: a token sees the tokens before it and itself. */
+  mask: 'causal';
+  /** Whether the query, key and value product has a bias. */
+  qkvBias: boolean;
+}
+
+/** Decodes ids as they come: the texts, joined, are `decode()` of all ids, and no text ends within a character. */
+export interface TokenDecoder {
+  /** The text that is complete with this id; nothing for a special token. */
+  push(id: number): string;
+  /** What was held back of a character that never became complete, as U+FFFD. */
+  flush(): string;
+}
 
 export interface NativeTokenizer {
   /** How many pieces there are. Ids from here on are ChatGLM's special tokens, which native code does not know. */
@@ -17,27 +86,23 @@ export interface NativeTokenizer {
 }
 
 /** Native code checks each range against the file's size, and the shapes against the config. */
-export interface NativeTensor extends Omit<TensorEntry, 'data'> {
+export interface NativeTensor {
+  /** As GGUF names it. */
+  name: string;
+  type: TensorType;
+  /** (rows, columns) of a matrix, (length) of a vector. */
+  shape: readonly number[];
   /** Without data the tensor is filled with random numbers (benchmarks). */
   data?: FileRange;
+  /** `int8` and `int4` only: the scales, one a row. */
+  scale?: FileRange & { type: 'f32' | 'f16' | 'bf16' };
 }
 
 export interface NativeModelSpec {
   files: string[];
   tensors: NativeTensor[];
-  config: {
-    layers: number;
-    hiddenSize: number;
-    heads: number;
-    kvGroups: number;
-    headSize: number;
-    ffnHiddenSize: number;
-    vocabSize: number;
-    normEpsilon: number;
-    ropeDimension: number;
-    ropeBase: number;
-    ropeScale: number;
-  };
+  config: ModelShape;
+  architecture: Architecture;
   contextLength: number;
   maxSequences: number;
   maxQueue: number;
@@ -207,8 +272,14 @@ export interface Native {
   system(): { kernels: string; cores: number; gpus: NativeGpu[]; cuda: string };
 }
 
-// dist/addon/native.js -> the package's root, where prebuilds/ and build/ are.
-export const native = load(path.join(__dirname, '..', '..')) as Native;
+let loaded: Native | undefined;
+
+/** The addon, loaded when it is first wanted: reading checkpoints does without it. */
+export function loadNative(): Native {
+  // dist/addon/native.js -> the package's root, where prebuilds/ and build/ are.
+  loaded ??= load(path.join(__dirname, '..', '..')) as Native;
+  return loaded;
+}
 
 /** Runs `call`; what native code throws becomes a ChatGLMError of this realm. */
 export function callNative<T>(call: () => T): T {

@@ -1,5 +1,5 @@
 import { deviceOption, integerOption } from '../common/options.js';
-import { callNative, native } from './native.js';
+import { callNative, loadNative } from './native.js';
 
 /** A GPU that models can be computed on. */
 export interface GpuInfo {
@@ -27,7 +27,7 @@ export interface SystemInfo {
 
 /** What there is to compute on. Where there are GPUs, it takes some tenths of a second and blocks meanwhile. */
 export function systemInfo(): SystemInfo {
-  return callNative(() => native.system());
+  return callNative(() => loadNative().system());
 }
 
 /**
@@ -40,8 +40,8 @@ export function systemInfo(): SystemInfo {
  * @throws {ChatGLMError} ERR_INVALID_ARGUMENT, ERR_OUT_OF_MEMORY, ERR_DEVICE_UNAVAILABLE.
  */
 export function measureBandwidth(threads?: number, bytes?: number, device?: 'cpu' | 'cuda' | `cuda:${number}`): number {
-  const count = integerOption('threads', threads, native.physicalCores(), { least: 1, most: 1024 });
+  const count = integerOption('threads', threads, loadNative().physicalCores(), { least: 1, most: 1024 });
   const size = integerOption('bytes', bytes, 2 ** 30, { least: 2 ** 20, most: 2 ** 40 });
   const where = deviceOption(device, ['cpu'], 'cpu');
-  return callNative(() => native.measureBandwidth(count, size, where));
+  return callNative(() => loadNative().measureBandwidth(count, size, where));
 }

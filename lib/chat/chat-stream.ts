@@ -1,5 +1,5 @@
+import type { ChatFamily } from '../families/index.js';
 import type { ChatMessage } from '../families/messages.js';
-import type { ChatFamily } from '../families/prompt.js';
 import type { GenerationResult } from '../generation/options.js';
 import type { StopSequences } from '../generation/stop-sequences.js';
 import { type RawGeneration, TextStream } from '../generation/text-stream.js';
@@ -22,8 +22,8 @@ export interface ChatStreamSetup {
   raw: RawGeneration;
   stops: StopSequences;
   family: ChatFamily;
-  /** The token that separates parts of an answer. ChatGLM2 has none. */
-  assistantToken: number | undefined;
+  /** The token that separates parts of an answer, in families that have one. */
+  partToken: number | undefined;
   /** Names of the tools that the model was told about. */
   tools: Iterable<string>;
   /** Called once, when the answer is complete, and before anybody else learns of it. */
@@ -51,7 +51,7 @@ export class ChatStream extends TextStream<ChatReply> {
 
   protected override show(text: string, token?: number): string {
     const visible = this.#parser.push(text);
-    if (token !== this.#setup.assistantToken || token === undefined || this.isStopped) return visible;
+    if (token !== this.#setup.partToken || token === undefined || this.isStopped) return visible;
     // No stop sequence spans two parts of an answer, and what looked like the beginning of one may yet contain another.
     const held = this.#parser.push(this.flushStops());
     return visible + held + (this.isStopped ? '' : this.#parser.newSegment());

@@ -1,5 +1,15 @@
-import type { ModelFamily } from '../checkpoint/types.js';
 import { type ChatGLMError, invalidArgument } from '../common/errors.js';
+import { show } from '../common/options.js';
+import {
+  CHAT_FAMILIES,
+  type ChatFamily,
+  chatFormat,
+  chatPrompt,
+  familyNamed,
+  type ModelFamily,
+  specialId,
+  stopTokens,
+} from '../families/index.js';
 import {
   type ChatMessage,
   type ToolDefinition,
@@ -8,7 +18,7 @@ import {
   validateTools,
   type WrappedToolDefinition,
 } from '../families/messages.js';
-import { type ChatFamily, type SpecialTokens, specialTokens, stopTokens } from '../families/prompt.js';
+import { type PromptPart, promptLength } from '../families/prompt.js';
 import { checkGenerateOptions, type GenerateOptions } from '../generation/options.js';
 import { StopSequences } from '../generation/stop-sequences.js';
 import type { RawGeneration } from '../generation/text-stream.js';
@@ -49,10 +59,11 @@ export interface SavedChat {
 export interface ChatModel {
   readonly info: { readonly family: ModelFamily };
   readonly tokenizer: {
-    readonly special: SpecialTokens;
-    encodeChat(messages: readonly ChatMessage[], options: { family: ChatFamily }): number[];
+    /** How many pieces there are. Ids of special tokens follow. */
+    readonly size: number;
+    encodeParts(parts: readonly PromptPart[], family: ChatFamily): number[];
   };
-  /** The error for a text that is so long that it cannot fit the context. */
+  /** The error for texts that are so long in all that they cannot fit the context. */
   overflowOf(length: number): ChatGLMError | undefined;
   generateIds(prompt: readonly number[] | ChatGLMError, options: GenerateOptions): RawGeneration;
 }
@@ -82,7 +93,9 @@ export class Chat {
     const message: Record<string, unknown> = { role: 'system', content: system ?? TOOLS_PROMPT };
     if (system !== undefined && typeof system !== 'string') throw invalidArgument('system must be a string');
     if (tools !== undefined) {
-      if (this.family !== 'chatglm3') throw invalidArgument('tools: ChatGLM2 has none');
+      if (!chatFormat(this.family).hasTools) {
+        throw invalidArgument(`tools: ${familyNamed(this.family).title} has none`);
+      }
       message.tools = validateTools(tools);
     }
     this.#history.unshift(validateMessage(message));
@@ -155,16 +168,18 @@ export class Chat {
     const { tokenizer } = this.#model;
     // The history is the user's to edit, so it is checked each time.
     const messages = [...validateMessages(this.#history, 'history').slice(0, kept), ...added];
-    const length = messages.reduce((sum, { content }) => sum + content.length, 0);
-    const prompt = this.#model.overflowOf(length) ?? tokenizer.encodeChat(messages, { family: this.family });
-    const special = specialTokens(tokenizer.special.mask, this.family);
+    const parts = chatPrompt(this.family, messages);
+    const prompt = this.#model.overflowOf(promptLength(parts)) ?? tokenizer.encodeParts(parts, this.family);
     const { stop = [], stopTokens: more = [], ...rest } = { ...this.#defaults, ...withoutUndefined(options) };
     const stops = new StopSequences(stop);
-    const raw = this.#model.generateIds(prompt, { ...rest, stopTokens: [...stopTokens(special), ...more] });
+    const raw = this.#model.generateIds(prompt, {
+      ...rest,
+      stopTokens: [...stopTokens(tokenizer.size, this.family), ...more],
+    });
     const stream = new ChatStream({
       raw,
       family: this.family,
-      assistantToken: special.roles?.assistant,
+      partToken: partTokenOf(this.family, tokenizer.size),
       tools: messages.flatMap(({ tools }) => tools?.map(({ name }) => name) ?? []),
       stops,
       onReply: (reply) => {
@@ -226,13 +241,20 @@ function response({ text, toolCall, code, messages }: ChatReply): ChatOnceResult
   return text;
 }
 
+function partTokenOf(name: ChatFamily, pieceCount: number): number | undefined {
+  const { partToken } = chatFormat(name);
+  return partToken === undefined ? undefined : specialId(familyNamed(name), pieceCount, partToken);
+}
+
 function chatFamily(asked: unknown, ofModel: ModelFamily): ChatFamily {
   const family = asked === 'auto' ? ofModel : asked;
-  if (family === 'chatglm2' || family === 'chatglm3') return family;
+  if (CHAT_FAMILIES.includes(family as ChatFamily)) return family as ChatFamily;
   if (asked === 'auto') {
-    throw invalidArgument(`${ofModel} has no chat format: use generate(), or say which one with the option family`);
+    throw invalidArgument(
+      `${familyNamed(ofModel).title} has no chat format: use generate(), or say which one with the option family`,
+    );
   }
-  throw invalidArgument(`family must be auto, chatglm2 or chatglm3, got ${JSON.stringify(asked)}`);
+  throw invalidArgument(`family must be one of auto, ${CHAT_FAMILIES.join(', ')}, got ${show(asked)}`);
 }
 
 /** Options that were given as undefined must not hide the chat's own. */

@@ -1,14 +1,13 @@
-import type { Native } from '../addon/native.js';
+import { loadNative, type Native, type TensorType } from '../addon/native.js';
 import { throwIfAborted } from '../common/errors.js';
 import { invalid } from '../common/invalid.js';
 import { checkOptions, checkPath, choiceOption } from '../common/options.js';
 import { CheckpointFile } from './file.js';
 import { ggufMetadata } from './gguf/metadata.js';
 import { WRITE_OPTIONS, type WriteOptions, type WrittenFile, writeGguf } from './gguf/writer.js';
-import { loadNative } from './lazy-native.js';
 import { openCheckpoint } from './open.js';
 import { rowsAndColumns, tensorBytes } from './tensor-types.js';
-import type { Checkpoint, TensorEntry, TensorType } from './types.js';
+import type { Checkpoint, TensorEntry } from './types.js';
 
 /** Types that a checkpoint's matrices can be converted to. */
 export const CONVERSION_TYPES = ['f16', 'q8_0', 'q4_0'] as const;

@@ -2,6 +2,8 @@ import { constants, type FileHandle, open } from 'node:fs/promises';
 import { relative, resolve } from 'node:path';
 import { ChatGLMError } from '../common/errors.js';
 import { invalid } from '../common/invalid.js';
+import type { TokenizerData } from '../tokenizer/data.js';
+import { parseSentencePiece } from '../tokenizer/sentencepiece.js';
 
 /** Headers are small and lie close together: reading this much at once saves most of the system calls. */
 const WINDOW_BYTES = 16 << 10;
@@ -91,6 +93,14 @@ export async function withFile<T>(path: string, use: (file: CheckpointFile) => P
   } finally {
     await file.close();
   }
+}
+
+/** ChatGLM's tokenizer.model has 1 MB. */
+const TOKENIZER_LIMIT = 64 << 20;
+
+/** The pieces of a tokenizer.model. */
+export async function readTokenizerModel(file: CheckpointFile): Promise<TokenizerData> {
+  return parseSentencePiece(await file.readAll(TOKENIZER_LIMIT), file.path);
 }
 
 /** The whole of a file that is known to be small. */

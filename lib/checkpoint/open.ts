@@ -3,12 +3,13 @@ import { basename, dirname, resolve } from 'node:path';
 import { throwIfAborted } from '../common/errors.js';
 import { invalid } from '../common/invalid.js';
 import { checkOptions, checkPath } from '../common/options.js';
-import { readSentencePiece } from '../tokenizer/sentencepiece.js';
-import { readError, withFile } from './file.js';
+import type { ModelFamily } from '../families/index.js';
+import type { TokenizerData } from '../tokenizer/data.js';
+import { readError, readTokenizerModel, withFile } from './file.js';
 import { openGguf, readGgufTokenizer } from './gguf/checkpoint.js';
 import { GGUF_MAGIC } from './gguf/format.js';
 import { openHuggingFace, readDirectoryTokenizer } from './huggingface/directory.js';
-import type { Checkpoint, ModelFamily, TokenizerData } from './types.js';
+import type { Checkpoint } from './types.js';
 
 export interface OpenOptions {
   /** Overrides what the checkpoint's files tell. */
@@ -57,7 +58,7 @@ export async function readTokenizer(path: string): Promise<ReadTokenizerResult> 
     return withFile(absolute, async (file) =>
       (await file.magic()) === GGUF_MAGIC
         ? readGgufTokenizer(file)
-        : { data: await readSentencePiece(file), family: undefined },
+        : { data: await readTokenizerModel(file), family: undefined },
     );
   }
   const directory = isFile ? dirname(absolute) : absolute;

@@ -1,11 +1,10 @@
-import type { NativeTensor } from '../addon/native.js';
+import { loadNative, type NativeTensor } from '../addon/native.js';
 import { ChatGLMError, invalidArgument } from '../common/errors.js';
 import { checkOptions, checkPath } from '../common/options.js';
-import { specialTokens } from '../families/special-tokens.js';
+import { familyNamed } from '../families/index.js';
 import { syntheticTokenizer } from '../tokenizer/synthetic.js';
 import { type GgufFileType, ggufMetadata } from './gguf/metadata.js';
 import { WRITE_OPTIONS, type WriteOptions, type WrittenFile, writeGguf } from './gguf/writer.js';
-import { loadNative } from './lazy-native.js';
 import { type TensorRole, type TensorSpec, tensorLayout } from './tensor-table.js';
 import { rowsAndColumns, tensorBytes } from './tensor-types.js';
 import type { ModelConfig } from './types.js';
@@ -163,7 +162,7 @@ function distribution({ role }: TensorSpec, columns: number): { mean: number; de
 
 /** As many pieces as the vocabulary has room for; in the published one, as many as there are. */
 function pieceCount(config: ModelConfig): number {
-  const count = config.vocabSize - specialTokens(config.family).length;
+  const count = config.vocabSize - familyNamed(config.family).specialTokens.length;
   return config.vocabSize === CHATGLM_VOCABULARY ? CHATGLM_PIECES : count;
 }
 
@@ -173,6 +172,6 @@ function checkConfig(config: ModelConfig): void {
   } catch (error) {
     throw error instanceof ChatGLMError ? invalidArgument(error.message) : error;
   }
-  const least = specialTokens(config.family).length + 3 + 256;
+  const least = familyNamed(config.family).specialTokens.length + 3 + 256;
   if (config.vocabSize < least) throw invalidArgument(`shape: vocabSize is ${config.vocabSize}; ${least} is the least`);
 }

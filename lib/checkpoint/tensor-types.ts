@@ -1,4 +1,4 @@
-import type { TensorType } from './types.js';
+import type { TensorType } from '../addon/native.js';
 
 interface TypeLayout {
   /** Weights that are stored together. */

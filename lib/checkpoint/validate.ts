@@ -1,9 +1,11 @@
+import type { FileRange } from '../addon/native.js';
 import { invalid, invalidTensor } from '../common/invalid.js';
-import { specialTokens } from '../families/special-tokens.js';
+import { familyNamed } from '../families/index.js';
+import type { TokenizerData } from '../tokenizer/data.js';
 import { rangeFits } from './file.js';
 import { type TensorSpec, tensorLayout } from './tensor-table.js';
 import { isFloatType, rowsAndColumns, tensorBytes } from './tensor-types.js';
-import type { Checkpoint, FileRange, ModelConfig, TensorEntry, TokenizerData } from './types.js';
+import type { Checkpoint, ModelConfig, TensorEntry } from './types.js';
 
 /** The published vocabularies are padded by 226 to 230 unused rows. */
 const MAX_UNUSED_TOKENS = 1024;
@@ -108,7 +110,7 @@ function validateTensor(entry: TensorEntry, spec: TensorSpec, name: string, foun
 
 function validateVocabulary(tokenizer: TokenizerData, config: ModelConfig, path: string): void {
   const pieces = tokenizer.types.length;
-  const used = pieces + specialTokens(config.family).length;
+  const used = pieces + familyNamed(config.family).specialTokens.length;
   if (used > config.vocabSize || config.vocabSize >= used + MAX_UNUSED_TOKENS) {
     throw invalid(
       path,

@@ -1,4 +1,4 @@
-import { type Chat, ChatGLMError, type ChatReply, type Model } from '../index.js';
+import { CHAT_FAMILIES, type Chat, ChatGLMError, type ChatOptions, type ChatReply, type Model } from '../index.js';
 import type { CommandSpec, OptionValues } from './arguments.js';
 import { formatMilliseconds, significant } from './format.js';
 import { onInterrupt } from './interrupt.js';
@@ -11,8 +11,8 @@ const options = {
   family: {
     kind: 'text',
     value: 'FAMILY',
-    choices: ['auto', 'chatglm2', 'chatglm3'],
-    about: "Format of the prompts: auto, chatglm2 or chatglm3 (default: auto, the model's own)",
+    choices: ['auto', ...CHAT_FAMILIES],
+    about: `Format of the prompts: auto, ${CHAT_FAMILIES.join(', ')} (default: auto, the model's own)`,
   },
   ...generateOptions,
   ...loadOptions,
@@ -46,7 +46,7 @@ export async function run(given: OptionValues<typeof options>, [path]: readonly 
     const chat = model.createChat({
       ...toGenerateOptions(given),
       ...(given.system === undefined ? {} : { system: given.system }),
-      ...(given.family === undefined ? {} : { family: given.family as 'auto' | 'chatglm2' | 'chatglm3' }),
+      ...(given.family === undefined ? {} : { family: given.family as ChatOptions['family'] }),
     });
     if (lines.isInteractive) greet(model);
     await converse(chat, lines, given);

@@ -1,7 +1,6 @@
-import type { NativeError, NativeFinish, NativeTokenLogprobs } from '../addon/native.js';
+import type { NativeError, NativeFinish, NativeTokenLogprobs, TokenDecoder } from '../addon/native.js';
 import { onAbort } from '../common/abort.js';
 import { aborted, ChatGLMError } from '../common/errors.js';
-import type { TokenDecoder } from '../tokenizer/tokenizer.js';
 import type { TokenLogprobs } from './options.js';
 import { PieceStream } from './piece-stream.js';
 import type { RawGeneration, RawResult, RawToken } from './text-stream.js';

@@ -1,85 +1,16 @@
-import {
-  callNative,
-  type NativeEvent,
-  type NativeModel,
-  type NativeModelInfo,
-  type NativeModelSpec,
-  type NativeRequest,
-  native,
-} from '../addon/native.js';
+import { callNative, loadNative, type NativeModel, type NativeRequest } from '../addon/native.js';
 import { Chat, type ChatOnceOptions, type ChatOnceResult, type ChatOptions, chatOnce } from '../chat/chat.js';
-import { type OpenOptions, openCheckpoint } from '../checkpoint/open.js';
-import { type ShapeName, type SyntheticType, syntheticConfig, syntheticTensors } from '../checkpoint/synth.js';
-import type { Checkpoint, ModelConfig, ModelFamily, TokenizerData } from '../checkpoint/types.js';
 import { onAbort } from '../common/abort.js';
-import { aborted, ChatGLMError, invalidArgument, throwIfAborted } from '../common/errors.js';
-import {
-  booleanOption,
-  checkOptions,
-  checkPath,
-  choiceOption,
-  deviceOption,
-  integerOption,
-  signalOption,
-  tokenIds,
-} from '../common/options.js';
-import { specialTokens, stopTokens } from '../families/prompt.js';
+import { aborted, ChatGLMError, throwIfAborted } from '../common/errors.js';
+import { checkOptions, integerOption, signalOption, tokenIds } from '../common/options.js';
+import { type ModelFamily, stopTokens } from '../families/index.js';
 import { checkGenerateOptions, type GenerateOptions, maxTokensOf, toNativeSampling } from '../generation/options.js';
 import { StopSequences } from '../generation/stop-sequences.js';
 import { Generation, type RawGeneration } from '../generation/text-stream.js';
-import { LogitsRequest, type RequestHandler, TokenStream, toChatGLMError } from '../generation/token-stream.js';
+import { LogitsRequest, type RequestHandler, TokenStream } from '../generation/token-stream.js';
 import { Tokenizer } from '../tokenizer/tokenizer.js';
-import { embeddedModelPath } from './embedded.js';
-
-/** How far loading has come. */
-export interface LoadProgress {
-  /** Of the checkpoint's weights, read so far. */
-  bytes: number;
-  totalBytes: number;
-}
-
-/** Options of `loadModel()`. */
-export interface LoadOptions {
-  /**
-   * Where to compute: `cuda`, which is `cuda:0`, or `cuda:1` and so on take that GPU or fail with ERR_DEVICE_UNAVAILABLE.
-   * `auto` takes the first GPU and, where there is none, where the model does not fit into its memory or where only the CPU
-   * has the asked-for kind of keys and values, the CPU: `model.info.device` tells. Default: `auto`.
-   */
-  device?: 'auto' | 'cpu' | 'cuda' | `cuda:${number}` | undefined;
-  /**
-   * Quantize the layers' matrices while loading, as THUDM's `model.quantize(8)` and `model.quantize(4)` do: one scale a
-   * row. Embedding and output matrix stay as they are. Default: as the checkpoint has them.
-   */
-  quantization?: 'int8' | 'int4' | undefined;
-  /**
-   * The most tokens of one sequence, prompt and answer together. At most what the model was made for. Default: that, but no
-   * more than 32,768.
-   */
-  contextLength?: number | undefined;
-  /** The most sequences that are computed at the same time; further requests wait. Default: 4. */
-  maxSequences?: number | undefined;
-  /** The most requests that wait; one more is refused with ERR_QUEUE_FULL. Default: 256. */
-  maxQueue?: number | undefined;
-  /**
-   * Threads of the CPU that compute, or that read the weights for a GPU. Default: one for each core (not hardware thread)
-   * that the process may use, and no more than its container is granted. Models that compute at the same time take turns
-   * rather than use more threads than there are cores.
-   */
-  threads?: number | undefined;
-  /**
-   * How keys and values are kept. f32, on the CPU only, takes twice the memory of f16 and is nearer to THUDM's float32; q8_0
-   * takes about half of it. Default: `f16` on a GPU and where weights are quantized, else `f32`.
-   */
-  kvCacheType?: 'f16' | 'f32' | 'q8_0' | undefined;
-  /** Find again what was computed for earlier requests that begin with the same tokens. Default: true. */
-  prefixCache?: boolean | undefined;
-  /** The model's generation, where the checkpoint's files do not tell it rightly. Default: what they tell. */
-  family?: ModelFamily | undefined;
-  /** Called while loading, some times a second. */
-  onProgress?: ((progress: LoadProgress) => void) | undefined;
-  /** Ends loading with ERR_ABORTED. */
-  signal?: AbortSignal | undefined;
-}
+import { type LoadOptions, type ModelSource, toNativeSpec } from './load-options.js';
+import { Requests } from './requests.js';
 
 /** What was loaded. */
 export interface ModelInfo {
@@ -134,102 +65,8 @@ export interface LogitsOptions {
   signal?: AbortSignal | undefined;
 }
 
-const LOAD_OPTIONS = [
-  'device',
-  'quantization',
-  'contextLength',
-  'maxSequences',
-  'maxQueue',
-  'threads',
-  'kvCacheType',
-  'prefixCache',
-  'family',
-  'onProgress',
-  'signal',
-] as const satisfies readonly (keyof LoadOptions)[];
-
-const FAMILIES = ['chatglm2', 'chatglm3', 'codegeex2'] as const satisfies readonly ModelFamily[];
 /** Keys and values are kept in pages of so many tokens: kPageTokens of native/engine/backend.h. */
 const PAGE_TOKENS = 64;
-const MOST_DEFAULT_CONTEXT = 32_768;
-const DEFAULT_SEQUENCES = 4;
-const DEFAULT_QUEUE = 256;
-
-/** The requests of one model that are under way, and where its events go. It must not hold the model itself. */
-class Requests {
-  readonly handlers = new Map<number, RequestHandler>();
-  onProgress: LoadOptions['onProgress'];
-  readonly ready: Promise<NativeModelInfo>;
-  readonly disposed: Promise<void>;
-  #resolveReady!: (info: NativeModelInfo) => void;
-  #rejectReady!: (error: unknown) => void;
-  #resolveDisposed!: () => void;
-
-  constructor(onProgress: LoadOptions['onProgress']) {
-    this.onProgress = onProgress;
-    this.ready = new Promise((resolve, reject) => {
-      this.#resolveReady = resolve;
-      this.#rejectReady = reject;
-    });
-    this.ready.catch(() => {});
-    this.disposed = new Promise((resolve) => {
-      this.#resolveDisposed = resolve;
-    });
-  }
-
-  failLoading(error: unknown): void {
-    this.onProgress = undefined;
-    this.#rejectReady(error);
-  }
-
-  handle = (events: NativeEvent[]): void => {
-    for (const event of events) {
-      switch (event.type) {
-        case 'progress':
-          this.#progress(event);
-          break;
-        case 'ready':
-          this.onProgress = undefined;
-          this.#resolveReady(event.info);
-          break;
-        case 'failed':
-          this.failLoading(toChatGLMError(event.error));
-          break;
-        case 'token':
-          this.handlers.get(event.request)?.onToken(event.id, event.logprobs);
-          break;
-        case 'logits':
-          this.handlers.get(event.request)?.onLogits(event.row, event.values);
-          break;
-        case 'finish':
-          this.#take(event.request)?.onFinish(event.finish);
-          break;
-        case 'error':
-          this.#take(event.request)?.onError(toChatGLMError(event.error));
-          break;
-        case 'disposed':
-          this.failLoading(new ChatGLMError('ERR_DISPOSED', 'the model was disposed'));
-          this.#resolveDisposed();
-      }
-    }
-  };
-
-  #take(request: number): RequestHandler | undefined {
-    const handler = this.handlers.get(request);
-    this.handlers.delete(request);
-    return handler;
-  }
-
-  /** An error in the caller's function ends loading; it must not end the process. */
-  #progress({ bytes, totalBytes }: LoadProgress): void {
-    try {
-      this.onProgress?.({ bytes, totalBytes });
-    } catch (error) {
-      this.failLoading(error);
-    }
-  }
-}
-
 /** A loaded model. It answers any number of requests at once and keeps no process alive while it has none. */
 export class Model implements AsyncDisposable {
   readonly info: Readonly<ModelInfo>;
@@ -254,7 +91,7 @@ export class Model implements AsyncDisposable {
     const { signal, onProgress } = options;
     throwIfAborted(signal);
     const requests = new Requests(onProgress);
-    const handle = callNative(() => new native.Model(spec, requests.handle));
+    const handle = callNative(() => new (loadNative().Model)(spec, requests.handle));
     const over = onAbort(signal, () => requests.failLoading(aborted(signal as AbortSignal)));
     try {
       const { weightBytes, ...facts } = await requests.ready;
@@ -402,7 +239,7 @@ export class Model implements AsyncDisposable {
 
   #stopTokens(): Uint32Array {
     if (!this.#tokenizer) return Uint32Array.of(2);
-    return Uint32Array.from(stopTokens(specialTokens(this.#tokenizer.size, this.info.family)));
+    return Uint32Array.from(stopTokens(this.#tokenizer.size, this.info.family));
   }
 
   #submit<H extends RequestHandler>(
@@ -425,92 +262,4 @@ export class Model implements AsyncDisposable {
     }
     return handler;
   }
-}
-
-/** What a model is made from: a checkpoint, or a shape to be filled with random numbers. */
-interface ModelSource {
-  path: string | undefined;
-  files: string[];
-  tensors: NativeModelSpec['tensors'];
-  config: ModelConfig;
-  tokenizer: TokenizerData | undefined;
-  seed: number;
-}
-
-function toNativeSpec({ files, tensors, config, seed }: ModelSource, options: LoadOptions): NativeModelSpec {
-  const most = config.contextLength;
-  return {
-    files,
-    tensors,
-    config,
-    contextLength: integerOption('contextLength', options.contextLength, Math.min(most, MOST_DEFAULT_CONTEXT), {
-      least: 1,
-      most,
-    }),
-    maxSequences: integerOption('maxSequences', options.maxSequences, DEFAULT_SEQUENCES, { least: 1, most: 256 }),
-    maxQueue: integerOption('maxQueue', options.maxQueue, DEFAULT_QUEUE, { most: 1 << 20 }),
-    threads: integerOption('threads', options.threads, native.physicalCores(), { least: 1, most: 1024 }),
-    quantization: choiceOption('quantization', options.quantization, ['int8', 'int4'], ''),
-    kvCacheType: choiceOption('kvCacheType', options.kvCacheType, ['f16', 'f32', 'q8_0'], ''),
-    prefixCache: booleanOption('prefixCache', options.prefixCache, true),
-    device: deviceOption(options.device, ['auto', 'cpu'], 'auto'),
-    seed,
-  };
-}
-
-function checkLoadOptions(options: LoadOptions): LoadOptions {
-  checkOptions(options, LOAD_OPTIONS, 'loadModel()');
-  if (options.onProgress !== undefined && typeof options.onProgress !== 'function') {
-    throw invalidArgument('onProgress must be a function');
-  }
-  if (options.family !== undefined) choiceOption('family', options.family, FAMILIES, 'chatglm3');
-  signalOption(options.signal);
-  return options;
-}
-
-/**
- * Loads a checkpoint: a GGUF file, or a directory as THUDM published it. Without a path: the small model that comes with
- * this package.
- *
- * The CPU and the GPU get their weights in an order of their own, but on the CPU the embeddings may stay in the file: do not
- * change or shorten it while the model is in use (`info.mappedBytes` is 0 where that does not matter).
- *
- * @throws {ChatGLMError} ERR_CHECKPOINT_NOT_FOUND, ERR_CHECKPOINT_INVALID, ERR_OUT_OF_MEMORY, ERR_DEVICE_UNAVAILABLE,
- *   ERR_ABORTED, ERR_INVALID_ARGUMENT.
- */
-export async function loadModel(path?: string, options: LoadOptions = {}): Promise<Model> {
-  if (path !== undefined) checkPath('path', path);
-  checkLoadOptions(options);
-  const { family, signal } = options;
-  const openOptions: OpenOptions = { family, signal };
-  const checkpoint: Checkpoint = await openCheckpoint(path ?? embeddedModelPath(), openOptions);
-  return await Model.load({ ...checkpoint, seed: 0 }, options);
-}
-
-/** Options of `loadSyntheticModel()`. */
-export interface SyntheticModelOptions extends LoadOptions {
-  /** Default: `6b`. */
-  shape?: ShapeName | undefined;
-  /** Of all matrices. Default: `q4_0`. */
-  type?: SyntheticType | undefined;
-  /** Default: 0. The same seed gives the same weights. */
-  seed?: number | undefined;
-}
-
-/** A model of a given shape with random weights, made in memory: for benchmarks. It has no tokenizer. */
-export async function loadSyntheticModel(options: SyntheticModelOptions = {}): Promise<Model> {
-  const { shape = '6b', type = 'q4_0', seed, ...rest } = options;
-  checkLoadOptions(rest);
-  // A longer context than the shape's own costs nothing here, and benchmarks ask for it.
-  const overrides = rest.contextLength === undefined ? {} : { contextLength: rest.contextLength };
-  const config = syntheticConfig(shape, overrides);
-  const source: ModelSource = {
-    path: undefined,
-    files: [],
-    tensors: syntheticTensors(config, type),
-    config,
-    tokenizer: undefined,
-    seed: integerOption('seed', seed, 0),
-  };
-  return await Model.load(source, rest);
 }

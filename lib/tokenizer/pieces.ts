@@ -1,6 +1,6 @@
 import { isUtf8 } from 'node:buffer';
-import { PieceType, type TokenizerData } from '../checkpoint/types.js';
 import { invalid } from '../common/invalid.js';
+import { PieceType, type TokenizerData } from './data.js';
 
 /** One piece while a tokenizer is read. */
 export interface Piece {

@@ -1,24 +1,16 @@
-import type { CheckpointFile } from '../checkpoint/file.js';
-import { PieceType, type TokenizerData } from '../checkpoint/types.js';
 import { invalid } from '../common/invalid.js';
+import { PieceType, type TokenizerData } from './data.js';
 import { type Piece, packPieces } from './pieces.js';
 
-/** ChatGLM's tokenizer.model has 1 MB. */
-const FILE_LIMIT = 64 << 20;
 const PIECE_LIMIT = 1 << 20;
 
 const MODEL_TYPES = ['', 'unigram', 'BPE', 'word', 'character'];
 const BPE = 2;
 
 /**
- * Reads a tokenizer.model: a protobuf ModelProto of
- * https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto
+ * Parses the bytes of a tokenizer.model, a protobuf ModelProto of
+ * https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto. `file` is for messages.
  */
-export async function readSentencePiece(file: CheckpointFile): Promise<TokenizerData> {
-  return parseSentencePiece(await file.readAll(FILE_LIMIT), file.path);
-}
-
-/** Parses the bytes of a tokenizer.model; `file` is for messages. */
 export function parseSentencePiece(bytes: Uint8Array, file: string): TokenizerData {
   const pieces: Piece[] = [];
   let modelType = 1;

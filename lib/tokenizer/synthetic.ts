@@ -1,5 +1,5 @@
-import { PieceType, type TokenizerData } from '../checkpoint/types.js';
-import { specialTokens } from '../families/special-tokens.js';
+import { families } from '../families/index.js';
+import { PieceType, type TokenizerData } from './data.js';
 import { bytePiece, FIRST_BYTE_PIECE, type Piece, packPieces } from './pieces.js';
 
 /** SentencePiece's mark for a space. */
@@ -23,7 +23,7 @@ export function syntheticTokenizer(count: number): TokenizerData {
     pieces.push({ text: Buffer.from(bytePiece(byte)), score: 0, type: PieceType.byte });
   }
   const ordinary = FIRST_BYTE_PIECE + 256;
-  const taken: ReadonlySet<string> = new Set(specialTokens('chatglm3'));
+  const taken: ReadonlySet<string> = new Set(families.flatMap(({ specialTokens }) => specialTokens));
   for (const text of ordinaryPieces()) {
     if (pieces.length >= count) break;
     // "sop" and "eop" are names of special tokens, which must be unlike all pieces.

@@ -1,12 +1,20 @@
-import { callNative, type NativeTokenizer, native } from '../addon/native.js';
-import { readTokenizer } from '../checkpoint/open.js';
-import type { ModelFamily, TokenizerData } from '../checkpoint/types.js';
+import { callNative, loadNative, type NativeTokenizer } from '../addon/native.js';
 import { invalidArgument } from '../common/errors.js';
-import { checkOptions, tokenIds } from '../common/options.js';
+import { checkOptions, choiceOption, tokenIds } from '../common/options.js';
+import {
+  CHAT_FAMILIES,
+  type ChatFamily,
+  chatPrompt,
+  familyNamed,
+  type ModelFamily,
+  type SpecialTokens,
+  specialId,
+  specialTokens,
+} from '../families/index.js';
 import type { ChatMessage } from '../families/messages.js';
 import { validateMessages } from '../families/messages.js';
-import { type ChatFamily, encodeChat, type SpecialTokens, specialTokens } from '../families/prompt.js';
-import { specialTokens as specialTokenNames } from '../families/special-tokens.js';
+import { type PromptPart, promptIds } from '../families/prompt.js';
+import type { TokenizerData } from './data.js';
 
 export interface DecodeOptions {
   /** Write special tokens by their names, such as `<|user|>`. Default: they have no text. */
@@ -27,17 +35,17 @@ export class Tokenizer {
   readonly special: SpecialTokens;
 
   readonly #native: NativeTokenizer;
-  readonly #specialNames: readonly string[];
+  readonly #family: ModelFamily;
   readonly #longestPiece: number;
 
   /** @internal Use `loadTokenizer()` or `model.tokenizer`. */
   constructor(data: TokenizerData, family: ModelFamily) {
-    this.#native = callNative(() => new native.Tokenizer(data.pieces, data.offsets, data.scores, data.types));
+    this.#native = callNative(() => new (loadNative().Tokenizer)(data.pieces, data.offsets, data.scores, data.types));
     this.special = specialTokens(this.#native.size, family);
     Object.freeze(this.special);
     if (this.special.roles) Object.freeze(this.special.roles);
     this.#longestPiece = data.offsets.reduce((most, end, i) => Math.max(most, end - (data.offsets[i - 1] ?? 0)), 1);
-    this.#specialNames = specialTokenNames(family);
+    this.#family = family;
   }
 
   /** How many pieces there are, special tokens not counted. Their ids follow. */
@@ -59,10 +67,11 @@ export class Tokenizer {
     checkOptions(options, ['special'], 'decode()');
     const all = tokenIds('ids', ids);
     if (!options.special) return this.#native.decode(all);
+    const names = familyNamed(this.#family).specialTokens;
     let text = '';
     let begin = 0;
     all.forEach((id, index) => {
-      const name = id >= this.size ? this.#specialNames[id - this.size] : undefined;
+      const name = id >= this.size ? names[id - this.size] : undefined;
       if (name === undefined) return;
       text += this.#native.decode(all.subarray(begin, index)) + name;
       begin = index + 1;
@@ -76,14 +85,23 @@ export class Tokenizer {
    * @throws {ChatGLMError} ERR_INVALID_ARGUMENT, naming the message, where the family's format cannot express them.
    */
   encodeChat(messages: readonly ChatMessage[], options: { family: ChatFamily }): number[] {
-    const { family } = options;
-    const special = specialTokens(this.size, family);
-    return encodeChat((text) => this.encode(text), special, validateMessages(messages, 'messages'), family);
+    checkOptions(options, ['family'], 'encodeChat()');
+    const family = choiceOption('family', options.family ?? null, CHAT_FAMILIES, 'chatglm3');
+    const checked = validateMessages(messages, 'messages');
+    return this.encodeParts(chatPrompt(family, checked), family);
+  }
+
+  /** @internal The ids of a prompt of a family, which need not be the tokenizer's own. */
+  encodeParts(parts: readonly PromptPart[], family: ModelFamily): number[] {
+    const idOf = (token: string) => specialId(familyNamed(family), this.size, token);
+    return promptIds(parts, (text) => this.#native.encode(text), idOf);
   }
 
   /** The ids of a text to be continued: `[gMASK]`, `sop` and the text's, as THUDM's tokenizer gives them. */
   encodePrompt(text: string): number[] {
-    return [this.special.gmask, this.special.sop, ...this.encode(text)];
+    if (typeof text !== 'string') throw invalidArgument(`text must be a string, got ${typeof text}`);
+    const prefix = familyNamed(this.#family).prefixTokens.map((token) => ({ token }));
+    return this.encodeParts([...prefix, text], this.#family);
   }
 
   /** @internal No text of so many UTF-16 units has fewer tokens. */
@@ -95,15 +113,4 @@ export class Tokenizer {
   createDecoder(): TokenDecoder {
     return this.#native.createDecoder();
   }
-}
-
-/**
- * Reads a tokenizer alone: from a tokenizer.model, a checkpoint's directory or a GGUF file.
- *
- * @throws {ChatGLMError} ERR_CHECKPOINT_NOT_FOUND, ERR_CHECKPOINT_INVALID.
- */
-export async function loadTokenizer(path: string): Promise<Tokenizer> {
-  const { data, family } = await readTokenizer(path);
-  // A lone tokenizer.model is the same file in both generations; ChatGLM3's special tokens include ChatGLM2's.
-  return new Tokenizer(data, family ?? 'chatglm3');
 }

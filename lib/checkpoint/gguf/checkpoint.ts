@@ -1,12 +1,14 @@
 import { basename } from 'node:path';
 import { invalid, invalidTensor, shown } from '../../common/invalid.js';
-import { familyOfName } from '../../families/detect.js';
+import { FAMILY_HINT, familyOfVocabulary } from '../../families/detect.js';
+import { MODEL_FAMILIES, type ModelFamily } from '../../families/index.js';
+import type { TokenizerData } from '../../tokenizer/data.js';
 import type { CheckpointFile } from '../file.js';
 import { EMBEDDING, OUTPUT, tensorLayout } from '../tensor-table.js';
-import type { Checkpoint, ModelConfig, ModelFamily, TensorEntry, TokenizerData } from '../types.js';
+import type { Checkpoint, ModelConfig, TensorEntry } from '../types.js';
 import { type FieldNames, validateCheckpoint, validateConfig } from '../validate.js';
 import { type GgufHeader, GgufStrings, readGgufHeader } from './header.js';
-import { ggufTokenizer, hasRoleTokens } from './tokenizer.js';
+import { ggufTokenizer, hasToken } from './tokenizer.js';
 
 export const ARCHITECTURE = 'chatglm';
 
@@ -72,11 +74,14 @@ function refuseOtherModels({ metadata }: GgufHeader, file: CheckpointFile): void
 
 function familyOf(header: GgufHeader, file: CheckpointFile): ModelFamily {
   const written = header.metadata.get(FAMILY_KEY);
-  if (written === 'chatglm2' || written === 'chatglm3' || written === 'codegeex2') return written;
+  const known = MODEL_FAMILIES.find((family) => family === written);
+  if (known !== undefined) return known;
   if (written !== undefined) throw invalid(file.path, `${FAMILY_KEY} is ${shown(String(written))}`);
   const name = header.metadata.get('general.name');
-  if (typeof name === 'string' && familyOfName(name) === 'codegeex2') return 'codegeex2';
-  return hasRoleTokens(header) ? 'chatglm3' : 'chatglm2';
+  const family = familyOfVocabulary((token) => hasToken(header, token), typeof name === 'string' ? name : '');
+  if (family === undefined)
+    throw invalid(file.path, `its tokenizer has none of ChatGLM's special tokens; ${FAMILY_HINT}`);
+  return family;
 }
 
 function parseConfig(header: GgufHeader, family: ModelFamily, file: CheckpointFile): ModelConfig {

@@ -1,7 +1,8 @@
 import { ChatGLMError } from '../../common/errors.js';
-import { specialTokens } from '../../families/special-tokens.js';
+import { familyNamed } from '../../families/index.js';
+import { PieceType, type TokenizerData } from '../../tokenizer/data.js';
 import { pieceTexts } from '../../tokenizer/pieces.js';
-import { type ModelConfig, PieceType, type TokenizerData } from '../types.js';
+import type { ModelConfig } from '../types.js';
 import { ARCHITECTURE, FAMILY_KEY, KEYS } from './checkpoint.js';
 import { ValueType } from './format.js';
 
@@ -12,12 +13,6 @@ export type GgufFileType = keyof typeof FILE_TYPES;
 const QUANTIZATION_VERSION = 2;
 const UNKNOWN_ID = 0;
 const END_ID = 2;
-
-/** ChatGLM3's format in Jinja, as far as it can be said there. llama.cpp knows it by its first lines. */
-const CHATGLM3_TEMPLATE =
-  '{% for m in messages %}{% if loop.first %}[gMASK]sop{% endif %}' +
-  "<|{{ m['role'] }}|>\n {{ m['content'] }}{% endfor %}" +
-  '{% if add_generation_prompt %}<|assistant|>{% endif %}';
 
 /** The metadata that llama.cpp's loader wants of a ChatGLM, and this package's own key for the family. */
 export function ggufMetadata(config: ModelConfig, tokenizer: TokenizerData, fileType: GgufFileType): Buffer[] {
@@ -52,7 +47,8 @@ export function ggufMetadata(config: ModelConfig, tokenizer: TokenizerData, file
     u32('tokenizer.ggml.padding_token_id', UNKNOWN_ID),
     entry('tokenizer.ggml.add_bos_token', ValueType.bool, Buffer.from([0])),
   );
-  if (config.family === 'chatglm3') entries.push(string('tokenizer.chat_template', CHATGLM3_TEMPLATE));
+  const template = familyNamed(config.family).chat?.jinjaTemplate;
+  if (template !== undefined) entries.push(string('tokenizer.chat_template', template));
   return entries;
 }
 
@@ -68,7 +64,7 @@ function vocabulary(config: ModelConfig, tokenizer: TokenizerData) {
     scores.push(0);
     types.push(type);
   };
-  for (const token of specialTokens(config.family)) add(token, PieceType.control);
+  for (const token of familyNamed(config.family).specialTokens) add(token, PieceType.control);
   while (tokens.length < config.vocabSize) add(`[PAD${tokens.length}]`, PieceType.unused);
   // llama.cpp ends the process at a file in which two tokens have one text.
   const texts = new Set<string>();

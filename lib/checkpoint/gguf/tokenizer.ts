@@ -1,7 +1,7 @@
 import { invalid, shown } from '../../common/invalid.js';
-import { specialTokens } from '../../families/special-tokens.js';
+import { CHATGLM2_TOKENS } from '../../families/family.js';
+import { PieceType, type TokenizerData } from '../../tokenizer/data.js';
 import { type Piece, packPieces } from '../../tokenizer/pieces.js';
-import { PieceType, type TokenizerData } from '../types.js';
 import { type GgufHeader, GgufStrings, type GgufValue } from './header.js';
 
 /** llama.cpp's converter renames the first three pieces; theirs are the names in tokenizer.model. */
@@ -10,8 +10,6 @@ const HEAD = [
   { text: '<s>', aliases: ['<s>', '<bos>'], type: PieceType.control },
   { text: '</s>', aliases: ['</s>', '<eos>'], type: PieceType.control },
 ] as const;
-
-const USER = '<|user|>';
 
 /**
  * Takes the SentencePiece pieces out of GGUF's `tokenizer.ggml` keys, as set_vocab_chatglm3() of llama.cpp's
@@ -42,20 +40,18 @@ export function ggufTokenizer({ metadata }: GgufHeader, file: string): Tokenizer
   return packPieces(pieces, file);
 }
 
-/** Only ChatGLM3's tokenizer has role tokens. */
-export function hasRoleTokens({ metadata }: GgufHeader): boolean {
+/** Whether the vocabulary has a token of this text. */
+export function hasToken({ metadata }: GgufHeader, text: string): boolean {
   const tokens = metadata.get('tokenizer.ggml.tokens');
-  return tokens instanceof GgufStrings && tokens.items.some((token) => Buffer.compare(token, USER_BYTES) === 0);
+  const wanted = Buffer.from(text);
+  return tokens instanceof GgufStrings && tokens.items.some((token) => Buffer.compare(token, wanted) === 0);
 }
-
-const USER_BYTES = Buffer.from(USER);
 
 /** Pieces end where the special tokens begin. */
 function countPieces(texts: readonly Uint8Array[], file: string): number {
-  const special = specialTokens('chatglm2');
-  const first = Buffer.from(special[0] ?? '');
+  const first = Buffer.from(CHATGLM2_TOKENS[0]);
   const count = texts.findIndex((text) => Buffer.compare(text, first) === 0);
-  special.forEach((token, i) => {
+  CHATGLM2_TOKENS.forEach((token, i) => {
     const found = Buffer.from(texts[count + i] ?? []).toString();
     if (count < 0 || found !== token) throw invalid(file, `the tokenizer lacks ${token} where ChatGLM's has it`);
   });

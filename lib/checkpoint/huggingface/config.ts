@@ -1,6 +1,7 @@
 import { basename } from 'node:path';
 import { invalid } from '../../common/invalid.js';
-import type { ModelConfig, ModelFamily } from '../types.js';
+import { familyNamed, type ModelFamily } from '../../families/index.js';
+import type { ModelConfig } from '../types.js';
 import { type FieldNames, validateConfig } from '../validate.js';
 import type { JsonObject } from './json.js';
 
@@ -19,8 +20,6 @@ const FIELD_NAMES: FieldNames = {
   ropeScale: 'rope_ratio',
 };
 
-/** The base of the rotary frequencies before rope_ratio. */
-const ROPE_BASE = 10_000;
 const GLM4_VOCABULARY = 151_552;
 
 /** Settings that change the computation, and the value that all supported models have. */
@@ -37,8 +36,6 @@ const FIXED_SETTINGS: Readonly<Record<string, boolean>> = {
 
 /**
  * Reads THUDM's config.json (configuration_chatglm.py of chatglm2-6b and chatglm3-6b). `file` is its path.
- *
- * rope_ratio means two things: ChatGLM2 divides positions by it, ChatGLM3 multiplies the base of the frequencies.
  */
 export function parseHuggingFaceConfig(
   json: JsonObject,
@@ -66,8 +63,7 @@ export function parseHuggingFaceConfig(
     vocabSize: number('padded_vocab_size'),
     normEpsilon: number('layernorm_epsilon'),
     ropeDimension: headSize / 2,
-    ropeBase: family === 'chatglm3' ? ROPE_BASE * ropeRatio : ROPE_BASE,
-    ropeScale: family === 'chatglm3' ? 1 : ropeRatio,
+    ...familyNamed(family).rotary(ropeRatio),
     contextLength: number('seq_length'),
   };
   validateConfig(config, file, FIELD_NAMES);

@@ -1,13 +1,15 @@
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
+import type { FileRange, TensorType } from '../../addon/native.js';
 import { throwIfAborted } from '../../common/errors.js';
 import { invalid, invalidTensor, shown } from '../../common/invalid.js';
-import { detectFamily } from '../../families/detect.js';
-import { readSentencePiece } from '../../tokenizer/sentencepiece.js';
-import { readError, readSmallFile, withFile } from '../file.js';
+import { detectFamily, FAMILY_HINT } from '../../families/detect.js';
+import type { ModelFamily } from '../../families/index.js';
+import type { TokenizerData } from '../../tokenizer/data.js';
+import { readError, readSmallFile, readTokenizerModel, withFile } from '../file.js';
 import { EMBEDDING, OUTPUT, type TensorSpec, tensorLayout } from '../tensor-table.js';
 import type { FloatType } from '../tensor-types.js';
-import type { Checkpoint, FileRange, ModelFamily, TensorEntry, TensorType, TokenizerData } from '../types.js';
+import type { Checkpoint, TensorEntry } from '../types.js';
 import { validateCheckpoint } from '../validate.js';
 import { parseHuggingFaceConfig } from './config.js';
 import { isObject, type JsonObject, parseJsonObject } from './json.js';
@@ -47,7 +49,10 @@ export async function openHuggingFace(
   const directory = await Directory.list(path);
   const config = await directory.json('config.json', CONFIG_LIMIT);
   if (config === undefined) throw invalid(path, 'has no config.json, so it is no checkpoint');
-  const family = wantedFamily ?? (await familyOfDirectory(directory, config)) ?? 'chatglm3';
+  const family = wantedFamily ?? (await familyOfDirectory(directory, config));
+  if (family === undefined) {
+    throw invalid(path, `nothing in this directory tells the model's family; ${FAMILY_HINT}`);
+  }
   const configPath = join(path, 'config.json');
   const modelConfig = parseHuggingFaceConfig(config, family, configPath, path);
 
@@ -90,22 +95,21 @@ export async function readDirectoryTokenizer(
 }
 
 async function tokenizerOfDirectory(directory: Directory): Promise<TokenizerData | undefined> {
-  return directory.has('tokenizer.model') ? withFile(directory.file('tokenizer.model'), readSentencePiece) : undefined;
+  return directory.has('tokenizer.model') ? withFile(directory.file('tokenizer.model'), readTokenizerModel) : undefined;
 }
 
 async function familyOfDirectory(
   directory: Directory,
   config: JsonObject | undefined,
 ): Promise<ModelFamily | undefined> {
-  const sources: string[] = [];
-  for (const name of ['tokenizer_config.json', 'tokenization_chatglm.py']) {
-    const bytes = await directory.bytes(name, TEXT_LIMIT);
-    if (bytes !== undefined) sources.push(bytes.toString('utf8'));
-  }
-  const name = config?._name_or_path;
+  const text = async (name: string) => (await directory.bytes(name, TEXT_LIMIT))?.toString('utf8');
+  const tokenizerConfig = await text('tokenizer_config.json');
+  // By a pattern: the file is evidence, and a defect of other parts of its JSON does not matter here.
+  const written = /"_?name_or_path"\s*:\s*"([^"\\]*)"/.exec(tokenizerConfig ?? '')?.[1];
   return detectFamily({
-    tokenizerSources: sources,
-    nameOrPath: typeof name === 'string' ? name : undefined,
+    tokenizerCode: await text('tokenization_chatglm.py'),
+    tokenizerConfig,
+    names: [config?._name_or_path, written].filter((name) => typeof name === 'string'),
     directory: directory.path,
   });
 }

@@ -1,0 +1,20 @@
+'use strict';
+// Compiles lib/ to dist/ and writes the ES module entry, which gives the same single instance that require() gets. The
+// entry names every export: `export *` would pass `__esModule` on as one of them.
+const { spawnSync } = require('node:child_process');
+const fs = require('node:fs');
+const path = require('node:path');
+
+const root = path.join(__dirname, '..');
+const dist = path.join(root, 'dist');
+const typescript = path.dirname(require.resolve('typescript/package.json'));
+const tsc = path.join(typescript, require('typescript/package.json').bin.tsc);
+const { status } = spawnSync(process.execPath, [tsc, '-p', root], { cwd: root, stdio: 'inherit' });
+if (status !== 0) process.exit(status ?? 1);
+
+const names = Object.keys(require(path.join(dist, 'index.js'))).sort();
+fs.writeFileSync(
+  path.join(dist, 'esm.mjs'),
+  `export {\n${names.map((n) => `  ${n},\n`).join('')}} from './index.js';\n`,
+);
+fs.writeFileSync(path.join(dist, 'esm.d.mts'), "export * from './index.js';\n");
