@@ -79,7 +79,7 @@ testOnCpu.each(instructionSets)("%s: THUDM's logits and answers, and the same pe
       const bar = 'kvCacheType' in options ? 3e-2 : 2e-2;
       expect(relativeError(actual, referenceLogits(name))).toBeLessThan(bar);
     } else {
-      expect(largestDifference(actual, referenceLogits(name))).toBeLessThan(2e-3);
+      expect(largestDifference(actual, referenceLogits(name))).toBeLessThan(5e-4);
       expect(tokens).toEqual(referenceExpectation(name).greedy_continuation);
     }
   });
