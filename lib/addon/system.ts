@@ -25,7 +25,16 @@ export interface SystemInfo {
   cuda: string;
 }
 
-/** What there is to compute on. Where there are GPUs, it takes some tenths of a second and blocks meanwhile. */
+/**
+ * What there is to compute on. Where there are GPUs, it takes some tenths of a second and blocks meanwhile.
+ *
+ * @example
+ * ```ts
+ * const { kernels, cores, gpus, cuda } = systemInfo();
+ * console.log(kernels, cores); // avx512 8
+ * console.log(gpus.map(({ name }) => name), cuda); // [] 'there is no NVIDIA driver …'
+ * ```
+ */
 export function systemInfo(): SystemInfo {
   return callNative(() => loadNative().system());
 }
@@ -38,6 +47,13 @@ export function systemInfo(): SystemInfo {
  * @param bytes How much to read. Default: 1 GiB.
  * @param device Whose memory: `cpu`, `cuda` or `cuda:1`. Default: `cpu`.
  * @throws {ChatGLMError} ERR_INVALID_ARGUMENT, ERR_OUT_OF_MEMORY, ERR_DEVICE_UNAVAILABLE.
+ *
+ * @example
+ * ```ts
+ * const bytesPerSecond = measureBandwidth();
+ * // No token is generated in less time than reading the weights takes.
+ * console.log(`at most ${(bytesPerSecond / model.info.bytesPerToken).toFixed(1)} tokens/s`);
+ * ```
  */
 export function measureBandwidth(threads?: number, bytes?: number, device?: 'cpu' | 'cuda' | `cuda:${number}`): number {
   const count = integerOption('threads', threads, loadNative().physicalCores(), { least: 1, most: 1024 });

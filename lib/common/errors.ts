@@ -38,9 +38,23 @@ export type ErrorCode =
 /** Numbers and names that explain an error, such as `{ tokens: 9000, limit: 8192 }` or `{ file, tensor }`. */
 export type ErrorDetails = Readonly<Record<string, string | number>>;
 
-/** Every error that this package raises. Decide by `code`; the message is for people. */
+/**
+ * Every error that this package raises. Decide by `code`; the message is for people.
+ *
+ * @example
+ * ```ts
+ * try {
+ *   await chat.send('word '.repeat(100_000));
+ * } catch (error) {
+ *   if (!(error instanceof ChatGLMError)) throw error;
+ *   if (error.code === 'ERR_CONTEXT_OVERFLOW') console.log(error.details.tokens, error.details.limit);
+ * }
+ * ```
+ */
 export class ChatGLMError extends Error {
+  /** What went wrong. It stays the same from version to version. */
   readonly code: ErrorCode;
+  /** What the message is made of; the codes tell which fields there are. Empty where nothing is to be told. */
   readonly details: ErrorDetails;
 
   constructor(code: ErrorCode, message: string, details: ErrorDetails = {}, cause?: unknown) {

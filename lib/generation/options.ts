@@ -37,6 +37,7 @@ export interface SamplingOptions {
   logprobs?: number | undefined;
 }
 
+/** Options of one generation. */
 export interface GenerateOptions extends SamplingOptions {
   /** The most tokens to generate, a stop token included. Default: until the context is full. */
   maxTokens?: number | undefined;
@@ -44,12 +45,13 @@ export interface GenerateOptions extends SamplingOptions {
   stop?: string | readonly string[] | undefined;
   /** Ids that end the answer. Default: those that end a turn, which is `</s>` and for ChatGLM3 two of the role tokens. */
   stopTokens?: readonly number[] | undefined;
-  /** Ends the generation with ERR_ABORTED, also while the prompt is being computed. */
+  /** Ends the generation with ERR_ABORTED, also while the prompt is being computed. Default: none. */
   signal?: AbortSignal | undefined;
 }
 
 /** Tokens, counted. */
 export interface Usage {
+  /** Of the prompt, cached ones included. */
   promptTokens: number;
   /** Of the prompt's, those that had been computed for an earlier request. */
   cachedTokens: number;
@@ -63,6 +65,7 @@ export interface Timings {
   queueMs: number;
   /** From the request to the first token; 0 without one. */
   firstTokenMs: number;
+  /** From the beginning of the work on the prompt to its end. */
   prefillMs: number;
   /** From the first token to the last. */
   decodeMs: number;
@@ -80,19 +83,25 @@ export type FinishReason = 'stop' | 'stop_sequence' | 'length' | 'tool_call' | '
 
 /** Natural logarithms of the model's own probabilities, before any sampling option changes them. */
 export interface TokenLogprobs {
+  /** The id of the token that was chosen. */
   token: number;
+  /** Its own. */
   logprob: number;
   /** The likeliest tokens, the likeliest first. */
   top: { token: number; logprob: number }[];
 }
 
+/** A whole generation. */
 export interface GenerationResult {
   /** What was generated, without special tokens and stop texts. */
   text: string;
   /** Ids of all generated tokens, a stop token included. */
   tokens: number[];
+  /** Why it ended. */
   finishReason: FinishReason;
+  /** Tokens, counted. */
   usage: Usage;
+  /** What it took. */
   timings: Timings;
   /** The seed that was used. */
   seed: number;
@@ -102,9 +111,11 @@ export interface GenerationResult {
 
 /** A piece of what is generated. All texts, joined, are the result's text. */
 export interface GenerationChunk {
+  /** What can be shown; it never ends within a character. */
   text: string;
   /** Ids generated since the last chunk: those of withheld text and special tokens too. */
   tokens: number[];
+  /** One entry for each of `tokens`, where `logprobs` was asked for. */
   logprobs?: TokenLogprobs[];
 }
 

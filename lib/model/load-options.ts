@@ -16,6 +16,7 @@ import type { TokenizerData } from '../tokenizer/data.js';
 export interface LoadProgress {
   /** Of the checkpoint's weights, read so far. */
   bytes: number;
+  /** Of all weights of the checkpoint. */
   totalBytes: number;
 }
 

@@ -2,6 +2,7 @@ import { type OpenOptions, openCheckpoint, readTokenizer } from '../checkpoint/o
 import { type ShapeName, type SyntheticType, syntheticConfig, syntheticTensors } from '../checkpoint/synth.js';
 import type { Checkpoint } from '../checkpoint/types.js';
 import { checkPath, integerOption } from '../common/options.js';
+import { DEFAULT_FAMILY } from '../families/index.js';
 import { Tokenizer } from '../tokenizer/tokenizer.js';
 import { embeddedModelPath } from './embedded.js';
 import { checkLoadOptions, type LoadOptions, type ModelSource } from './load-options.js';
@@ -16,6 +17,17 @@ import { Model } from './model.js';
  *
  * @throws {ChatGLMError} ERR_CHECKPOINT_NOT_FOUND, ERR_CHECKPOINT_INVALID, ERR_OUT_OF_MEMORY, ERR_DEVICE_UNAVAILABLE,
  *   ERR_ABORTED, ERR_INVALID_ARGUMENT.
+ *
+ * @example
+ * ```ts
+ * const model = await loadModel('./chatglm3-6b', {
+ *   quantization: 'int4',
+ *   contextLength: 8192,
+ *   onProgress: ({ bytes, totalBytes }) => console.log(`${((100 * bytes) / totalBytes).toFixed(0)}%`),
+ * });
+ * console.log(model.info.device); // 'cuda:0' where there is a GPU, else 'cpu'
+ * await model.dispose();
+ * ```
  */
 export async function loadModel(path?: string, options: LoadOptions = {}): Promise<Model> {
   if (path !== undefined) checkPath('path', path);
@@ -36,7 +48,20 @@ export interface SyntheticModelOptions extends LoadOptions {
   seed?: number | undefined;
 }
 
-/** A model of a given shape with random weights, made in memory: for benchmarks. It has no tokenizer. */
+/**
+ * A model of a given shape with random weights, made in memory: for benchmarks. It has no tokenizer, so it takes and gives
+ * token ids.
+ *
+ * @throws {ChatGLMError} ERR_INVALID_ARGUMENT, ERR_OUT_OF_MEMORY, ERR_DEVICE_UNAVAILABLE, ERR_ABORTED.
+ *
+ * @example
+ * ```ts
+ * const model = await loadSyntheticModel({ shape: '6b', type: 'q4_0', contextLength: 4096 });
+ * const { timings } = await model.generate([1, 2, 3], { maxTokens: 32, stopTokens: [] }).result;
+ * console.log(timings.decodeTokensPerSecond);
+ * await model.dispose();
+ * ```
+ */
 export async function loadSyntheticModel(options: SyntheticModelOptions = {}): Promise<Model> {
   const { shape = '6b', type = 'q4_0', seed, ...rest } = options;
   checkLoadOptions(rest);
@@ -58,9 +83,14 @@ export async function loadSyntheticModel(options: SyntheticModelOptions = {}): P
  * Reads a tokenizer alone: from a tokenizer.model, a checkpoint's directory or a GGUF file.
  *
  * @throws {ChatGLMError} ERR_CHECKPOINT_NOT_FOUND, ERR_CHECKPOINT_INVALID.
+ *
+ * @example
+ * ```ts
+ * const tokenizer = await loadTokenizer('./chatglm3-6b/tokenizer.model');
+ * console.log(tokenizer.encode('你好').length, 'tokens');
+ * ```
  */
 export async function loadTokenizer(path: string): Promise<Tokenizer> {
   const { data, family } = await readTokenizer(path);
-  // A lone tokenizer.model is the same file in both generations; ChatGLM3's special tokens include ChatGLM2's.
-  return new Tokenizer(data, family ?? 'chatglm3');
+  return new Tokenizer(data, family ?? DEFAULT_FAMILY);
 }

@@ -14,14 +14,17 @@ import { Requests } from './requests.js';
 
 /** What was loaded. */
 export interface ModelInfo {
+  /** What decides the format of prompts: `chatglm3`, say. */
   family: ModelFamily;
   /** A name for people, from the checkpoint. */
   name: string;
   /** The checkpoint's file or directory; none for random weights. */
   path: string | undefined;
+  /** How many weights there are. */
   parameters: number;
   /** The most tokens of one sequence. */
   contextLength: number;
+  /** How many ids the logits have: rows of the output matrix, unused ones included. */
   vocabSize: number;
   /** Bytes of the weights in memory, by type. */
   weightTypes: Readonly<Record<string, number>>;
@@ -49,12 +52,15 @@ export interface ModelInfo {
 
 /** What a model is doing. */
 export interface ModelStats {
+  /** Requests that are being computed: at most `maxSequences`. */
   activeSequences: number;
+  /** Requests that wait: at most `maxQueue`. */
   queuedRequests: number;
   /** Tokens whose keys and values are kept for later requests that begin with them. */
   cachedTokens: number;
   /** Pages of the key/value memory in use, by active sequences and by what is kept. */
   usedPages: number;
+  /** Pages of 64 tokens that there are in all. */
   totalPages: number;
 }
 
@@ -62,13 +68,27 @@ export interface ModelStats {
 export interface LogitsOptions {
   /** Leave out the positions before this one; they may then come from the prefix cache. Default: 0. */
   from?: number | undefined;
+  /** Ends the computation with ERR_ABORTED. Default: none. */
   signal?: AbortSignal | undefined;
 }
 
 /** Keys and values are kept in pages of so many tokens: kPageTokens of native/engine/backend.h. */
 const PAGE_TOKENS = 64;
-/** A loaded model. It answers any number of requests at once and keeps no process alive while it has none. */
+/**
+ * A loaded model. It answers any number of requests at once and keeps no process alive while it has none.
+ *
+ * @example
+ * ```ts
+ * const model = await loadModel();
+ * const answers = await Promise.all(
+ *   ['你好', 'What is 7 times 8?'].map((question) => model.createChat().send(question)), // computed together
+ * );
+ * console.log(answers.map(({ text }) => text));
+ * await model.dispose();
+ * ```
+ */
 export class Model implements AsyncDisposable {
+  /** What was loaded, and what it takes. */
   readonly info: Readonly<ModelInfo>;
 
   readonly #native: NativeModel;
@@ -122,6 +142,11 @@ export class Model implements AsyncDisposable {
    * The checkpoint's tokenizer.
    *
    * @throws {ChatGLMError} ERR_CHECKPOINT_INVALID if the checkpoint has none: then only token ids can be used.
+   *
+   * @example
+   * ```ts
+   * console.log(model.tokenizer.encode('你好'));
+   * ```
    */
   get tokenizer(): Tokenizer {
     if (this.#tokenizer) return this.#tokenizer;
@@ -137,6 +162,14 @@ export class Model implements AsyncDisposable {
    *
    * @throws {ChatGLMError} ERR_INVALID_ARGUMENT; while iterating ERR_CONTEXT_OVERFLOW, ERR_QUEUE_FULL, ERR_ABORTED,
    *   ERR_DISPOSED, ERR_INVALID_LOGITS.
+   *
+   * @example
+   * ```ts
+   * const generation = model.generate('# language: Python\n# quicksort\n', { temperature: 0, maxTokens: 200, stop: '\n#' });
+   * for await (const { text } of generation) process.stdout.write(text);
+   * const { finishReason, tokens } = await generation.result;
+   * console.log(finishReason, tokens.length);
+   * ```
    */
   generate(prompt: string | ArrayLike<number>, options: GenerateOptions = {}): Generation {
     checkGenerateOptions(options);
@@ -176,7 +209,19 @@ export class Model implements AsyncDisposable {
     return this.#submit(prompt instanceof ChatGLMError ? prompt : request, signal, create);
   }
 
-  /** A conversation. */
+  /**
+   * A conversation. It costs nothing until it is asked something; what its prompts have in common with earlier ones is not
+   * computed again.
+   *
+   * @throws {ChatGLMError} ERR_INVALID_ARGUMENT; also where the model's family has no chat format, or no tools.
+   *
+   * @example
+   * ```ts
+   * const chat = model.createChat({ system: 'Answer briefly.', temperature: 0.5, seed: 1 });
+   * const { text } = await chat.send('What is the capital of France?');
+   * console.log(text, chat.history.length);
+   * ```
+   */
   createChat(options: ChatOptions = {}): Chat {
     return new Chat(this, options);
   }
@@ -186,15 +231,30 @@ export class Model implements AsyncDisposable {
    *
    * @param query The text of the message, whose role is `user` unless `options.role` says `observation`.
    * @throws {ChatGLMError} as {@link generate}.
+   *
+   * @example
+   * ```ts
+   * const first = await model.chat('你好', { history: [] });
+   * const second = await model.chat('What is 7 times 8?', { history: first.history, temperature: 0 });
+   * console.log(second.response, second.history.length);
+   * ```
    */
   async chat(query: string, options: ChatOnceOptions = {}): Promise<ChatOnceResult> {
     return await chatOnce(this, query, options);
   }
 
   /**
-   * The logits of each position, row by row: (positions, vocabulary), float32.
+   * The logits of each position, row by row: (positions, vocabulary), float32. Row i is what the model expects after ids[i].
    *
    * @throws {ChatGLMError} ERR_CONTEXT_OVERFLOW, ERR_INVALID_ARGUMENT, ERR_QUEUE_FULL, ERR_ABORTED, ERR_DISPOSED.
+   *
+   * @example
+   * ```ts
+   * const ids = model.tokenizer.encodePrompt('The capital of France is');
+   * const row = await model.logits(ids, { from: ids.length - 1 }); // (1, vocabulary)
+   * const likeliest = row.indexOf(row.reduce((a, b) => Math.max(a, b)));
+   * console.log(model.tokenizer.decode([likeliest]));
+   * ```
    */
   async logits(ids: ArrayLike<number>, options: LogitsOptions = {}): Promise<Float32Array> {
     checkOptions(options, ['from', 'signal'], 'logits()');
@@ -211,12 +271,29 @@ export class Model implements AsyncDisposable {
     return await handler.result;
   }
 
-  /** What the model is doing. */
+  /**
+   * What the model is doing.
+   *
+   * @example
+   * ```ts
+   * const { activeSequences, queuedRequests, usedPages, totalPages } = model.stats();
+   * console.log(`${activeSequences} running, ${queuedRequests} waiting, ${usedPages} of ${totalPages} pages in use`);
+   * ```
+   */
   stats(): ModelStats {
     return callNative(() => this.#native.stats());
   }
 
-  /** Forgets the keys and values that are kept for later requests. Running requests are not touched. */
+  /**
+   * Forgets the keys and values that are kept for later requests. Running requests are not touched.
+   *
+   * @example
+   * ```ts
+   * model.clearCache(); // so that a measurement computes the whole prompt
+   * const { usage } = await model.generate('Hello').result;
+   * console.log(usage.cachedTokens); // 0
+   * ```
+   */
   clearCache(): void {
     callNative(() => this.#native.clearCache());
   }
@@ -224,6 +301,11 @@ export class Model implements AsyncDisposable {
   /**
    * Gives all memory back. Requests under way end with ERR_DISPOSED; nothing is waited for but the end of a kernel. Resolves
    * when the memory is free; again and again if called again.
+   *
+   * @example
+   * ```ts
+   * process.once('SIGTERM', () => void model.dispose()); // answers under way end with ERR_DISPOSED
+   * ```
    */
   async dispose(): Promise<void> {
     if (!this.#isDisposed) {
@@ -233,6 +315,15 @@ export class Model implements AsyncDisposable {
     await this.#requests.disposed;
   }
 
+  /**
+   * Disposes of the model at the end of the block of an `await using`.
+   *
+   * @example
+   * ```ts
+   * await using model = await loadModel();
+   * console.log((await model.createChat().send('你好')).text);
+   * ```
+   */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.dispose();
   }

@@ -7,8 +7,8 @@
 
 namespace chatglm {
 
-/// An error that reaches the user as a ChatGLMError: a stable code (see lib/errors.ts), a sentence, and the numbers and
-/// names that explain it.
+/// An error that reaches the user as a ChatGLMError: a stable code (see lib/common/errors.ts), a sentence, and the
+/// numbers and names that explain it.
 class Error : public std::runtime_error {
  public:
   using Details = std::vector<std::pair<std::string, std::variant<double, std::string>>>;

@@ -9,8 +9,11 @@ import { sized, u32Bytes, u64Bytes } from './metadata.js';
 /** A tensor that is to be written. */
 export type GgufTensor = Pick<TensorEntry, 'name' | 'type' | 'shape'>;
 
+/** How far writing has come. */
 export interface WriteProgress {
+  /** Written so far. */
   bytes: number;
+  /** The size that the file will have. */
   totalBytes: number;
 }
 
@@ -26,8 +29,11 @@ export interface WriteOptions {
 /** The names of {@link WriteOptions}. */
 export const WRITE_OPTIONS = ['overwrite', 'onProgress', 'signal'] as const satisfies readonly (keyof WriteOptions)[];
 
+/** A file that is complete. */
 export interface WrittenFile {
+  /** Its absolute path. */
   path: string;
+  /** Its size. */
   bytes: number;
 }
 

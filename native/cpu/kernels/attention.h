@@ -1,4 +1,4 @@
-// Attention to one page of keys and values, for kernels_impl.h. A tile is some query rows by some vectors of tokens
+// Attention to one page of keys and values, for impl.h. A tile is some query rows by some vectors of tokens
 // (for scores) or of dimensions (for values), so that each vector that is loaded and converted serves several rows.
 
 constexpr int kTileRows = 4;

@@ -1,5 +1,5 @@
-// What CPUs with AVX2, FMA and F16C have, whether or not they multiply bytes by VNNI. Included by kernels_avx2.cc and
-// kernels_avxvnni.cc only, each of which gets a copy of its own (see kernels_impl.h).
+// What CPUs with AVX2, FMA and F16C have, whether or not they multiply bytes by VNNI. Included by avx2.cc and
+// avxvnni.cc only, each of which gets a copy of its own (see impl.h).
 #pragma once
 #include <immintrin.h>
 

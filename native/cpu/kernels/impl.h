@@ -1,5 +1,5 @@
-// The kernels, written once over a small set of vector operations. Each kernels_*.cc defines a struct `Simd` with the
-// operations of its instruction set in an unnamed namespace and then includes this file.
+// The kernels, written once over a small set of vector operations. The file of each instruction set defines a struct
+// `Simd` with its operations in an unnamed namespace and then includes this file.
 //
 // Nothing here may call an inline function or template of another header: the linker keeps one copy of each, and that
 // could be one compiled for an instruction set that the CPU lacks.

@@ -1,4 +1,4 @@
-// Matrix products on packed weights (packed_matrix.h), for kernels_impl.h.
+// Matrix products on packed weights (packed_matrix.h), for impl.h.
 //
 // A panel is two vectors of rows, `kLanes` each, and a lane sums up its row's product by itself, from the first column
 // to the last: there is nothing to add up across lanes, the order does not depend on how many tokens are computed
