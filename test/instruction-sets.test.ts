@@ -19,11 +19,11 @@ const instructionSets = process.env.CHATGLM_TEST_NODE
   : ['portable', 'avx2', 'avxvnni', 'avx512'];
 
 /**
- * Of chatglm-tiny in 4 bits for its 18 conversations: the middle of what the instruction sets compute, 130.35 to 130.41. Any
+ * Of chatglm-tiny in 4 bits for its 18 conversations: the middle of what the instruction sets compute, 130.19 to 130.41. Any
  * two that are within 0.25% of it differ by less than 0.5%. It is so high for the users' words, which the model was not
  * trained to write; its own answers alone would give 1, whatever the kernels lose.
  */
-const PERPLEXITY = 130.38;
+const PERPLEXITY = 130.3;
 
 const { conversations } = JSON.parse(
   readFileSync(join(__dirname, 'fixtures', 'chatglm-tiny', 'expected.json'), 'utf8'),
