@@ -12,7 +12,8 @@ namespace chatglm {
 /// after a job, because the next one of a forward pass follows at once, and then sleep.
 class ThreadPool {
  public:
-  /// `threads` counts the calling one.
+  /// `threads` counts the calling thread. Throws std::system_error, having ended the workers that it started, if the
+  /// system gives fewer: see current_error().
   explicit ThreadPool(int threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
