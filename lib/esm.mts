@@ -61,6 +61,7 @@ export {
   Model,
   measureBandwidth,
   openCheckpoint,
+  pageTokens,
   SYNTHETIC_TYPES,
   shapes,
   synthesize,

@@ -1,4 +1,4 @@
-export { type GpuInfo, measureBandwidth, type SystemInfo, systemInfo } from './addon/system.js';
+export { type GpuInfo, measureBandwidth, pageTokens, type SystemInfo, systemInfo } from './addon/system.js';
 export {
   Chat,
   type ChatOnceOptions,

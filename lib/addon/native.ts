@@ -201,6 +201,8 @@ export interface Native {
    * `threads` threads read, 'cuda' or 'cuda:N'.
    */
   measureBandwidth(threads: number, bytes: number, device: string): number;
+  /** Tokens of one page of the key/value cache. */
+  readonly pageTokens: number;
   /** Cores, not hardware threads, that this process may use. */
   physicalCores(): number;
   /** The name of the kernels that this CPU gets, its cores, the GPUs, and 'available' or why there are none. */

@@ -25,6 +25,9 @@ export interface SystemInfo {
   cuda: string;
 }
 
+/** Tokens of one page of the key/value cache: what `model.stats()` counts, and the unit in which sequences take memory. */
+export const pageTokens: number = native.pageTokens;
+
 /** What there is to compute on. Where there are GPUs, it takes some tenths of a second and blocks meanwhile. */
 export function systemInfo(): SystemInfo {
   return callNative(() => native.system());

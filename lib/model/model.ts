@@ -122,7 +122,7 @@ export interface ModelStats {
   queuedRequests: number;
   /** Tokens whose keys and values are kept for later requests that begin with them. */
   cachedTokens: number;
-  /** Pages of the key/value memory in use, by active sequences and by what is kept. */
+  /** Pages of `pageTokens` tokens of the key/value cache in use, by active sequences and by what is kept. */
   usedPages: number;
   totalPages: number;
 }
@@ -149,8 +149,6 @@ const LOAD_OPTIONS = [
 ] as const satisfies readonly (keyof LoadOptions)[];
 
 const FAMILIES = ['chatglm2', 'chatglm3', 'codegeex2'] as const satisfies readonly ModelFamily[];
-/** Keys and values are kept in pages of so many tokens: kPageTokens of native/engine/backend.h. */
-const PAGE_TOKENS = 64;
 const MOST_DEFAULT_CONTEXT = 32_768;
 const DEFAULT_SEQUENCES = 4;
 const DEFAULT_QUEUE = 256;
@@ -269,7 +267,8 @@ export class Model implements AsyncDisposable {
         bytes: weightBytes,
         kvCacheType: facts.kvCacheType as ModelInfo['kvCacheType'],
         kvBytesPerToken:
-          facts.kvCacheBytes / (spec.maxSequences * Math.ceil(spec.contextLength / PAGE_TOKENS) * PAGE_TOKENS),
+          facts.kvCacheBytes /
+          (spec.maxSequences * Math.ceil(spec.contextLength / native.pageTokens) * native.pageTokens),
       };
       return new Model(Object.freeze(info), handle, requests, tokenizer);
     } catch (error) {

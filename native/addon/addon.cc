@@ -146,6 +146,7 @@ class Addon : public Napi::Addon<Addon> {
     exports.Set("convertRows", Napi::Function::New<convert_rows>(env));
     exports.Set("fillRandom", Napi::Function::New<fill_random_blocks>(env));
     exports.Set("measureBandwidth", Napi::Function::New<measure_bandwidth>(env));
+    exports.Set("pageTokens", kPageTokens);
     exports.Set("physicalCores", Napi::Function::New<physical_core_count>(env));
     exports.Set("system", Napi::Function::New<system_facts>(env));
   }

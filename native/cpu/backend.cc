@@ -24,8 +24,6 @@ constexpr int32_t kSpanPages = 4;
 // Spans are shared out if all their states fit this.
 constexpr int64_t kMostStateBytes = 16 << 20;
 
-static_assert(kPageTokens == kMostPageTokens);
-
 bool is_quantized(DataType type) { return type == DataType::q8_0 || type == DataType::q4_0; }
 
 /// Rows of activations, and what quantized weights are multiplied with instead: codes of them or, where that is too
@@ -252,7 +250,7 @@ class CpuBackend final : public Backend {
       rotation.rope_dimension = shape_.rope_dimension;
       const auto complete = [&](int32_t first, bool rotated, float scale) {
         rotation.sum = rotation.y = row + first;
-        rotation.rest = qkv_passes_ > 1 ? row + shape_.qkv_size() + first : nullptr;
+        rotation.second_pass = qkv_passes_ > 1 ? row + shape_.qkv_size() + first : nullptr;
         rotation.bias = bias + first;
         rotation.cosines = rotated ? cosines_.data() + token * shape_.rope_dimension : nullptr;
         rotation.sines = rotated ? sines_.data() + token * shape_.rope_dimension : nullptr;
