@@ -67,7 +67,7 @@ void products(const Plan& plan, DataType type) {
   std::vector<PackedMatrix> matrices;
   {
     std::vector<uint8_t> rows(static_cast<size_t>(shape.bytes()));
-    fill_random(type, rows.data(), "weights", 1, 0, plan.rows * plan.columns, 0, 0.02f);
+    fill_random(type, rows.data(), "weights", 1, 0, plan.rows * plan.columns, {0, 0.02f});
     shape.data = rows.data();
     for (int64_t i = 0; i < count; ++i) {
       matrices.emplace_back(shape, PackedMatrix::Order::plain, *plan.kernels);

@@ -1,6 +1,6 @@
 import path from 'node:path';
 import load from 'node-gyp-build';
-import type { FileRange, TensorEntry } from '../checkpoint/types.js';
+import type { FileRange, ModelConfig, TensorEntry } from '../checkpoint/types.js';
 import { ChatGLMError, type ErrorCode } from '../common/errors.js';
 import type { TokenDecoder } from '../tokenizer/tokenizer.js';
 
@@ -22,22 +22,22 @@ export interface NativeTensor extends Omit<TensorEntry, 'data'> {
   data?: FileRange;
 }
 
+/** What the layers compute, where families differ: see native/model/shape.h. Other values are refused. */
+export interface NativeArchitecture {
+  norm: 'rms';
+  activation: 'swiglu';
+  /** Dimensions (2j, 2j + 1) of the first `ropeDimension` of a head are rotated. */
+  rotary: 'interleaved';
+  mask: 'causal';
+  /** Whether queries, keys and values have a bias. */
+  qkvBias: boolean;
+}
+
 export interface NativeModelSpec {
   files: string[];
   tensors: NativeTensor[];
-  config: {
-    layers: number;
-    hiddenSize: number;
-    heads: number;
-    kvGroups: number;
-    headSize: number;
-    ffnHiddenSize: number;
-    vocabSize: number;
-    normEpsilon: number;
-    ropeDimension: number;
-    ropeBase: number;
-    ropeScale: number;
-  };
+  config: Omit<ModelConfig, 'family' | 'name' | 'contextLength'>;
+  architecture: NativeArchitecture;
   contextLength: number;
   maxSequences: number;
   maxQueue: number;

@@ -149,6 +149,14 @@ const LOAD_OPTIONS = [
 ] as const satisfies readonly (keyof LoadOptions)[];
 
 const FAMILIES = ['chatglm2', 'chatglm3', 'codegeex2'] as const satisfies readonly ModelFamily[];
+/** What all supported families compute. */
+const ARCHITECTURE = {
+  norm: 'rms',
+  activation: 'swiglu',
+  rotary: 'interleaved',
+  mask: 'causal',
+  qkvBias: true,
+} as const satisfies NativeModelSpec['architecture'];
 const MOST_DEFAULT_CONTEXT = 32_768;
 const DEFAULT_SEQUENCES = 4;
 const DEFAULT_QUEUE = 256;
@@ -442,6 +450,7 @@ function toNativeSpec({ files, tensors, config, seed }: ModelSource, options: Lo
     files,
     tensors,
     config,
+    architecture: ARCHITECTURE,
     contextLength: integerOption('contextLength', options.contextLength, Math.min(most, MOST_DEFAULT_CONTEXT), {
       least: 1,
       most,
