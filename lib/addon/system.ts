@@ -23,6 +23,8 @@ export interface SystemInfo {
   gpus: GpuInfo[];
   /** `available`, or why no GPU can be used. */
   cuda: string;
+  /** Tokens of one page of the key/value cache: the unit in which sequences take memory, and `model.stats()` counts. */
+  pageTokens: number;
 }
 
 /**
@@ -36,7 +38,7 @@ export interface SystemInfo {
  * ```
  */
 export function systemInfo(): SystemInfo {
-  return callNative(() => loadNative().system());
+  return callNative(() => ({ ...loadNative().system(), pageTokens: loadNative().pageTokens }));
 }
 
 /**

@@ -46,8 +46,6 @@ On a checkpoint, or with --shape on random weights made in memory. Without eithe
   ],
 } satisfies CommandSpec;
 
-/** Keys and values are kept in pages of so many tokens. */
-const PAGE_TOKENS = 64;
 /** Of memory that is read to measure its bandwidth: more than caches hold. */
 const BANDWIDTH_BYTES = 2 ** 29;
 
@@ -133,7 +131,7 @@ async function loadingOptions(
   // A sequence that goes on from a cached prompt gets a page of its own for the prompt's end. Without room for that, other
   // cached prompts would have to go.
   const most = isSynthetic(given) ? Infinity : (await openCheckpoint(path ?? embeddedModelPath())).config.contextLength;
-  const contextLength = Math.max(longest, Math.min(longest + PAGE_TOKENS, most));
+  const contextLength = Math.max(longest, Math.min(longest + systemInfo().pageTokens, most));
   return { contextLength, ...toLoadOptions(given), maxSequences: Math.max(...batches) };
 }
 

@@ -58,9 +58,9 @@ export interface ModelStats {
   queuedRequests: number;
   /** Tokens whose keys and values are kept for later requests that begin with them. */
   cachedTokens: number;
-  /** Pages of the key/value memory in use, by active sequences and by what is kept. */
+  /** Pages of the key/value cache in use, of `systemInfo().pageTokens` tokens each, by active sequences and by what is kept. */
   usedPages: number;
-  /** Pages of 64 tokens that there are in all. */
+  /** Pages that there are in all. */
   totalPages: number;
 }
 
@@ -72,8 +72,6 @@ export interface LogitsOptions {
   signal?: AbortSignal | undefined;
 }
 
-/** Keys and values are kept in pages of so many tokens: kPageTokens of native/engine/backend.h. */
-const PAGE_TOKENS = 64;
 /**
  * A loaded model. It answers any number of requests at once and keeps no process alive while it has none.
  *
@@ -115,6 +113,7 @@ export class Model implements AsyncDisposable {
     const over = onAbort(signal, () => requests.failLoading(aborted(signal as AbortSignal)));
     try {
       const { weightBytes, ...facts } = await requests.ready;
+      const { pageTokens } = loadNative();
       const info: ModelInfo = {
         family: config.family,
         name: config.name,
@@ -126,7 +125,7 @@ export class Model implements AsyncDisposable {
         bytes: weightBytes,
         kvCacheType: facts.kvCacheType as ModelInfo['kvCacheType'],
         kvBytesPerToken:
-          facts.kvCacheBytes / (spec.maxSequences * Math.ceil(spec.contextLength / PAGE_TOKENS) * PAGE_TOKENS),
+          facts.kvCacheBytes / (spec.maxSequences * Math.ceil(spec.contextLength / pageTokens) * pageTokens),
       };
       return new Model(Object.freeze(info), handle, requests, tokenizer);
     } catch (error) {
