@@ -23,7 +23,8 @@ export {
   synthesize,
 } from './checkpoint/synth.js';
 export type { Checkpoint, ModelConfig, TensorEntry } from './checkpoint/types.js';
-export { ChatGLMError, type ErrorCode, type ErrorDetails } from './common/errors.js';
+export { ChatGLMError, type ErrorCode, type ErrorDetails, type SerializedError } from './common/errors.js';
+export type { FilePath, Nullable } from './common/options.js';
 export {
   CHAT_FAMILIES,
   type ChatFamily,
@@ -44,7 +45,13 @@ export type {
 } from './generation/options.js';
 export { Generation } from './generation/text-stream.js';
 export { embeddedModelPath } from './model/embedded.js';
-export { loadModel, loadSyntheticModel, loadTokenizer, type SyntheticModelOptions } from './model/load.js';
+export {
+  type LoadTokenizerOptions,
+  loadModel,
+  loadSyntheticModel,
+  loadTokenizer,
+  type SyntheticModelOptions,
+} from './model/load.js';
 export type { LoadOptions, LoadProgress } from './model/load-options.js';
 export { type LogitsOptions, Model, type ModelInfo, type ModelStats } from './model/model.js';
 export { type DecodeOptions, Tokenizer } from './tokenizer/tokenizer.js';

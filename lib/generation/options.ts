@@ -1,7 +1,18 @@
 import { randomInt } from 'node:crypto';
 import type { NativeSampling } from '../addon/native.js';
 import { invalidArgument } from '../common/errors.js';
-import { booleanOption, checkOptions, integerOption, numberOption, show, signalOption } from '../common/options.js';
+import {
+  booleanOption,
+  integerOption,
+  isPlainObject,
+  numberOption,
+  reading,
+  readOptions,
+  type Settings,
+  show,
+  signalOption,
+  tokenIds,
+} from '../common/options.js';
 import { StopSequences } from './stop-sequences.js';
 
 /**
@@ -38,11 +49,17 @@ export interface SamplingOptions {
 }
 
 export interface GenerateOptions extends SamplingOptions {
-  /** The most tokens to generate, a stop token included. Default: until the context is full. */
+  /**
+   * The most tokens to generate, a stop token included; 0 computes the prompt only, for a later request to find, and leaves
+   * a chat's history as it was. Default: as many as the context has room for.
+   */
   maxTokens?: number | undefined;
   /** Texts that end the answer; they are not part of it. Default: none. */
   stop?: string | readonly string[] | undefined;
-  /** Ids that end the answer. Default: those that end a turn, which is `</s>` and for ChatGLM3 two of the role tokens. */
+  /**
+   * Ids of tokens that end the answer. Default: those that end a turn, which are `</s>` and for ChatGLM3 two of the role
+   * tokens. In a chat those always count, and the ids given here come on top of them.
+   */
   stopTokens?: readonly number[] | undefined;
   /** Ends the generation with ERR_ABORTED, also while the prompt is being computed. */
   signal?: AbortSignal | undefined;
@@ -122,31 +139,60 @@ const SAMPLING_OPTIONS = [
   'logprobs',
 ] as const satisfies readonly (keyof SamplingOptions)[];
 
-const GENERATE_OPTIONS: readonly string[] = [...SAMPLING_OPTIONS, 'maxTokens', 'stop', 'stopTokens', 'signal'];
+/** The names of {@link GenerateOptions}. */
+export const GENERATE_OPTIONS = [
+  ...SAMPLING_OPTIONS,
+  'maxTokens',
+  'stop',
+  'stopTokens',
+  'signal',
+] as const satisfies readonly (keyof GenerateOptions)[];
 
-/** Refuses what is no option of a generation, and values that are not allowed. */
+/** The options of a generation that are set. Refuses what is no such option, and values that are not allowed. */
+export function readGenerateOptions(options: unknown): Settings<GenerateOptions> {
+  const set = readOptions<GenerateOptions>(options, GENERATE_OPTIONS, 'a generation');
+  checkGenerateOptions(set);
+  return set;
+}
+
+/** Refuses values that no model allows. */
 export function checkGenerateOptions(options: GenerateOptions): void {
-  checkOptions(options, GENERATE_OPTIONS, 'a generation');
   toNativeSampling(options, 2 ** 32);
   maxTokensOf(options, 0);
   signalOption(options.signal);
   new StopSequences(options.stop ?? []);
+  if (options.stopTokens !== undefined) tokenIds('stopTokens', options.stopTokens);
 }
 
 export function maxTokensOf(options: GenerateOptions, fallback: number): number {
   return integerOption('maxTokens', options.maxTokens, fallback, { most: 0x7fff_ffff });
 }
 
+/** A bias beyond this decides alone already, and float32 must hold its sum with a logit. */
+const MOST_BIAS = 1e6;
+
 function toBias(logitBias: unknown, vocabSize: number): [id: number, value: number][] {
   if (logitBias === undefined) return [];
-  if (logitBias === null || typeof logitBias !== 'object' || Symbol.iterator in logitBias) {
-    throw invalidArgument(`logitBias must be an object of numbers by token id, got ${show(logitBias)}`);
-  }
-  return Object.entries(logitBias).map(([id, value]) => [
-    integerOption('logitBias: a token id', Number(id), 0, { most: vocabSize - 1 }),
-    // Minus infinity bans a token.
-    value === Number.NEGATIVE_INFINITY ? value : numberOption(`logitBias[${id}]`, value, 0),
-  ]);
+  return reading('logitBias', () => {
+    if (!isPlainObject(logitBias)) {
+      throw invalidArgument(`logitBias must be an object of numbers by token id, got ${show(logitBias)}`);
+    }
+    const set = Object.entries(logitBias).filter(([, value]) => value !== undefined && value !== null);
+    const bias = set.map(([key, value]): [number, number] => {
+      const id = /^(0|[1-9]\d*)$/.test(key) ? Number(key) : key;
+      return [
+        integerOption('logitBias: a token id', id, 0, { most: vocabSize - 1 }),
+        // Minus infinity bans a token.
+        value === Number.NEGATIVE_INFINITY
+          ? value
+          : numberOption(`logitBias[${id}]`, value, 0, { least: -MOST_BIAS, most: MOST_BIAS }),
+      ];
+    });
+    if (bias.filter(([, value]) => value === Number.NEGATIVE_INFINITY).length === vocabSize) {
+      throw invalidArgument(`logitBias bans all ${vocabSize} tokens: none is left to generate`);
+    }
+    return bias;
+  });
 }
 
 /** Checks the sampling options and fills in the defaults. */

@@ -1,12 +1,13 @@
-import { loadNative, type NativeModelSpec } from '../addon/native.js';
+import { callNative, loadNative, type NativeModelSpec } from '../addon/native.js';
 import type { ModelConfig } from '../checkpoint/types.js';
-import { invalidArgument } from '../common/errors.js';
 import {
   booleanOption,
-  checkOptions,
   choiceOption,
   deviceOption,
+  functionOption,
   integerOption,
+  readOptions,
+  type Settings,
   signalOption,
 } from '../common/options.js';
 import { familyNamed, MODEL_FAMILIES, type ModelFamily } from '../families/index.js';
@@ -54,15 +55,15 @@ export interface LoadOptions {
   kvCacheType?: 'f16' | 'f32' | 'q8_0' | undefined;
   /** Find again what was computed for earlier requests that begin with the same tokens. Default: true. */
   prefixCache?: boolean | undefined;
-  /** The model's generation, where the checkpoint's files do not tell it rightly. Default: what they tell. */
+  /** The model's family, where the checkpoint's files do not tell the right one. Default: the one they tell. */
   family?: ModelFamily | undefined;
-  /** Called while loading, some times a second. */
+  /** Called while loading, at most ten times a second, and when all weights are read. */
   onProgress?: ((progress: LoadProgress) => void) | undefined;
   /** Ends loading with ERR_ABORTED. */
   signal?: AbortSignal | undefined;
 }
 
-const LOAD_OPTIONS = [
+export const LOAD_OPTIONS = [
   'device',
   'quantization',
   'contextLength',
@@ -90,35 +91,47 @@ export interface ModelSource {
   seed: number;
 }
 
-export function toNativeSpec({ files, tensors, config, seed }: ModelSource, options: LoadOptions): NativeModelSpec {
-  const most = config.contextLength;
+/** The options of `loadModel()` that are set. Refuses whatever no checkpoint allows, before one is looked at. */
+export function readLoadOptions(options: unknown): Settings<LoadOptions> {
+  const set = readOptions<LoadOptions>(options, LOAD_OPTIONS, 'loadModel()');
+  checkLoadOptions(set);
+  return set;
+}
+
+/** Refuses values that no checkpoint allows. */
+export function checkLoadOptions(options: LoadOptions): void {
+  toNativeOptions(options, Number.MAX_SAFE_INTEGER);
+  if (options.family !== undefined) choiceOption('family', options.family, MODEL_FAMILIES, 'chatglm3');
+  functionOption('onProgress', options.onProgress);
+  signalOption(options.signal);
+}
+
+/** What native code takes of the options. `most`: the most tokens that the model was made for. */
+function toNativeOptions(options: LoadOptions, most: number) {
   return {
-    files,
-    tensors,
-    config,
-    architecture: familyNamed(config.family).architecture,
     contextLength: integerOption('contextLength', options.contextLength, Math.min(most, MOST_DEFAULT_CONTEXT), {
       least: 1,
       most,
     }),
     maxSequences: integerOption('maxSequences', options.maxSequences, DEFAULT_SEQUENCES, { least: 1, most: 256 }),
     maxQueue: integerOption('maxQueue', options.maxQueue, DEFAULT_QUEUE, { most: 1 << 20 }),
-    threads: integerOption('threads', options.threads, loadNative().physicalCores(), { least: 1, most: 1024 }),
+    threads: integerOption('threads', options.threads, undefined, { least: 1, most: 1024 }),
     quantization: choiceOption('quantization', options.quantization, ['int8', 'int4'], ''),
     kvCacheType: choiceOption('kvCacheType', options.kvCacheType, ['f16', 'f32', 'q8_0'], ''),
     prefixCache: booleanOption('prefixCache', options.prefixCache, true),
     device: deviceOption(options.device, ['auto', 'cpu'], 'auto'),
-    seed,
   };
 }
 
-export function checkLoadOptions(options: LoadOptions): LoadOptions {
-  checkOptions(options, LOAD_OPTIONS, 'loadModel()');
-  if (options.onProgress !== undefined && typeof options.onProgress !== 'function') {
-    throw invalidArgument('onProgress must be a function');
-  }
-  if (options.family !== undefined)
-    choiceOption('family', options.family, MODEL_FAMILIES, MODEL_FAMILIES[0] as ModelFamily);
-  signalOption(options.signal);
-  return options;
+export function toNativeSpec({ files, tensors, config, seed }: ModelSource, options: LoadOptions): NativeModelSpec {
+  const { threads, ...rest } = toNativeOptions(options, config.contextLength);
+  return {
+    files,
+    tensors,
+    config,
+    architecture: familyNamed(config.family).architecture,
+    ...rest,
+    threads: threads ?? callNative(() => loadNative().physicalCores()),
+    seed,
+  };
 }

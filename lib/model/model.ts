@@ -1,10 +1,18 @@
 import { callNative, loadNative, type NativeModel, type NativeRequest } from '../addon/native.js';
 import { Chat, type ChatOnceOptions, type ChatOnceResult, type ChatOptions, chatOnce } from '../chat/chat.js';
 import { onAbort } from '../common/abort.js';
-import { aborted, ChatGLMError, throwIfAborted } from '../common/errors.js';
-import { checkOptions, integerOption, signalOption, tokenIds } from '../common/options.js';
+import { aborted, ChatGLMError, invalidArgument, throwIfAborted } from '../common/errors.js';
+import {
+  countOfIds,
+  integerOption,
+  type Nullable,
+  readOptions,
+  show,
+  signalOption,
+  tokenIds,
+} from '../common/options.js';
 import { type ModelFamily, stopTokens } from '../families/index.js';
-import { checkGenerateOptions, type GenerateOptions, maxTokensOf, toNativeSampling } from '../generation/options.js';
+import { type GenerateOptions, maxTokensOf, readGenerateOptions, toNativeSampling } from '../generation/options.js';
 import { StopSequences } from '../generation/stop-sequences.js';
 import { Generation, type RawGeneration } from '../generation/text-stream.js';
 import { LogitsRequest, type RequestHandler, TokenStream } from '../generation/token-stream.js';
@@ -138,10 +146,12 @@ export class Model implements AsyncDisposable {
    * @throws {ChatGLMError} ERR_INVALID_ARGUMENT; while iterating ERR_CONTEXT_OVERFLOW, ERR_QUEUE_FULL, ERR_ABORTED,
    *   ERR_DISPOSED, ERR_INVALID_LOGITS.
    */
-  generate(prompt: string | ArrayLike<number>, options: GenerateOptions = {}): Generation {
-    checkGenerateOptions(options);
-    const { stop = [], ...rest } = options;
+  generate(prompt: string | ArrayLike<number>, options: Nullable<GenerateOptions> = {}): Generation {
+    const { stop = [], ...rest } = readGenerateOptions(options);
     const stops = new StopSequences(stop);
+    if (typeof prompt !== 'string' && (typeof prompt !== 'object' || prompt === null)) {
+      throw invalidArgument(`prompt must be a text or an array of token ids, got ${show(prompt)}`);
+    }
     const ids =
       typeof prompt === 'string' ? (this.overflowOf(prompt.length) ?? this.tokenizer.encodePrompt(prompt)) : prompt;
     return new Generation(this.generateIds(ids, rest), stops);
@@ -160,12 +170,12 @@ export class Model implements AsyncDisposable {
   }
 
   /** @internal The tokens of a continuation, special ones included. An error instead of a prompt is what it ends with. */
-  generateIds(prompt: ArrayLike<number> | ChatGLMError, options: GenerateOptions): RawGeneration {
-    checkGenerateOptions(options);
+  generateIds(given: ArrayLike<number> | ChatGLMError, options: GenerateOptions): RawGeneration {
     const signal = signalOption(options.signal);
+    const prompt = given instanceof ChatGLMError ? given : this.#promptOf('prompt', given, ', the answer included');
     const { seedNumber, ...sampling } = toNativeSampling(options, this.info.vocabSize);
     const request: NativeRequest = {
-      prompt: prompt instanceof ChatGLMError ? new Uint32Array() : tokenIds('prompt', prompt, this.info.vocabSize - 1),
+      prompt: prompt instanceof ChatGLMError ? new Uint32Array() : prompt,
       maxTokens: maxTokensOf(options, this.info.contextLength),
       stopTokens: options.stopTokens === undefined ? this.#stopTokens() : tokenIds('stopTokens', options.stopTokens),
       sampling,
@@ -177,7 +187,7 @@ export class Model implements AsyncDisposable {
   }
 
   /** A conversation. */
-  createChat(options: ChatOptions = {}): Chat {
+  createChat(options: Nullable<ChatOptions> = {}): Chat {
     return new Chat(this, options);
   }
 
@@ -187,7 +197,7 @@ export class Model implements AsyncDisposable {
    * @param query The text of the message, whose role is `user` unless `options.role` says `observation`.
    * @throws {ChatGLMError} as {@link generate}.
    */
-  async chat(query: string, options: ChatOnceOptions = {}): Promise<ChatOnceResult> {
+  async chat(query: string, options: Nullable<ChatOnceOptions> = {}): Promise<ChatOnceResult> {
     return await chatOnce(this, query, options);
   }
 
@@ -196,11 +206,12 @@ export class Model implements AsyncDisposable {
    *
    * @throws {ChatGLMError} ERR_CONTEXT_OVERFLOW, ERR_INVALID_ARGUMENT, ERR_QUEUE_FULL, ERR_ABORTED, ERR_DISPOSED.
    */
-  async logits(ids: ArrayLike<number>, options: LogitsOptions = {}): Promise<Float32Array> {
-    checkOptions(options, ['from', 'signal'], 'logits()');
-    const signal = signalOption(options.signal);
-    const prompt = tokenIds('ids', ids, this.info.vocabSize - 1);
-    const from = integerOption('from', options.from, 0, { most: Math.max(0, prompt.length - 1) });
+  async logits(ids: ArrayLike<number>, options: Nullable<LogitsOptions> = {}): Promise<Float32Array> {
+    const set = readOptions<LogitsOptions>(options, ['from', 'signal'], 'logits()');
+    const signal = signalOption(set.signal);
+    const prompt = this.#promptOf('ids', ids, '');
+    if (prompt instanceof ChatGLMError) throw prompt;
+    const from = integerOption('from', set.from, 0, { most: Math.max(0, prompt.length - 1) });
     const { seedNumber: _, ...sampling } = toNativeSampling({ seed: 0 }, this.info.vocabSize);
     const request: NativeRequest = { prompt, maxTokens: 0, stopTokens: new Uint32Array(), sampling, logitsFrom: from };
     const handler = this.#submit(
@@ -222,8 +233,8 @@ export class Model implements AsyncDisposable {
   }
 
   /**
-   * Gives all memory back. Requests under way end with ERR_DISPOSED; nothing is waited for but the end of a kernel. Resolves
-   * when the memory is free; again and again if called again.
+   * Gives all memory back. Requests under way end with ERR_DISPOSED; nothing is waited for but the end of a kernel. The
+   * promise resolves when the memory is free, also when `dispose()` is called more than once.
    */
   async dispose(): Promise<void> {
     if (!this.#isDisposed) {
@@ -235,6 +246,15 @@ export class Model implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.dispose();
+  }
+
+  /** Token ids as native code takes them, or the error for more of them than the context holds. */
+  #promptOf(name: string, ids: ArrayLike<number>, remark: string): Uint32Array | ChatGLMError {
+    const tokens = countOfIds(name, ids);
+    const limit = this.info.contextLength;
+    if (tokens <= limit) return tokenIds(name, ids, this.info.vocabSize - 1);
+    const message = `the prompt has ${tokens} tokens; the context holds ${limit}${remark}`;
+    return new ChatGLMError('ERR_CONTEXT_OVERFLOW', message, { tokens, limit });
   }
 
   #stopTokens(): Uint32Array {

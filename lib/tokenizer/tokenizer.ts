@@ -1,6 +1,6 @@
 import { callNative, loadNative, type NativeTokenizer } from '../addon/native.js';
 import { invalidArgument } from '../common/errors.js';
-import { checkOptions, choiceOption, tokenIds } from '../common/options.js';
+import { booleanOption, choiceOption, type Nullable, readOptions, show, tokenIds } from '../common/options.js';
 import {
   CHAT_FAMILIES,
   type ChatFamily,
@@ -58,15 +58,16 @@ export class Tokenizer {
    * token, such as `<|user|>`, is text.
    */
   encode(text: string): number[] {
-    if (typeof text !== 'string') throw invalidArgument(`text must be a string, got ${typeof text}`);
+    if (typeof text !== 'string') throw invalidArgument(`text must be a string, got ${show(text)}`);
     return Array.from(this.#native.encode(text));
   }
 
   /** The text of ids. Bytes that are no UTF-8 become U+FFFD. */
-  decode(ids: ArrayLike<number>, options: DecodeOptions = {}): string {
-    checkOptions(options, ['special'], 'decode()');
+  decode(ids: ArrayLike<number>, options: Nullable<DecodeOptions> = {}): string {
+    const set = readOptions<DecodeOptions>(options, ['special'], 'decode()');
+    const special = booleanOption('special', set.special, false);
     const all = tokenIds('ids', ids);
-    if (!options.special) return this.#native.decode(all);
+    if (!special) return this.#native.decode(all);
     const names = familyNamed(this.#family).specialTokens;
     let text = '';
     let begin = 0;
@@ -85,8 +86,8 @@ export class Tokenizer {
    * @throws {ChatGLMError} ERR_INVALID_ARGUMENT, naming the message, where the family's format cannot express them.
    */
   encodeChat(messages: readonly ChatMessage[], options: { family: ChatFamily }): number[] {
-    checkOptions(options, ['family'], 'encodeChat()');
-    const family = choiceOption('family', options.family ?? null, CHAT_FAMILIES, 'chatglm3');
+    const set = readOptions<{ family: ChatFamily }>(options, ['family'], 'encodeChat()');
+    const family = choiceOption('family', set.family ?? null, CHAT_FAMILIES, 'chatglm3');
     const checked = validateMessages(messages, 'messages');
     return this.encodeParts(chatPrompt(family, checked), family);
   }
@@ -99,7 +100,7 @@ export class Tokenizer {
 
   /** The ids of a text to be continued: `[gMASK]`, `sop` and the text's, as THUDM's tokenizer gives them. */
   encodePrompt(text: string): number[] {
-    if (typeof text !== 'string') throw invalidArgument(`text must be a string, got ${typeof text}`);
+    if (typeof text !== 'string') throw invalidArgument(`text must be a string, got ${show(text)}`);
     const prefix = familyNamed(this.#family).prefixTokens.map((token) => ({ token }));
     return this.encodeParts([...prefix, text], this.#family);
   }
@@ -111,6 +112,7 @@ export class Tokenizer {
 
   /** Decodes a stream of ids. */
   createDecoder(): TokenDecoder {
-    return this.#native.createDecoder();
+    const decoder = this.#native.createDecoder();
+    return { push: (id) => callNative(() => decoder.push(id)), flush: () => decoder.flush() };
   }
 }
