@@ -6,6 +6,7 @@ import {
   integerOption,
   isPlainObject,
   type Nullable,
+  numberOption,
   reading,
   readOptions,
   show,
@@ -109,9 +110,7 @@ const BLOCK = 32;
 
 /** The config of a shape, with changes. */
 export function syntheticConfig(shape: ShapeName, overrides: Partial<ModelConfig> = {}): ModelConfig {
-  const known: ModelConfig | undefined = Object.hasOwn(shapes, shape) ? shapes[shape] : undefined;
-  if (known === undefined)
-    throw invalidArgument(`shape must be one of ${Object.keys(shapes).join(', ')}, got ${show(shape)}`);
+  const known: ModelConfig = shapes[choiceOption('shape', shape, Object.keys(shapes) as ShapeName[], '6b')];
   const config: ModelConfig = { ...known, ...overrides };
   checkConfig(config);
   return config;
@@ -180,6 +179,9 @@ function pieceCount(config: ModelConfig): number {
 function ownConfig(shape: Record<string, unknown>): ModelConfig {
   const config = reading('shape', () => ({ ...shape })) as unknown as ModelConfig;
   choiceOption('shape.family', config.family ?? null, MODEL_FAMILIES, 'chatglm3');
+  for (const field of Object.keys(FIELD_NAMES) as (keyof FieldNames)[]) {
+    numberOption(`shape.${field}`, config[field] ?? null, 0);
+  }
   if (typeof config.name !== 'string') throw invalidArgument(`shape.name must be a string, got ${show(config.name)}`);
   checkConfig(config);
   return config;

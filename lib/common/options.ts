@@ -141,6 +141,9 @@ export function signalOption(value: unknown): AbortSignal | undefined {
   throw invalidArgument(`signal must be an AbortSignal, got ${show(value)}`);
 }
 
+/** Windows' limit; other systems have shorter paths. */
+const MOST_PATH = 32_767;
+
 /** The text of a path that may also be a `file:` URL, as an object or a string, or UTF-8 bytes. */
 export function toPath(name: string, value: unknown): string {
   const path = reading(name, () => {
@@ -154,6 +157,7 @@ export function toPath(name: string, value: unknown): string {
   if (path === undefined || path === '') {
     throw invalidArgument(`${name} must be the path of a file or directory, got ${show(value)}`);
   }
+  if (path.length > MOST_PATH) throw invalidArgument(`${name} has ${path.length} characters; no path is that long`);
   if (path.includes('\0')) throw invalidArgument(`${name} has a null character, which no path has: ${show(path)}`);
   return path;
 }

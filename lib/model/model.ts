@@ -153,7 +153,9 @@ export class Model implements AsyncDisposable {
       throw invalidArgument(`prompt must be a text or an array of token ids, got ${show(prompt)}`);
     }
     const ids =
-      typeof prompt === 'string' ? (this.overflowOf(prompt.length) ?? this.tokenizer.encodePrompt(prompt)) : prompt;
+      typeof prompt === 'string'
+        ? (this.overflowOf(prompt.length) ?? this.tokenizer.encodePrompt(prompt))
+        : this.#promptOf('prompt', prompt, ', the answer included');
     return new Generation(this.generateIds(ids, rest), stops);
   }
 
