@@ -1,3 +1,6 @@
+// First of all, before anything that an old Node lacks.
+import './common/node-version.js';
+
 export type { ModelShape, TensorType, TokenDecoder } from './addon/native.js';
 export { type GpuInfo, measureBandwidth, type SystemInfo, systemInfo } from './addon/system.js';
 export {
