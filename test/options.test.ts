@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { Worker } from 'node:worker_threads';
 import { ChatGLMError, ERROR_CODES } from '../lib/common/errors.js';
+import { isSupported } from '../lib/common/node-version.js';
 import { allocated, integerOption, readOptions, show, signalOption, toPath } from '../lib/common/options.js';
 import { throttled } from '../lib/common/progress.js';
 import { LogitsRequest } from '../lib/generation/token-stream.js';
@@ -161,6 +162,13 @@ test('progress is told ten times a second at most, at first and at the end', asy
   expect(told.filter((bytes) => bytes === 250)).toHaveLength(1);
   expect(told.length).toBeLessThanOrEqual(2 + (performance.now() - began) / 100);
   expect(told.length).toBeGreaterThan(2);
+});
+
+test('the versions of Node are those that package.json asks for', () => {
+  const { engines } = JSON.parse(readFileSync(join(__dirname, '..', 'package.json'), 'utf8'));
+  expect(engines.node).toBe('^20.17.0 || >=22.9.0');
+  for (const version of ['20.17.0', '20.20.2', '22.9.0', '23.0.0', '26.1.0']) expect(isSupported(version)).toBe(true);
+  for (const version of ['14.21.3', '18.20.8', '20.16.0', '21.7.0', '22.8.0']) expect(isSupported(version)).toBe(false);
 });
 
 describe('errors', () => {
