@@ -264,6 +264,15 @@ describe('elements', () => {
     ['a bias', (value) => model.generate('x', { ...one, logitBias: { 5: value } })],
     ['a message', (value) => model.createChat({ history: [user, value] })],
     ['a message of a pair', (value) => model.createChat({ history: [['q', value]] })],
+    [
+      'a message in an edited history',
+      async (value) => {
+        chat.history = [user];
+        (chat.history as unknown[]).push(value);
+        const calls = [() => chat.send('x'), () => chat.regenerate(), () => chat.fork(), () => chat.toJSON()];
+        for (const call of calls) expect(await problemOf(call)).toBeUndefined();
+      },
+    ],
     ['the role of a message', (value) => chat.send({ ...user, role: value })],
     ['the content of a message', (value) => chat.send({ ...user, content: value })],
     ['the metadata of a message', (value) => chat.send({ ...user, metadata: value })],

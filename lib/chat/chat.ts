@@ -33,18 +33,18 @@ import { type ChatReply, ChatStream } from './chat-stream.js';
 export const TOOLS_PROMPT =
   'Answer the following questions as best as you can. You have access to the following tools:';
 
-/** Options of `model.createChat()`. Those for generation hold for every answer that is not given its own. */
+/** Options of `model.createChat()`. Those of a generation hold for every answer that is not given others. */
 export interface ChatOptions extends GenerateOptions {
   /** The system message. Default: none, or {@link TOOLS_PROMPT} where there are tools. */
   system?: string | undefined;
-  /** Tools that the model may call, also in OpenAI's shape. ChatGLM3 only. Default: none. */
+  /** Tools that the model may call, also in OpenAI's shape; no two have the same name. ChatGLM3 only. Default: none. */
   tools?: readonly (ToolDefinition | WrappedToolDefinition)[] | undefined;
   /**
-   * The conversation so far: messages, or THUDM's pairs `[query, response]`. It is copied. Default: empty. One that
-   * begins with a system message leaves no room for `system` and `tools`.
+   * The conversation so far: messages, or THUDM's pairs `[query, response]`, which are copied. A history that begins with a
+   * system message leaves no room for `system` and `tools`. Default: empty.
    */
   history?: readonly (ChatMessage | readonly [query: string, response: string])[] | undefined;
-  /** The format of the prompt. Default: `auto`, the model's own. CodeGeeX2 has none. */
+  /** The family whose prompt format is used. Default: `auto`, the model's own family. CodeGeeX2 has no format. */
   family?: 'auto' | ChatFamily | undefined;
 }
 
@@ -62,7 +62,7 @@ const CHAT_OPTIONS = [
   'family',
 ] as const satisfies readonly (keyof ChatOptions)[];
 
-/** What `toJSON()` gives: `createChat()` takes it back, and the conversation goes on. */
+/** What `toJSON()` of a chat gives. With it `createChat()` goes on with the conversation. */
 export interface SavedChat {
   family: ChatFamily;
   history: ChatMessage[];
@@ -123,8 +123,8 @@ export class Chat {
   }
 
   /**
-   * The conversation: plain JSON, the chat's own array. Edit it between answers, save it, or assign another one, which
-   * is checked and copied. It changes only when an answer is complete: with an error it stays as it was.
+   * The conversation: plain JSON, the chat's own array. Edit it between answers, save it, or assign another one, which is
+   * checked and copied. The history changes only when an answer is complete; an error leaves it as it was.
    */
   get history(): ChatMessage[] {
     return this.#history;
@@ -140,7 +140,7 @@ export class Chat {
    * the answer is complete, or, as far as it has come, when the loop is left early. An error, one from an aborted
    * `signal` included, is thrown and leaves the history as it was.
    *
-   * @param input The text, or a message of the role `user` or `observation`.
+   * @param input A text, or a message of the role `user` or `observation`.
    * @throws {ChatGLMError} ERR_INVALID_ARGUMENT; ERR_BUSY while the chat is answering another message; while iterating
    *   ERR_CONTEXT_OVERFLOW, ERR_QUEUE_FULL, ERR_ABORTED, ERR_DISPOSED and others of the model.
    */
@@ -168,18 +168,20 @@ export class Chat {
   regenerate(options: Nullable<GenerateOptions> = {}): ChatStream {
     const set = readGenerateOptions(options);
     this.#refuseWhileAnswering();
-    const last = this.#history.findLastIndex(({ role }) => role !== 'assistant');
-    const role = this.#history[last]?.role;
+    // The history is the user's to edit.
+    const messages = validateMessages(this.#history, 'history');
+    const last = messages.findLastIndex(({ role }) => role !== 'assistant');
+    const role = messages[last]?.role;
     if (role !== 'user' && role !== 'observation') throw invalidArgument('the history has no message to answer again');
     return this.#answer(last + 1, [], set);
   }
 
-  /** A chat of its own with the same history and options: what is said in one does not change the other. */
+  /** Makes another chat with the same history and options: what is said in one does not change the other. */
   fork(): Chat {
     return new Chat(this.#model, { ...this.#defaults, family: this.family, history: this.#history });
   }
 
-  /** What is needed to go on later: `model.createChat(JSON.parse(JSON.stringify(chat)))`. */
+  /** The chat as plain data, to go on later: `model.createChat(JSON.parse(JSON.stringify(chat)))`. */
   toJSON(): SavedChat {
     return { family: this.family, history: validateMessages(this.#history, 'history') };
   }

@@ -1,6 +1,9 @@
 import path from 'node:path';
 
-/** The model that comes with this package. In an Electron app it must lie beside the archive: files in it cannot be mapped. */
+/**
+ * The path of the model that comes with this package. In an Electron app the model must lie beside the archive, because files
+ * in an archive cannot be mapped.
+ */
 export function embeddedModelPath(): string {
   const file = path.join(__dirname, '..', '..', 'models', 'chatglm-tiny', 'model.gguf');
   return file.replace(/\bapp\.asar(?=[\\/])/, 'app.asar.unpacked');

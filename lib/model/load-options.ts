@@ -15,45 +15,46 @@ import type { TokenizerData } from '../tokenizer/data.js';
 
 /** How far loading has come. */
 export interface LoadProgress {
-  /** Of the checkpoint's weights, read so far. */
+  /** Bytes of the checkpoint's weights that have been read. */
   bytes: number;
+  /** Bytes of all weights of the checkpoint. */
   totalBytes: number;
 }
 
 /** Options of `loadModel()`. */
 export interface LoadOptions {
   /**
-   * Where to compute: `cuda`, which is `cuda:0`, or `cuda:1` and so on take that GPU or fail with ERR_DEVICE_UNAVAILABLE.
+   * The device to compute on. `cuda`, which is `cuda:0`, `cuda:1` and so on take that GPU or fail with ERR_DEVICE_UNAVAILABLE.
    * `auto` takes the first GPU and, where there is none, where the model does not fit into its memory or where only the CPU
    * has the asked-for kind of keys and values, the CPU: `model.info.device` tells. Default: `auto`.
    */
   device?: 'auto' | 'cpu' | 'cuda' | `cuda:${number}` | undefined;
   /**
    * Quantize the layers' matrices while loading, as THUDM's `model.quantize(8)` and `model.quantize(4)` do: one scale a
-   * row. Embedding and output matrix stay as they are. Default: as the checkpoint has them.
+   * row. Embedding and output matrix stay as they are. Default: all matrices stay as the checkpoint has them.
    */
   quantization?: 'int8' | 'int4' | undefined;
   /**
-   * The most tokens of one sequence, prompt and answer together. At most what the model was made for. Default: that, but no
-   * more than 32,768.
+   * The most tokens of one sequence, prompt and answer together: at most the context length that the model was made for.
+   * Default: that, but no more than 32,768.
    */
   contextLength?: number | undefined;
-  /** The most sequences that are computed at the same time; further requests wait. Default: 4. */
+  /** The most sequences that are computed at the same time, 1 to 256; further requests wait. Default: 4. */
   maxSequences?: number | undefined;
   /** The most requests that wait; one more is refused with ERR_QUEUE_FULL. Default: 256. */
   maxQueue?: number | undefined;
   /**
-   * Threads of the CPU that compute, or that read the weights for a GPU. Default: one for each core (not hardware thread)
+   * Threads of the CPU that compute, or that read the weights for a GPU; 1 to 1,024. Default: one for each core (not hardware thread)
    * that the process may use, and no more than its container is granted. Models that compute at the same time take turns
    * rather than use more threads than there are cores.
    */
   threads?: number | undefined;
   /**
-   * How keys and values are kept. f32, on the CPU only, takes twice the memory of f16 and is nearer to THUDM's float32; q8_0
-   * takes about half of it. Default: `f16` on a GPU and where weights are quantized, else `f32`.
+   * The type of keys and values. f32, on the CPU only, takes twice the memory of f16 and is nearer to THUDM's float32; q8_0
+   * takes about half the memory of f16. Default: `f16` on a GPU and where weights are quantized, else `f32`.
    */
   kvCacheType?: 'f16' | 'f32' | 'q8_0' | undefined;
-  /** Find again what was computed for earlier requests that begin with the same tokens. Default: true. */
+  /** Keys and values are kept for later requests that begin with the same tokens. Default: true. */
   prefixCache?: boolean | undefined;
   /** The model's family, where the checkpoint's files do not tell the right one. Default: the one they tell. */
   family?: ModelFamily | undefined;

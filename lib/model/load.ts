@@ -25,11 +25,11 @@ import { checkLoadOptions, LOAD_OPTIONS, type LoadOptions, type ModelSource, rea
 import { Model } from './model.js';
 
 /**
- * Loads a checkpoint: a GGUF file, or a directory as THUDM published it. Without a path: the small model that comes with
- * this package.
+ * Loads a checkpoint: a GGUF file, or a directory as THUDM published it. Without a path it loads the small model that comes
+ * with this package.
  *
- * The CPU and the GPU get their weights in an order of their own, but on the CPU the embeddings may stay in the file: do not
- * change or shorten it while the model is in use (`info.mappedBytes` is 0 where that does not matter).
+ * Most weights are copied into an order of the device's own, but on the CPU the embeddings may stay in the file: do not change
+ * or shorten the file while the model is in use, unless `info.mappedBytes` is 0.
  *
  * @throws {ChatGLMError} ERR_CHECKPOINT_NOT_FOUND, ERR_CHECKPOINT_INVALID, ERR_OUT_OF_MEMORY, ERR_DEVICE_UNAVAILABLE,
  *   ERR_ABORTED, ERR_INVALID_ARGUMENT.

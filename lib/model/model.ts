@@ -20,61 +20,67 @@ import { Tokenizer } from '../tokenizer/tokenizer.js';
 import { type LoadOptions, type ModelSource, toNativeSpec } from './load-options.js';
 import { Requests } from './requests.js';
 
-/** What was loaded. */
+/** What a model is, and what it takes. */
 export interface ModelInfo {
   family: ModelFamily;
   /** A name for people, from the checkpoint. */
   name: string;
-  /** The checkpoint's file or directory; none for random weights. */
+  /** The checkpoint's file or directory; undefined for random weights. */
   path: string | undefined;
+  /** How many weights the checkpoint has. */
   parameters: number;
   /** The most tokens of one sequence. */
   contextLength: number;
   vocabSize: number;
-  /** Bytes of the weights in memory, by type. */
+  /** Bytes of the weights in memory, by the type they are computed with. */
   weightTypes: Readonly<Record<string, number>>;
   /** Bytes of the weights in memory. */
   bytes: number;
-  /** Of `bytes`, those that are mapped from the checkpoint's files and shared with the system's file cache. */
+  /** The part of `bytes` that is mapped from the checkpoint's files and shared with the system's file cache. */
   mappedBytes: number;
   /** Bytes of weights that are read to generate one token. */
   bytesPerToken: number;
-  /** How keys and values are kept. */
+  /** The type of keys and values. */
   kvCacheType: 'f16' | 'f32' | 'q8_0';
   /** Bytes of keys and values that each token of a sequence takes. */
   kvBytesPerToken: number;
   /** The most memory that keys and values take. A GPU gives it when the model is loaded, the CPU as it is first needed. */
   kvCacheBytes: number;
-  /** All that the model takes of a GPU's memory: weights, keys and values, and what computing needs. 0 on the CPU. */
+  /** Bytes of a GPU's memory that the model takes: weights, keys and values, and scratch space. 0 on the CPU. */
   deviceBytes: number;
-  /** `cpu` or `cuda:0`. */
+  /** The device that computes: `cpu`, `cuda:0` and so on. */
   device: string;
-  /** The device's kernels, such as `avx512` or `sm_90a`. */
+  /** The kernels that compute, such as `avx512` or `sm_90a`. */
   kernels: string;
   /** Threads of the CPU that compute; 0 on a GPU. */
   threads: number;
 }
 
-/** What a model is doing. */
+/** What a model is doing at the moment. */
 export interface ModelStats {
+  /** Requests that are being computed. */
   activeSequences: number;
+  /** Requests that wait for a sequence to become free. */
   queuedRequests: number;
   /** Tokens whose keys and values are kept for later requests that begin with them. */
   cachedTokens: number;
   /** Pages of the key/value memory in use, by active sequences and by what is kept. */
   usedPages: number;
+  /** Pages of the key/value memory in all. */
   totalPages: number;
 }
 
 /** Options of `model.logits()`. */
 export interface LogitsOptions {
-  /** Leave out the positions before this one; they may then come from the prefix cache. Default: 0. */
+  /** The first position whose logits are wanted; those before it may come from the prefix cache. Default: 0. */
   from?: number | undefined;
+  /** Ends the computation with ERR_ABORTED. */
   signal?: AbortSignal | undefined;
 }
 
 /** Keys and values are kept in pages of so many tokens: kPageTokens of native/engine/backend.h. */
 const PAGE_TOKENS = 64;
+
 /** A loaded model. It answers any number of requests at once and keeps no process alive while it has none. */
 export class Model implements AsyncDisposable {
   readonly info: Readonly<ModelInfo>;
@@ -140,8 +146,8 @@ export class Model implements AsyncDisposable {
   }
 
   /**
-   * Continues a text or token ids, without a chat format. Text goes behind `[gMASK]` and `sop`, as THUDM's tokenizer puts
-   * it; ids are taken as they are. It begins at once and does not wait for the loop.
+   * Continues a text or token ids, without a chat format. A text gets `[gMASK]` and `sop` before it, as in THUDM's
+   * tokenizer; ids are taken as they are. The generation begins at once and does not wait for the loop.
    *
    * @throws {ChatGLMError} ERR_INVALID_ARGUMENT; while iterating ERR_CONTEXT_OVERFLOW, ERR_QUEUE_FULL, ERR_ABORTED,
    *   ERR_DISPOSED, ERR_INVALID_LOGITS.
@@ -171,7 +177,7 @@ export class Model implements AsyncDisposable {
     return new ChatGLMError('ERR_CONTEXT_OVERFLOW', message, { tokens, limit });
   }
 
-  /** @internal The tokens of a continuation, special ones included. An error instead of a prompt is what it ends with. */
+  /** @internal Generates tokens, special ones included. An error in place of the prompt is the error that comes of it. */
   generateIds(given: ArrayLike<number> | ChatGLMError, options: GenerateOptions): RawGeneration {
     const signal = signalOption(options.signal);
     const prompt = given instanceof ChatGLMError ? given : this.#promptOf('prompt', given, ', the answer included');
@@ -188,13 +194,17 @@ export class Model implements AsyncDisposable {
     return this.#submit(prompt instanceof ChatGLMError ? prompt : request, signal, create);
   }
 
-  /** A conversation. */
+  /**
+   * Begins a conversation, or goes on with one.
+   *
+   * @throws {ChatGLMError} ERR_INVALID_ARGUMENT.
+   */
   createChat(options: Nullable<ChatOptions> = {}): Chat {
     return new Chat(this, options);
   }
 
   /**
-   * One question and its answer, in the shape of THUDM's `chat()`.
+   * Answers one question, in the shape of THUDM's `chat()`.
    *
    * @param query The text of the message, whose role is `user` unless `options.role` says `observation`.
    * @throws {ChatGLMError} as {@link generate}.
@@ -204,7 +214,7 @@ export class Model implements AsyncDisposable {
   }
 
   /**
-   * The logits of each position, row by row: (positions, vocabulary), float32.
+   * Computes the logits of each position. They come row by row: (positions, vocabulary), float32.
    *
    * @throws {ChatGLMError} ERR_CONTEXT_OVERFLOW, ERR_INVALID_ARGUMENT, ERR_QUEUE_FULL, ERR_ABORTED, ERR_DISPOSED.
    */
@@ -224,7 +234,7 @@ export class Model implements AsyncDisposable {
     return await handler.result;
   }
 
-  /** What the model is doing. */
+  /** What the model is doing at the moment. */
   stats(): ModelStats {
     return callNative(() => this.#native.stats());
   }
