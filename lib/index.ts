@@ -1,3 +1,6 @@
+// First of all, before anything that an old Node lacks.
+import './common/node-version.js';
+
 export type { ModelShape, TensorType, TokenDecoder } from './addon/native.js';
 export { type GpuInfo, measureBandwidth, type SystemInfo, systemInfo } from './addon/system.js';
 export {
@@ -23,7 +26,8 @@ export {
   synthesize,
 } from './checkpoint/synth.js';
 export type { Checkpoint, ModelConfig, TensorEntry } from './checkpoint/types.js';
-export { ChatGLMError, type ErrorCode, type ErrorDetails } from './common/errors.js';
+export { ChatGLMError, type ErrorCode, type ErrorDetails, type SerializedError } from './common/errors.js';
+export type { FilePath, Nullable } from './common/options.js';
 export {
   CHAT_FAMILIES,
   type ChatFamily,
@@ -44,7 +48,13 @@ export type {
 } from './generation/options.js';
 export { Generation } from './generation/text-stream.js';
 export { embeddedModelPath } from './model/embedded.js';
-export { loadModel, loadSyntheticModel, loadTokenizer, type SyntheticModelOptions } from './model/load.js';
+export {
+  type LoadTokenizerOptions,
+  loadModel,
+  loadSyntheticModel,
+  loadTokenizer,
+  type SyntheticModelOptions,
+} from './model/load.js';
 export type { LoadOptions, LoadProgress } from './model/load-options.js';
 export { type LogitsOptions, Model, type ModelInfo, type ModelStats } from './model/model.js';
 export { type DecodeOptions, Tokenizer } from './tokenizer/tokenizer.js';

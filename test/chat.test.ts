@@ -298,7 +298,7 @@ test('one answer at a time', async () => {
     ]),
   );
   const first = chat.stream('1');
-  const busy = ['ERR_INVALID_ARGUMENT', 'this chat is answering already'];
+  const busy = ['ERR_BUSY', 'this chat is answering already; wait for its answer, or fork() it'];
   expect(await codeOf(() => chat.stream('2'))).toEqual(busy);
   expect(await codeOf(() => chat.send('2'))).toEqual(busy);
   expect(await codeOf(() => chat.regenerate())).toEqual(busy);
@@ -394,7 +394,7 @@ describe('families', () => {
   test('without a chat format need to be told one', async () => {
     expect(await codeOf(() => new Chat(new FakeModel([], 'codegeex2')))).toEqual([
       'ERR_INVALID_ARGUMENT',
-      'CodeGeeX2 has no chat format: use generate(), or say which one with the option family',
+      "CodeGeeX2 has no chat format: use generate(), or say which one with the chat's option family (--format)",
     ]);
     const model = new FakeModel([['好', 2]], 'codegeex2');
     expect((await new Chat(model, { family: 'chatglm2' }).send('x')).text).toBe('好');
@@ -408,14 +408,81 @@ describe('families', () => {
   });
 });
 
+test('maxTokens: 0 computes the prompt and leaves the history as it was', async () => {
+  const model = new FakeModel([[], ['\n 好', roles.user]]);
+  const chat = new Chat(model, { history: [user('q'), assistant('a')] });
+  expect(await chat.send('你好', { maxTokens: 0 })).toMatchObject({ text: '', messages: [], finishReason: 'length' });
+  expect(chat.history).toEqual([user('q'), assistant('a')]);
+  await chat.send('你好');
+  expect(chat.history).toHaveLength(4);
+  expect(model.requests[1]?.prompt).toEqual(model.requests[0]?.prompt);
+});
+
+describe('what is null or undefined is as good as absent', () => {
+  const nothing = { temperature: null, maxTokens: null, stop: null, seed: null, signal: null, stopTokens: undefined };
+
+  test('in the options of chats and answers', async () => {
+    const model = new FakeModel([
+      ['\n a', 2],
+      ['\n b', 2],
+      ['\n c', 2],
+    ]);
+    const chat = new Chat(model, { ...nothing, system: null, tools: null, history: null, family: null, topK: 5 });
+    await chat.send('1', { ...nothing, role: null, topK: null });
+    await chat.regenerate(nothing).result;
+    expect(chat.history).toEqual([user('1'), assistant('b')]);
+    expect(model.requests.map(({ options }) => options)).toEqual(
+      Array(2).fill({ topK: 5, stopTokens: [2, roles.user, roles.observation] }),
+    );
+    expect((await chatOnce(model, '2', { ...nothing, role: undefined, history: null, tools: null })).response).toBe(
+      'c',
+    );
+  });
+
+  test('in messages and tools, also for fields that there are not', async () => {
+    const model = new FakeModel([['\n a', 2]]);
+    const noise = { name: null, tool_calls: undefined, function_call: null };
+    const history = [
+      { role: 'system', content: 's', metadata: null, tools: null, ...noise },
+      { role: 'user', content: 'q', metadata: undefined, tools: null, ...noise },
+      { role: 'assistant', content: 'a', metadata: null },
+    ] as unknown as ChatMessage[];
+    const chat = new Chat(model, { history });
+    expect(chat.history).toEqual([{ role: 'system', content: 's' }, user('q'), { role: 'assistant', content: 'a' }]);
+    const [tool] = tools;
+    const noisy = [
+      { ...tool, strict: null, title: undefined },
+      { type: 'function', function: { name: 'b' }, strict: null },
+    ];
+    const other = new Chat(model, { tools: noisy as unknown as typeof tools });
+    expect(other.history[0]?.tools).toEqual([tool, { name: 'b' }]);
+  });
+
+  test('a field with a value stays an error', async () => {
+    const history = [{ role: 'assistant', content: '', tool_calls: [] }] as unknown as ChatMessage[];
+    expect((await codeOf(() => new Chat(new FakeModel([]), { history })))[1]).toMatch(/history\[0\]\.tool_calls/);
+    const options = { temprature: 0 } as ChatOptions;
+    expect((await codeOf(() => new Chat(new FakeModel([]), options)))[1]).toMatch(/no option temprature/);
+  });
+
+  test('no tools are none', () => {
+    expect(new Chat(new FakeModel([]), { tools: [] }).history).toEqual([]);
+    expect(new Chat(new FakeModel([], 'chatglm2'), { tools: [] }).history).toEqual([]);
+  });
+});
+
 test.each<[string, (model: FakeModel) => unknown, RegExp]>([
   ['input that is no text', (model) => new Chat(model).stream(5 as unknown as string), /input must be an object/],
   [
     'input of the assistant',
     (model) => new Chat(model).stream(assistant('a')),
-    /input\.role must be user or observation/,
+    /input\.role must be one of user, observation, got "assistant"/,
   ],
-  ['an unknown role', (model) => new Chat(model).stream('a', { role: 'tool' as 'user' }), /input\.role must be one of/],
+  [
+    'an unknown role',
+    (model) => new Chat(model).stream('a', { role: 'tool' as 'user' }),
+    /role must be one of user, observation, got "tool"/,
+  ],
   ['an empty stop sequence', (model) => new Chat(model).stream('a', { stop: '' }), /stop must be/],
   [
     'a system message twice',
@@ -434,6 +501,31 @@ test.each<[string, (model: FakeModel) => unknown, RegExp]>([
     /no option maxtokens/,
   ],
   ['a history that is none', (model) => new Chat(model, { history: {} as [] }), /history must be an array/],
+  [
+    'a history with a hole',
+    (model) => new Chat(model, { history: Object.assign([user('a')], { 2: user('b') }) }),
+    /history\[1\] must be an object with role and content, got undefined/,
+  ],
+  [
+    'two tools of one name',
+    (model) => new Chat(model, { tools: [{ name: 'a' }, { name: 'b' }, { name: 'a' }] }),
+    /tools\[2\]\.name is "a", as that of tools\[0\]/,
+  ],
+  [
+    'a name of two lines',
+    (model) => new Chat(model, { tools: [{ name: 'a\nb' }] }),
+    /tools\[0\]\.name must be one line, got "a\\nb"/,
+  ],
+  [
+    'a tool that is nested too deep',
+    (model) => {
+      let parameters = {};
+      for (let level = 0; level < 200; level++) parameters = { parameters };
+      return new Chat(model, { tools: [{ name: 'a', parameters }] });
+    },
+    /tools\[0\] is nested more than 100 levels deep/,
+  ],
+  ['a query that is no text', (model) => chatOnce(model, 5 as unknown as string), /query must be a string, got 5/],
   ['tools without names', (model) => new Chat(model, { tools: [{} as { name: string }] }), /tools\[0\]\.name/],
 ])('%s is refused, and nothing is generated', async (_, action, message) => {
   const model = new FakeModel([]);

@@ -225,12 +225,12 @@ describe('synthesize', () => {
   });
 
   test.each<[object, RegExp]>([
-    [{ shape: '7b' }, /shape: 7b/],
-    [{ shape: 'toString' }, /shape: toString/],
-    [{ shape: { ...smallConfig, heads: 3 } }, /no multiple of|heads of/],
+    [{ shape: '7b' }, /shape must be one of 6b, tiny, micro, got "7b"/],
+    [{ shape: 'toString' }, /got "toString"/],
+    [{ shape: { ...smallConfig, heads: 3 } }, /no multiple of|heads of|a multiple of 32/],
     [{ shape: { ...smallConfig, vocabSize: 100 } }, /vocabSize is 100/],
-    [{ shape: 'micro', type: 'q6_k' }, /type: q6_k/],
-    [{ shape: 'micro', seed: 0.5 }, /seed: 0.5/],
+    [{ shape: 'micro', type: 'q6_k' }, /type must be one of f32, f16, q8_0, q4_0, got "q6_k"/],
+    [{ shape: 'micro', seed: 0.5 }, /seed must be a whole number of at least 0, got 0.5/],
   ])('%p is refused', async (options, message) => {
     const target = fresh('.gguf');
     await expect(synthesize(target, options)).rejects.toMatchObject({

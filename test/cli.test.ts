@@ -1,5 +1,5 @@
-import { type ChildProcessWithoutNullStreams, spawn } from 'node:child_process';
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { type ChildProcessWithoutNullStreams, spawn, spawnSync } from 'node:child_process';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { device, onGpu } from './support/device';
@@ -98,26 +98,68 @@ describe('errors', () => {
       ['bench', 'a', '--shape', '6b'],
       'chatglm: give a model or --shape and --type, not both\nSee: chatglm bench --help\n',
     ],
-    [['bench', '--gen', '1'], 'chatglm: --gen must be 2 or more\nSee: chatglm bench --help\n'],
+    [
+      ['bench', '--gen', '1'],
+      'chatglm: --gen must be a whole number of at least 2, got "1"\nSee: chatglm bench --help\n',
+    ],
+    [
+      ['chat', 'a.gguf', '-m', 'b.gguf'],
+      'chatglm: give one model: "a.gguf" or --model "b.gguf"\nSee: chatglm chat --help\n',
+    ],
+    [
+      ['chat', '--family', 'codegeex2'],
+      'chatglm: codegeex2 has no prompt format: use chatglm generate, or say which one with --format\nSee: chatglm chat --help\n',
+    ],
     [['tokenize', '--decode', '1 x'], 'chatglm: --decode takes token ids, got "x"\nSee: chatglm tokenize --help\n'],
   ])('%j: exit code 2', async (args, message) => {
     expect(await chatglm(args)).toEqual({ code: 2, stdout: '', stderr: message });
   });
 
-  test.each([['chat'], ['generate', 'x', '-m'], ['tokenize', 'x', '-m'], ['inspect'], ['bench']])(
-    'a model that is not there, %s: exit code 1',
-    async (...args) => {
-      const { code, stdout, stderr } = await chatglm([...args, path.join(directory, 'nothing.gguf')]);
-      expect({ code, stdout }).toEqual({ code: 1, stdout: '' });
-      expect(stderr).toMatch(/^chatglm: .*nothing\.gguf.* \(ERR_CHECKPOINT_NOT_FOUND\)\n$/);
-    },
-  );
+  test.each([
+    ['chat', ['--seed', '-1'], '--seed must be a whole number of at least 0, got "-1"'],
+    ['chat', ['--top-p', '2'], '--top-p must be a number from 0 to 1, got "2"'],
+    ['chat', ['--stop', ''], '--stop must be a text that is not empty, got ""'],
+    ['chat', ['--threads', '0'], '--threads must be a whole number from 1 to 1024, got "0"'],
+    ['bench', ['--device', 'gpu'], '--device must be auto, cpu, cuda or cuda:N, got "gpu"'],
+    ['generate', ['x', '--logprobs', '101'], '--logprobs must be a whole number from 0 to 100, got "101"'],
+    ['inspect', ['--family', 'glm'], '--family must be one of auto, chatglm2, chatglm3, codegeex2, got "glm"'],
+  ])('of %s %j are found before the model is looked for', async (command, args, message) => {
+    const { code, stderr } = await chatglm([command, ...args, '-m', path.join(directory, 'nothing.gguf')]);
+    expect({ code, stderr }).toEqual({ code: 2, stderr: `chatglm: ${message}\nSee: chatglm ${command} --help\n` });
+  });
 
-  test('an option out of range: exit code 1', async () => {
-    const { code, stdout, stderr } = await chatglm(['chat', '--temperature', '-1'], '你好\n');
-    expect(code).toBe(1);
-    expect(stdout.trim()).toBe('');
-    expect(stderr).toMatch(/temperature.* \(ERR_INVALID_ARGUMENT\)\n$/);
+  test.each([
+    ['chat'],
+    ['chat', '-m'],
+    ['generate', 'x', '-m'],
+    ['tokenize', 'x', '-m'],
+    ['inspect'],
+    ['inspect', '-m'],
+    ['bench'],
+    ['bench', '--model'],
+  ])('a model that is not there, %s: exit code 1', async (...args) => {
+    const { code, stdout, stderr } = await chatglm([...args, path.join(directory, 'nothing.gguf')]);
+    expect({ code, stdout }).toEqual({ code: 1, stdout: '' });
+    expect(stderr).toMatch(/^chatglm: .*nothing\.gguf.* \(ERR_CHECKPOINT_NOT_FOUND\)\n$/);
+  });
+
+  test('an option out of the range of this model: exit code 2', async () => {
+    const { code, stdout, stderr } = await chatglm(['chat', '--context-length', '4096'], '你好\n');
+    expect({ code, stdout }).toEqual({ code: 2, stdout: '' });
+    expect(stderr).toMatch(/contextLength must be .* from 1 to 1024, got 4096 \(ERR_INVALID_ARGUMENT\)\n$/);
+  });
+
+  test('a Node that is too old', async () => {
+    const pretend = path.join(directory, 'old-node.cjs');
+    const versions = "{ ...process.versions, node: '18.20.8' }";
+    writeFileSync(pretend, `Object.defineProperty(process, 'versions', { value: ${versions} });`);
+    const { status, stdout, stderr } = spawnSync(process.execPath, ['-r', pretend, main, 'chat'], { encoding: 'utf8' });
+    const sentence = 'node-chatglm needs Node 20.17 or a later 20, or 22.9 or later; this is Node 18.20.8';
+    expect({ status, stdout, stderr }).toEqual({
+      status: 1,
+      stdout: '',
+      stderr: `chatglm: ${sentence} (ERR_UNSUPPORTED)\n`,
+    });
   });
 });
 
@@ -255,6 +297,7 @@ test('system', async () => {
     kernels: expect.any(String),
     cores: expect.any(Number),
     gpus: expect.any(Array),
+    pageTokens: 64,
     cuda: expect.any(String),
   });
   const { stdout } = await chatglm(['system']);
@@ -280,7 +323,7 @@ describe('files', () => {
     expect(await json(['inspect', file('small.gguf')])).toMatchObject({ types: { q4_0: 10 } });
 
     const again = await chatglm(['convert', file('micro.gguf'), file('small.gguf'), '--type', 'q8_0']);
-    expect({ code: again.code, stdout: again.stdout }).toEqual({ code: 1, stdout: '' });
+    expect({ code: again.code, stdout: again.stdout }).toEqual({ code: 2, stdout: '' });
     expect(again.stderr).toMatch(/^chatglm: .* \(ERR_[A-Z_]+\)\n$/);
     const forced = await chatglm(['convert', file('micro.gguf'), file('small.gguf'), '--type', 'q8_0', '--force']);
     expect({ code: forced.code, stdout: forced.stdout }).toEqual({ code: 0, stdout: '' });
@@ -290,6 +333,31 @@ describe('files', () => {
     expectReport(
       await json(['bench', file('micro.gguf'), '--prompt', '8,16', '--depth', '0,4', '--batch', '1,2', '--gen', '4']),
     );
+  });
+
+  test('--family overrides what the files tell, everywhere', async () => {
+    const model = path.join(root, 'models', 'chatglm-tiny', 'model.gguf');
+    expect(await json(['inspect', '--family', 'codegeex2'])).toMatchObject({ config: { family: 'codegeex2' } });
+    expect(await json(['inspect', '--family', 'auto'])).toMatchObject({ config: { family: 'chatglm3' } });
+    await json(['convert', model, file('second.gguf'), '--type', 'q4_0', '--family', 'chatglm2']);
+    expect(await json(['inspect', file('second.gguf')])).toMatchObject({ config: { family: 'chatglm2' } });
+
+    // ChatGLM2's prompt is one longer text with rounds, ChatGLM3's has a token for each role.
+    const promptTokens = async (...args: string[]) => {
+      const { usage } = await json(['chat', '--greedy', '--max-tokens', '1', ...args], '你好\n');
+      return (usage as { promptTokens: number }).promptTokens;
+    };
+    const [third, second] = [await promptTokens(), await promptTokens(file('second.gguf'))];
+    expect(second).not.toBe(third);
+    expect(await promptTokens('--family', 'chatglm2')).toBe(second);
+    expect(await promptTokens('--format', 'chatglm2')).toBe(second);
+    expect(await promptTokens('--format', 'chatglm3', '-m', file('second.gguf'))).toBe(third);
+    expect(await promptTokens('--family', 'codegeex2', '--format', 'chatglm2')).toBe(second);
+
+    expect((await chatglm(['generate', 'x', '--family', 'chatglm2', '--max-tokens', '1'])).code).toBe(0);
+    expect((await chatglm(['tokenize', 'x', '--family', 'chatglm2'])).code).toBe(0);
+    const bench = ['bench', '--family', 'chatglm2', '--prompt', '8', '--gen', '2', '--repeat', '1'];
+    expect((await chatglm(bench)).code).toBe(0);
   });
 
   test('bench on a shape', async () => {

@@ -285,7 +285,11 @@ describe('wrong arguments are named', () => {
     [{ logitBias: { x: 1 } }, /logitBias/],
     [{ logitBias: { 8192: 1 } }, /logitBias: a token id must be a whole number from 0 to 8191/],
     [{ logitBias: new Map([[1, 1]]) }, /logitBias must be an object/],
-    [{ stopTokens: null }, /stopTokens/],
+    [{ stopTokens: 5 }, /stopTokens must be an array of token ids, got 5/],
+    [{ logitBias: { '': 1 } }, /logitBias: a token id must be a whole number.* got ""/],
+    [{ logitBias: { 1: 1e7 } }, /logitBias\[1\] must be a number from -1000000 to 1000000/],
+    [{ stop: ['a', null] }, /stop must be .*, got null/],
+    [{ stop: new Array(3) }, /stop must be .*, got undefined/],
     [null, /the options of a generation must be an object, got null/],
     [100, /must be an object, got 100/],
     [{ signal: {} }, /signal/],
@@ -297,7 +301,46 @@ describe('wrong arguments are named', () => {
     );
   });
 
+  test('null and undefined are as good as absent', async () => {
+    const names = ['doSample', 'temperature', 'topK', 'topP', 'minP', 'repetitionPenalty', 'presencePenalty'];
+    const more = ['frequencyPenalty', 'logitBias', 'seed', 'logprobs', 'stop', 'stopTokens', 'signal', 'noSuchOption'];
+    for (const nothing of [null, undefined]) {
+      const options = Object.fromEntries([...names, ...more].map((name) => [name, nothing]));
+      const { tokens } = await model.generate(prompt, { ...options, maxTokens: 3 }).result;
+      expect(tokens.length).toBeGreaterThan(0);
+    }
+    const biased = { logitBias: { 900: 1000, 901: null as unknown as number }, maxTokens: 1, temperature: 0 };
+    expect((await model.generate(prompt, biased).result).tokens).toEqual([900]);
+    expect(await model.logits([1], { from: null, signal: null })).toHaveLength(model.info.vocabSize);
+    const other = await loadModel(null, { threads: null, contextLength: null, family: undefined, onProgress: null });
+    expect(other.info.contextLength).toBe(model.info.contextLength);
+    await other.dispose();
+  });
+
+  test('a bias that leaves no token to generate', () => {
+    const bans = (count: number) =>
+      Object.fromEntries(Array.from({ length: count }, (_, id) => [id, Number.NEGATIVE_INFINITY]));
+    const all = { logitBias: bans(model.info.vocabSize) };
+    expect(() => model.generate(prompt, all)).toThrow(/logitBias bans all 8192 tokens: none is left to generate/);
+    expect(() => model.createChat(all).stream('x')).toThrow(/bans all/);
+  });
+
+  test('more ids than the context holds are ERR_CONTEXT_OVERFLOW, and nothing is allocated for them', async () => {
+    const overflow = { code: 'ERR_CONTEXT_OVERFLOW', details: { tokens: 1e6, limit: 1024 } };
+    await expect(model.logits(new Uint32Array(1e6))).rejects.toMatchObject(overflow);
+    await expect(model.generate(new Uint32Array(1e6)).result).rejects.toMatchObject(overflow);
+    for (const length of [-1, 0.5, Number.NaN, 2 ** 40]) {
+      const ids = { length };
+      expect(() => model.generate(ids)).toThrow(/prompt must be an array of token ids, got one of the length/);
+      await expect(model.logits(ids)).rejects.toMatchObject({ code: 'ERR_INVALID_ARGUMENT' });
+    }
+  });
+
   test('prompts', async () => {
+    expect(() => model.generate(5 as unknown as string)).toThrow(
+      /prompt must be a text or an array of token ids, got 5/,
+    );
+
     expect(() => model.generate([8192])).toThrow(/prompt\[0\] must be a token id from 0 to 8191/);
     expect(() => model.generate([-1])).toThrow(/prompt\[0\]/);
     expect(() => model.generate({} as number[])).toThrow(/prompt/);
@@ -340,6 +383,14 @@ describe('wrong arguments are named', () => {
     ] as const) {
       await expect(loadModel(undefined, options as object)).rejects.toThrow(message);
     }
+    // All that no model allows is found before the path is looked at.
+    for (const options of [{ threads: 0 }, { quantization: 'int2' }, { contextLength: 0 }, { device: 'gpu' }]) {
+      await expect(loadModel('/nowhere', options as object)).rejects.toMatchObject({ code: 'ERR_INVALID_ARGUMENT' });
+    }
+    await expect(loadModel({ device: 'cpu' } as unknown as string)).rejects.toMatchObject({
+      code: 'ERR_INVALID_ARGUMENT',
+      message: expect.stringMatching(/the options come second.*loadModel\(undefined, options\)/),
+    });
     await expect(loadModel('')).rejects.toThrow(/path must be the path of a file or directory/);
     await expect(loadModel('THUDM/chatglm3-6b')).rejects.toThrow(/must be cloned first/);
     await expect(loadModel('/nowhere')).rejects.toMatchObject({ code: 'ERR_CHECKPOINT_NOT_FOUND' });

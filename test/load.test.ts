@@ -1,6 +1,8 @@
-import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { spawnSync } from 'node:child_process';
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { convertCheckpoint, openCheckpoint, synthesize } from 'node-chatglm';
+import { pathToFileURL } from 'node:url';
+import { convertCheckpoint, loadTokenizer, openCheckpoint, synthesize } from 'node-chatglm';
 import { referenceCheckpoint, temporaryDirectory } from './support/checkpoints';
 import { loadModel, loadSyntheticModel, onGpu } from './support/device';
 import { smallConfig, type TensorBytes, writeSmallDirectory, writeSmallGguf } from './support/small-checkpoints';
@@ -41,6 +43,62 @@ test('progress grows up to the total, and what is mapped is told', async () => {
   expect(model.info.mappedBytes).toBe(onGpu ? 0 : embeddings?.data.length);
   expect(model.info.weightTypes.f16).toBeGreaterThan(0.99 * model.info.bytes);
   await model.dispose();
+});
+
+test('paths are text, file: URLs or bytes, wherever a path is taken', async () => {
+  const forms = (path: string) => [path, pathToFileURL(path), pathToFileURL(path).href, Buffer.from(path)];
+  for (const [i, target] of forms(at('模型 1.gguf')).entries()) {
+    const { path } = await synthesize(target, { shape: 'micro', type: 'f16', overwrite: true, seed: i });
+    expect(path).toBe(at('模型 1.gguf'));
+  }
+  for (const source of forms(at('模型 1.gguf'))) {
+    expect((await openCheckpoint(source)).path).toBe(at('模型 1.gguf'));
+    await loadTokenizer(source);
+    await convertCheckpoint(source, pathToFileURL(at('url.gguf')), { type: 'f16', overwrite: true });
+    const model = await loadModel(source);
+    expect(model.info.path).toBe(at('模型 1.gguf'));
+    await model.dispose();
+  }
+});
+
+test('the option family overrides what the files tell', async () => {
+  const directory = referenceCheckpoint('chatglm3-32k-f16');
+  const rotary = async (path: string) => {
+    const { family, ropeBase, ropeScale } = (await openCheckpoint(path)).config;
+    return { family, ropeBase, ropeScale };
+  };
+  const third = await rotary(directory);
+  expect(third).toMatchObject({ family: 'chatglm3', ropeScale: 1 });
+  // rope_ratio divides positions in the second generation.
+  const second = { family: 'chatglm2', ropeBase: 10_000, ropeScale: third.ropeBase / 10_000 };
+  const opened = await openCheckpoint(directory, { family: 'chatglm2' });
+  expect(opened.config).toMatchObject(second);
+
+  const { path } = writeSmallGguf(at('family.gguf'), {});
+  await convertCheckpoint(path, at('family-2.gguf'), { type: 'f16', family: 'chatglm2', name: 'mine' });
+  expect((await openCheckpoint(at('family-2.gguf'))).config).toMatchObject({ family: 'chatglm2', name: 'mine' });
+  await convertCheckpoint(await openCheckpoint(path, { family: 'codegeex2' }), at('family-3.gguf'), { type: 'f16' });
+  expect((await openCheckpoint(at('family-3.gguf'))).config.family).toBe('codegeex2');
+
+  expect((await loadTokenizer(path)).special.roles).toBeDefined();
+  expect((await loadTokenizer(path, { family: 'chatglm2' })).special.roles).toBeUndefined();
+  const model = await loadSyntheticModel({ shape: 'micro', family: 'chatglm2' });
+  expect(model.info.family).toBe('chatglm2');
+  await model.dispose();
+});
+
+const hasPrebuilds = existsSync(join(__dirname, '..', 'prebuilds'));
+(hasPrebuilds ? test.skip : test)('without the addon there is a sentence that says what to do', () => {
+  const script = `try { require('node-chatglm').systemInfo(); } catch (e) { console.log(JSON.stringify(e)); }`;
+  const { stdout } = spawnSync(process.execPath, ['-e', script], {
+    cwd: join(__dirname, '..'),
+    env: { ...process.env, PREBUILDS_ONLY: '1' },
+    encoding: 'utf8',
+  });
+  expect(JSON.parse(stdout)).toMatchObject({
+    code: 'ERR_UNSUPPORTED',
+    message: expect.stringMatching(/native addon for .* is missing or does not load; `npm rebuild node-chatglm`/),
+  });
 });
 
 // Rows of 256 for the K types.

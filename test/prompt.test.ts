@@ -171,15 +171,16 @@ describe('messages', () => {
 
   test("tools of OpenAI's shape are unwrapped", () => {
     const tool = { name: 'f', description: 'd', parameters: { type: 'object' } };
-    expect(validateTools([{ type: 'function', function: tool }, tool])).toEqual([tool, tool]);
+    const other = { ...tool, name: 'g' };
+    expect(validateTools([{ type: 'function', function: tool }, other])).toEqual([tool, other]);
   });
 
   const cycle: Record<string, unknown> = { name: 'f' };
   cycle.parameters = cycle;
   test.each<[unknown, RegExp]>([
     [undefined, /messages must be an array of messages, got undefined/],
-    [{}, /messages must be an array of messages, got object/],
-    ['hi', /got string/],
+    [{}, /messages must be an array of messages, got an object/],
+    ['hi', /got "hi"/],
     [[null], /messages\[0\] must be an object with role and content, got null/],
     [[{ role: 'user', content: 'x' }, 3], /messages\[1\] must be an object/],
     [
@@ -190,13 +191,13 @@ describe('messages', () => {
     [[{ role: 'user' }], /messages\[0\]\.content must be a string, got undefined/],
     [[{ role: 'user', content: null }], /messages\[0\]\.content must be a string, got null/],
     [[{ role: 'user', content: [] }], /messages\[0\]\.content must be a string, got an array/],
-    [[{ role: 'assistant', content: '', metadata: 1 }], /messages\[0\]\.metadata must be a string, got number/],
+    [[{ role: 'assistant', content: '', metadata: 1 }], /messages\[0\]\.metadata must be a string, got 1/],
     [[{ role: 'assistant', content: '', tool_calls: [] }], /messages\[0\]\.tool_calls is not a field/],
     [
       [{ role: 'user', content: '', tools: [] }],
       /messages\[0\]\.tools belongs to a system message, not to one of user/,
     ],
-    [[{ role: 'system', content: '', tools: {} }], /messages\[0\]\.tools must be an array of tools, got object/],
+    [[{ role: 'system', content: '', tools: {} }], /messages\[0\]\.tools must be an array of tools, got an object/],
     [[{ role: 'system', content: '', tools: [{}] }], /messages\[0\]\.tools\[0\]\.name/],
     [[{ role: 'system', content: '', tools: [{ name: 'f', description: 1 }] }], /tools\[0\]\.description/],
     [[{ role: 'system', content: '', tools: [{ name: 'f', parameters: [] }] }], /tools\[0\]\.parameters/],

@@ -1,6 +1,6 @@
 import path from 'node:path';
 import load from 'node-gyp-build';
-import { ChatGLMError, type ErrorCode } from '../common/errors.js';
+import { ChatGLMError, ERROR_CODES, type ErrorCode } from '../common/errors.js';
 
 // The addon's interface, typed by hand: what native/addon/ exports. Public are only the types that index.ts names.
 
@@ -281,9 +281,20 @@ let loaded: Native | undefined;
 
 /** The addon, loaded when it is first wanted: reading checkpoints does without it. */
 export function loadNative(): Native {
-  // dist/addon/native.js -> the package's root, where prebuilds/ and build/ are.
-  loaded ??= load(path.join(__dirname, '..', '..')) as Native;
-  return loaded;
+  try {
+    // dist/addon/native.js -> the package's root, where prebuilds/ and build/ are.
+    loaded ??= load(path.join(__dirname, '..', '..')) as Native;
+    return loaded;
+  } catch (cause) {
+    const { message } = cause as Error;
+    throw new ChatGLMError(
+      'ERR_UNSUPPORTED',
+      `the native addon for ${process.platform}-${process.arch} is missing or does not load; \`npm rebuild node-chatglm\` ` +
+        `builds it, which needs CMake 3.21 and a C++20 compiler (${String(message).split('\n')[0]})`,
+      {},
+      cause,
+    );
+  }
 }
 
 /** Runs `call`; what native code throws becomes a ChatGLMError of this realm. */
@@ -291,8 +302,14 @@ export function callNative<T>(call: () => T): T {
   try {
     return call();
   } catch (error) {
-    const { code, message, details } = error as Partial<NativeError>;
-    if (code === undefined || message === undefined) throw error;
-    throw new ChatGLMError(code, message, details);
+    throw fromNative(error);
   }
+}
+
+function fromNative(error: unknown): ChatGLMError {
+  if (error instanceof ChatGLMError) return error;
+  const { code, message, details } = error as Partial<NativeError>;
+  if (code !== undefined && ERROR_CODES.includes(code)) return new ChatGLMError(code, message ?? '', details);
+  // Node-API's own errors, of a wrong type or in an environment that ends, have no code of this package.
+  return new ChatGLMError('ERR_INTERNAL', `the native addon failed: ${message}`, {}, error);
 }

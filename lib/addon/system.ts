@@ -45,9 +45,9 @@ export function systemInfo(): SystemInfo {
  * Measures how fast memory is read, in bytes a second: what bounds the speed of generation. Blocks for some tenths of a
  * second.
  *
- * @param threads On the CPU. Default: one for each core that the process may use.
- * @param bytes How much to read. Default: 1 GiB.
- * @param device Whose memory: `cpu`, `cuda` or `cuda:1`. Default: `cpu`.
+ * @param threads The threads that read the CPU's memory. Default: one for each core that the process may use.
+ * @param bytes How many bytes to read. Default: 1 GiB.
+ * @param device The device whose memory is read: `cpu`, `cuda` or `cuda:1`. Default: `cpu`.
  * @throws {ChatGLMError} ERR_INVALID_ARGUMENT, ERR_OUT_OF_MEMORY, ERR_DEVICE_UNAVAILABLE.
  *
  * @example
@@ -57,9 +57,16 @@ export function systemInfo(): SystemInfo {
  * console.log(`at most ${(bytesPerSecond / model.info.bytesPerToken).toFixed(1)} tokens/s`);
  * ```
  */
-export function measureBandwidth(threads?: number, bytes?: number, device?: 'cpu' | 'cuda' | `cuda:${number}`): number {
-  const count = integerOption('threads', threads, loadNative().physicalCores(), { least: 1, most: 1024 });
-  const size = integerOption('bytes', bytes, 2 ** 30, { least: 2 ** 20, most: 2 ** 40 });
-  const where = deviceOption(device, ['cpu'], 'cpu');
-  return callNative(() => loadNative().measureBandwidth(count, size, where));
+export function measureBandwidth(
+  threads?: number | null,
+  bytes?: number | null,
+  device?: 'cpu' | 'cuda' | `cuda:${number}` | null,
+): number {
+  const wanted = integerOption('threads', threads ?? undefined, undefined, { least: 1, most: 1024 });
+  const size = integerOption('bytes', bytes ?? undefined, 2 ** 30, { least: 2 ** 20, most: 2 ** 40 });
+  const where = deviceOption(device ?? undefined, ['cpu'], 'cpu');
+  return callNative(() => {
+    const native = loadNative();
+    return native.measureBandwidth(wanted ?? native.physicalCores(), size, where);
+  });
 }

@@ -9,7 +9,7 @@ import { type ParsedReply, ReplyParser, type ToolCall } from './reply.js';
 export interface ChatReply extends GenerationResult {
   /** The text for people: without calls of tools, and without the spaces and line breaks around it. */
   text: string;
-  /** What was added to the history: one message for each part of the answer. */
+  /** The messages that the history got for the answer, one for each of its parts; none with `maxTokens: 0`. */
   messages: ChatMessage[];
   /** The tool that the model wants to be called, when `finishReason` is `tool_call`. */
   toolCall?: ToolCall;
@@ -26,7 +26,7 @@ export interface ChatStreamSetup {
   partToken: number | undefined;
   /** Names of the tools that the model was told about. */
   tools: Iterable<string>;
-  /** Called once, when the answer is complete, and before anybody else learns of it. */
+  /** Called once, when there is a complete answer, and before anybody else learns of it. */
   onReply: (reply: ChatReply) => void;
   /** Called once, when nothing runs any more, whatever the outcome. */
   onEnd: () => void;
@@ -74,6 +74,8 @@ export class ChatStream extends TextStream<ChatReply> {
   }
 
   protected override toResult(result: GenerationResult): ChatReply {
+    // Where no token was asked for, the prompt was computed ahead of time and nothing was said.
+    if (result.tokens.length === 0 && result.finishReason === 'length') return { ...result, messages: [] };
     const { messages, toolCall, code } = this.#parsed as ParsedReply;
     const reply: ChatReply = { ...result, messages };
     // Only a call that the model itself brought to an end may be carried out.

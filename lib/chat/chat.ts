@@ -1,5 +1,5 @@
-import { type ChatGLMError, invalidArgument } from '../common/errors.js';
-import { show } from '../common/options.js';
+import { ChatGLMError, invalidArgument } from '../common/errors.js';
+import { choiceOption, type Nullable, readOptions, show } from '../common/options.js';
 import {
   CHAT_FAMILIES,
   type ChatFamily,
@@ -19,7 +19,12 @@ import {
   type WrappedToolDefinition,
 } from '../families/messages.js';
 import { type PromptPart, promptLength } from '../families/prompt.js';
-import { checkGenerateOptions, type GenerateOptions } from '../generation/options.js';
+import {
+  checkGenerateOptions,
+  GENERATE_OPTIONS,
+  type GenerateOptions,
+  readGenerateOptions,
+} from '../generation/options.js';
 import { StopSequences } from '../generation/stop-sequences.js';
 import type { RawGeneration } from '../generation/text-stream.js';
 import { type ChatReply, ChatStream } from './chat-stream.js';
@@ -28,28 +33,36 @@ import { type ChatReply, ChatStream } from './chat-stream.js';
 export const TOOLS_PROMPT =
   'Answer the following questions as best as you can. You have access to the following tools:';
 
-/** Options of `model.createChat()`. Those for generation hold for every answer that is not given its own. */
+/** Options of `model.createChat()`. Those of a generation hold for every answer that is not given others. */
 export interface ChatOptions extends GenerateOptions {
   /** The system message. Default: none, or {@link TOOLS_PROMPT} where there are tools. */
   system?: string | undefined;
-  /** Tools that the model may call, also in OpenAI's shape. ChatGLM3 only. Default: none. */
+  /** Tools that the model may call, also in OpenAI's shape; no two have the same name. ChatGLM3 only. Default: none. */
   tools?: readonly (ToolDefinition | WrappedToolDefinition)[] | undefined;
   /**
-   * The conversation so far: messages, or THUDM's pairs `[query, response]`. It is copied. Default: empty. One that
-   * begins with a system message leaves no room for `system` and `tools`.
+   * The conversation so far: messages, or THUDM's pairs `[query, response]`, which are copied. A history that begins with a
+   * system message leaves no room for `system` and `tools`. Default: empty.
    */
   history?: readonly (ChatMessage | readonly [query: string, response: string])[] | undefined;
-  /** The format of the prompt. Default: `auto`, the model's own. CodeGeeX2 has none. */
+  /** The family whose prompt format is used. Default: `auto`, the model's own family. CodeGeeX2 has no format. */
   family?: 'auto' | ChatFamily | undefined;
 }
 
 /** Options of one answer. */
 export interface SendOptions extends GenerateOptions {
-  /** Who speaks; `observation` is what a called tool has given. Default: `user`. */
+  /** The role of a message that is given as text; `observation` is what a called tool has given. Default: `user`. */
   role?: 'user' | 'observation' | undefined;
 }
 
-/** What `toJSON()` gives: `createChat()` takes it back, and the conversation goes on. */
+const CHAT_OPTIONS = [
+  ...GENERATE_OPTIONS,
+  'system',
+  'tools',
+  'history',
+  'family',
+] as const satisfies readonly (keyof ChatOptions)[];
+
+/** What `toJSON()` of a chat gives. With it `createChat()` goes on with the conversation. */
 export interface SavedChat {
   /** The format of the prompts. */
   family: ChatFamily;
@@ -71,6 +84,11 @@ export interface ChatModel {
 }
 
 /**
+ * The roles of messages that an answer follows.
+ */
+const SPEAKERS = ['user', 'observation'] as const;
+
+/**
  * A conversation with a model. It answers one message at a time; a model can have any number of chats.
  *
  * @example
@@ -90,31 +108,36 @@ export class Chat {
   #isAnswering = false;
 
   /** @internal Use `model.createChat()`. */
-  constructor(model: ChatModel, options: ChatOptions = {}) {
-    const { system, tools, history = [], family = 'auto', ...defaults } = options;
+  constructor(model: ChatModel, options: Nullable<ChatOptions> = {}) {
+    const set = readOptions<ChatOptions>(options, CHAT_OPTIONS, 'createChat()');
+    const { system, tools: given, history = [], family = 'auto', ...defaults } = set;
     this.#model = model;
     this.family = chatFamily(family, model.info.family);
     checkGenerateOptions(defaults);
     this.#defaults = defaults;
     this.#history = validateMessages(history, 'history');
-    if (system === undefined && tools === undefined) return;
+    if (system !== undefined && typeof system !== 'string') {
+      throw invalidArgument(`system must be a string, got ${show(system)}`);
+    }
+    const tools = given && validateTools(given);
+    const hasTools = tools !== undefined && tools.length > 0;
+    if (system === undefined && !hasTools) return;
     if (this.#history[0]?.role === 'system') {
       throw invalidArgument('history begins with a system message: system and tools must be left out');
     }
-    const message: Record<string, unknown> = { role: 'system', content: system ?? TOOLS_PROMPT };
-    if (system !== undefined && typeof system !== 'string') throw invalidArgument('system must be a string');
-    if (tools !== undefined) {
+    const message: ChatMessage = { role: 'system', content: system ?? TOOLS_PROMPT };
+    if (hasTools) {
       if (!chatFormat(this.family).hasTools) {
         throw invalidArgument(`tools: ${familyNamed(this.family).title} has none`);
       }
-      message.tools = validateTools(tools);
+      message.tools = tools;
     }
-    this.#history.unshift(validateMessage(message));
+    this.#history.unshift(message);
   }
 
   /**
-   * The conversation: plain JSON, the chat's own array. Edit it between answers, save it, or assign another one, which
-   * is checked and copied. It changes only when an answer is complete: with an error it stays as it was.
+   * The conversation: plain JSON, the chat's own array. Edit it between answers, save it, or assign another one, which is
+   * checked and copied. The history changes only when an answer is complete; an error leaves it as it was.
    *
    * @example
    * ```ts
@@ -136,8 +159,8 @@ export class Chat {
    * the answer is complete, or, as far as it has come, when the loop is left early. An error, one from an aborted
    * `signal` included, is thrown and leaves the history as it was.
    *
-   * @param input The text, or a message of the role `user` or `observation`.
-   * @throws {ChatGLMError} ERR_INVALID_ARGUMENT, also when the chat is answering already; while iterating
+   * @param input A text, or a message of the role `user` or `observation`.
+   * @throws {ChatGLMError} ERR_INVALID_ARGUMENT; ERR_BUSY while the chat is answering another message; while iterating
    *   ERR_CONTEXT_OVERFLOW, ERR_QUEUE_FULL, ERR_ABORTED, ERR_DISPOSED and others of the model.
    *
    * @example
@@ -148,19 +171,18 @@ export class Chat {
    * console.log(finishReason, toolCall?.name);
    * ```
    */
-  stream(input: string | ChatMessage, options: SendOptions = {}): ChatStream {
-    const { role = 'user', ...generation } = options;
+  stream(input: string | ChatMessage, options: Nullable<SendOptions> = {}): ChatStream {
+    const set = readOptions<SendOptions>(options, [...GENERATE_OPTIONS, 'role'], 'an answer');
+    const { role: asked, ...generation } = set;
+    const role = choiceOption('role', asked, SPEAKERS, 'user');
     const message = validateMessage(typeof input === 'string' ? { role, content: input } : input, 'input');
-    if (message.role !== 'user' && message.role !== 'observation') {
-      throw invalidArgument(`input.role must be user or observation, got ${message.role}`);
-    }
+    choiceOption('input.role', message.role, SPEAKERS, 'user');
+    checkGenerateOptions(generation);
     return this.#answer(this.#history.length, [message], generation);
   }
 
   /**
    * As {@link stream}, but gives the whole answer at its end.
-   *
-   * @throws {ChatGLMError} what {@link stream} throws, at once and while iterating.
    *
    * @example
    * ```ts
@@ -169,7 +191,7 @@ export class Chat {
    * if (toolCall) console.log((await chat.send('{"celsius": 21}', { role: 'observation' })).text);
    * ```
    */
-  async send(input: string | ChatMessage, options: SendOptions = {}): Promise<ChatReply> {
+  async send(input: string | ChatMessage, options: Nullable<SendOptions> = {}): Promise<ChatReply> {
     return await this.stream(input, options).result;
   }
 
@@ -185,16 +207,19 @@ export class Chat {
    * console.log(text, chat.history.length); // as long as before
    * ```
    */
-  regenerate(options: GenerateOptions = {}): ChatStream {
+  regenerate(options: Nullable<GenerateOptions> = {}): ChatStream {
+    const set = readGenerateOptions(options);
     this.#refuseWhileAnswering();
-    const last = this.#history.findLastIndex(({ role }) => role !== 'assistant');
-    const role = this.#history[last]?.role;
+    // The history is the user's to edit.
+    const messages = validateMessages(this.#history, 'history');
+    const last = messages.findLastIndex(({ role }) => role !== 'assistant');
+    const role = messages[last]?.role;
     if (role !== 'user' && role !== 'observation') throw invalidArgument('the history has no message to answer again');
-    return this.#answer(last + 1, [], options);
+    return this.#answer(last + 1, [], set);
   }
 
   /**
-   * A chat of its own with the same history and options: what is said in one does not change the other.
+   * Makes another chat with the same history and options: what is said in one does not change the other.
    *
    * @example
    * ```ts
@@ -208,7 +233,7 @@ export class Chat {
   }
 
   /**
-   * What is needed to go on later: `model.createChat(JSON.parse(JSON.stringify(chat)))`.
+   * The chat as plain data, to go on later: `model.createChat(JSON.parse(JSON.stringify(chat)))`.
    *
    * @example
    * ```ts
@@ -224,13 +249,12 @@ export class Chat {
   /** Answers `added` behind the first `kept` messages of the history. */
   #answer(kept: number, added: ChatMessage[], options: GenerateOptions): ChatStream {
     this.#refuseWhileAnswering();
-    checkGenerateOptions(options);
     const { tokenizer } = this.#model;
     // The history is the user's to edit, so it is checked each time.
     const messages = [...validateMessages(this.#history, 'history').slice(0, kept), ...added];
     const parts = chatPrompt(this.family, messages);
     const prompt = this.#model.overflowOf(promptLength(parts)) ?? tokenizer.encodeParts(parts, this.family);
-    const { stop = [], stopTokens: more = [], ...rest } = { ...this.#defaults, ...withoutUndefined(options) };
+    const { stop = [], stopTokens: more = [], ...rest } = { ...this.#defaults, ...options };
     const stops = new StopSequences(stop);
     const raw = this.#model.generateIds(prompt, {
       ...rest,
@@ -254,7 +278,8 @@ export class Chat {
   }
 
   #refuseWhileAnswering(): void {
-    if (this.#isAnswering) throw invalidArgument('this chat is answering already');
+    if (this.#isAnswering)
+      throw new ChatGLMError('ERR_BUSY', 'this chat is answering already; wait for its answer, or fork() it');
   }
 }
 
@@ -276,9 +301,11 @@ export interface ChatOnceResult extends Pick<ChatReply, 'finishReason' | 'usage'
 export async function chatOnce(
   model: ChatModel,
   query: string,
-  { role = 'user', ...options }: ChatOnceOptions = {},
+  options: Nullable<ChatOnceOptions> = {},
 ): Promise<ChatOnceResult> {
-  const chat = new Chat(model, options);
+  const { role, ...rest } = readOptions<ChatOnceOptions>(options, [...CHAT_OPTIONS, 'role'], 'chat()');
+  if (typeof query !== 'string') throw invalidArgument(`query must be a string, got ${show(query)}`);
+  const chat = new Chat(model, rest);
   const reply = await chat.send(query, { role });
   const { finishReason, usage, timings, seed, logprobs } = reply;
   const result: ChatOnceResult = {
@@ -311,13 +338,8 @@ function chatFamily(asked: unknown, ofModel: ModelFamily): ChatFamily {
   if (CHAT_FAMILIES.includes(family as ChatFamily)) return family as ChatFamily;
   if (asked === 'auto') {
     throw invalidArgument(
-      `${familyNamed(ofModel).title} has no chat format: use generate(), or say which one with the option family`,
+      `${familyNamed(ofModel).title} has no chat format: use generate(), or say which one with the chat's option family (--format)`,
     );
   }
   throw invalidArgument(`family must be one of auto, ${CHAT_FAMILIES.join(', ')}, got ${show(asked)}`);
-}
-
-/** Options that were given as undefined must not hide the chat's own. */
-function withoutUndefined(options: GenerateOptions): GenerateOptions {
-  return Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));
 }

@@ -1,10 +1,20 @@
-import { loadNative, type Native, type TensorType } from '../addon/native.js';
-import { throwIfAborted } from '../common/errors.js';
+import { callNative, loadNative, type Native, type TensorType } from '../addon/native.js';
+import { invalidArgument, throwIfAborted } from '../common/errors.js';
 import { invalid } from '../common/invalid.js';
-import { checkOptions, checkPath, choiceOption } from '../common/options.js';
+import {
+  choiceOption,
+  type FilePath,
+  isPlainObject,
+  type Nullable,
+  reading,
+  readOptions,
+  show,
+  toPath,
+} from '../common/options.js';
+import { MODEL_FAMILIES, type ModelFamily } from '../families/index.js';
 import { CheckpointFile } from './file.js';
 import { ggufMetadata } from './gguf/metadata.js';
-import { WRITE_OPTIONS, type WriteOptions, type WrittenFile, writeGguf } from './gguf/writer.js';
+import { checkWriteOptions, WRITE_OPTIONS, type WriteOptions, type WrittenFile, writeGguf } from './gguf/writer.js';
 import { openCheckpoint } from './open.js';
 import { rowsAndColumns, tensorBytes } from './tensor-types.js';
 import type { Checkpoint, TensorEntry } from './types.js';
@@ -16,10 +26,12 @@ export type ConversionType = (typeof CONVERSION_TYPES)[number];
 
 /** Options of `convertCheckpoint()`. */
 export interface ConvertOptions extends WriteOptions {
-  /** Of the matrices. */
+  /** The type of the matrices. */
   type: ConversionType;
-  /** What the new file calls the model. Default: as the checkpoint does. */
+  /** What the new file calls the model. Default: the checkpoint's name. */
   name?: string | undefined;
+  /** The family, which the new file states, where the checkpoint's files do not tell the right one. Default: theirs. */
+  family?: ModelFamily | undefined;
 }
 
 /** Weights that are converted at a time: few enough that nobody waits for the event loop, enough for the disk. */
@@ -38,11 +50,7 @@ interface Conversion {
  * is quantized already is kept as it is where that is exact and no larger: THUDM's int4 rows and q4_0 in files of q8_0
  * and q4_0, int8 rows and q8_0 in files of q8_0.
  *
- * @param source A path, or what `openCheckpoint()` gave.
- * @param target The new file. It gets its name when it is complete: until then it is `target.part`.
- * @throws {ChatGLMError} ERR_CHECKPOINT_NOT_FOUND, ERR_CHECKPOINT_INVALID, ERR_INVALID_ARGUMENT (also for a target that
- *   exists, unless `overwrite` is set), ERR_ABORTED, and the codes of the system for what cannot be read or written.
- * @see https://github.com/ggml-org/ggml/blob/master/docs/gguf.md for the format
+ * @param source A path, or what `openCheckpoint()` gave, which stands for the files at its path: they are read anew.
  *
  * @example
  * ```ts
@@ -51,17 +59,26 @@ interface Conversion {
  * ```
  */
 export async function convertCheckpoint(
-  source: string | Checkpoint,
-  target: string,
-  options: ConvertOptions,
+  source: FilePath | Checkpoint,
+  target: FilePath,
+  options: Nullable<ConvertOptions>,
 ): Promise<WrittenFile> {
-  checkOptions(options, [...WRITE_OPTIONS, 'type', 'name'], 'convertCheckpoint()');
-  const type = choiceOption('type', options.type ?? null, CONVERSION_TYPES, 'f16');
-  checkPath('target', target);
-  throwIfAborted(options.signal);
-  const checkpoint = typeof source === 'string' ? await openCheckpoint(source, { signal: options.signal }) : source;
+  const known = [...WRITE_OPTIONS, 'type', 'name', 'family'] as const;
+  const set = readOptions<ConvertOptions>(options, known, 'convertCheckpoint()');
+  const type = choiceOption('type', set.type ?? null, CONVERSION_TYPES, 'f16');
+  if (set.name !== undefined && typeof set.name !== 'string') {
+    throw invalidArgument(`name must be a string, got ${show(set.name)}`);
+  }
+  checkWriteOptions(set);
+  const family = choiceOption('family', set.family, MODEL_FAMILIES, '') || undefined;
+  const targetPath = toPath('target', target);
+  const opened = isPlainObject(source) ? openedAs(source) : undefined;
+  const sourcePath = toPath('source', opened?.path ?? source);
+  const signal = set.signal;
+  throwIfAborted(signal);
+  const checkpoint = await openCheckpoint(sourcePath, { family: family ?? opened?.family, signal });
   const { tokenizer, path } = checkpoint;
-  const config = { ...checkpoint.config, name: options.name ?? checkpoint.config.name };
+  const config = { ...checkpoint.config, name: set.name ?? opened?.name ?? checkpoint.config.name };
   if (tokenizer === undefined) throw invalid(path, 'has no tokenizer, and a GGUF file needs one');
   const native = loadNative();
   const files: CheckpointFile[] = [];
@@ -71,17 +88,29 @@ export async function convertCheckpoint(
       return { name: entry.name, shape: entry.shape, type: targetType(entry, type), source: entry };
     });
     return await writeGguf(
-      target,
+      targetPath,
       {
         metadata: ggufMetadata(config, tokenizer, type),
         tensors,
         fill: (tensor, write) => convertTensor(tensor, files, native, write),
       },
-      options,
+      set,
     );
   } finally {
     await Promise.all(files.map((file) => file.close()));
   }
+}
+
+/** What an opened checkpoint says of how it was opened. */
+function openedAs(source: unknown): { path: string; family: ModelFamily | undefined; name: string | undefined } {
+  return reading('source', () => {
+    const { path, config } = source as Partial<Checkpoint>;
+    if (typeof path !== 'string' || !isPlainObject(config)) {
+      throw invalidArgument(`source must be a path or what openCheckpoint() gave, got ${show(source)}`);
+    }
+    const { family, name } = config as Partial<Checkpoint['config']>;
+    return { path, family, name: typeof name === 'string' ? name : undefined };
+  });
 }
 
 function targetType({ type, shape }: TensorEntry, wanted: ConversionType): TensorType {
@@ -112,7 +141,8 @@ async function convertTensor(
       await write(from);
       continue;
     }
-    native.convertRows(source.type, from, scales?.subarray(row, row + count), count, columns, type, to);
+    const rowScales = scales?.subarray(row, row + count);
+    callNative(() => native.convertRows(source.type, from, rowScales, count, columns, type, to));
     await write(to);
   }
 }
@@ -127,7 +157,7 @@ async function readScales(
   if (scale === undefined) return undefined;
   const bytes = await fileOf(scale.file, files).read(scale.offset, scale.length);
   const scales = new Float32Array(rows);
-  native.convertRows(scale.type, bytes, undefined, 1, rows, 'f32', new Uint8Array(scales.buffer));
+  callNative(() => native.convertRows(scale.type, bytes, undefined, 1, rows, 'f32', new Uint8Array(scales.buffer)));
   return scales;
 }
 

@@ -2,8 +2,8 @@ import { stat } from 'node:fs/promises';
 import { basename, dirname, resolve } from 'node:path';
 import { throwIfAborted } from '../common/errors.js';
 import { invalid } from '../common/invalid.js';
-import { checkOptions, checkPath } from '../common/options.js';
-import type { ModelFamily } from '../families/index.js';
+import { choiceOption, type FilePath, type Nullable, readOptions, signalOption, toPath } from '../common/options.js';
+import { MODEL_FAMILIES, type ModelFamily } from '../families/index.js';
 import type { TokenizerData } from '../tokenizer/data.js';
 import { readError, readTokenizerModel, withFile } from './file.js';
 import { openGguf, readGgufTokenizer } from './gguf/checkpoint.js';
@@ -31,12 +31,12 @@ export interface OpenOptions {
  * console.log(tensors.map(({ name, type, shape }) => `${name} ${type} (${shape.join(', ')})`));
  * ```
  */
-export async function openCheckpoint(path: string, options: OpenOptions = {}): Promise<Checkpoint> {
-  checkPath('path', path);
-  checkOptions(options, ['family', 'signal'], 'openCheckpoint()');
-  const { family, signal } = options;
+export async function openCheckpoint(path: FilePath, options: Nullable<OpenOptions> = {}): Promise<Checkpoint> {
+  const absolute = resolve(toPath('path', path));
+  const set = readOptions<OpenOptions>(options, ['family', 'signal'], 'openCheckpoint()');
+  const family = choiceOption('family', set.family, MODEL_FAMILIES, '') || undefined;
+  const signal = signalOption(set.signal);
   throwIfAborted(signal);
-  const absolute = resolve(path);
   const checkpoint = (await isDirectory(absolute))
     ? await openHuggingFace(absolute, family, signal)
     : await withFile(absolute, async (file) => {
@@ -59,22 +59,20 @@ export interface ReadTokenizerResult {
 }
 
 /** Reads only the tokenizer: of a tokenizer.model file, of a checkpoint's directory or of a GGUF file. */
-export async function readTokenizer(path: string): Promise<ReadTokenizerResult> {
-  checkPath('path', path);
-  checkPath('path', path);
+export async function readTokenizer(path: string, wanted?: ModelFamily): Promise<ReadTokenizerResult> {
   const absolute = resolve(path);
   const isFile = !(await isDirectory(absolute));
   if (isFile && !isInDirectory(absolute)) {
     return withFile(absolute, async (file) =>
       (await file.magic()) === GGUF_MAGIC
-        ? readGgufTokenizer(file)
-        : { data: await readTokenizerModel(file), family: undefined },
+        ? readGgufTokenizer(file, wanted)
+        : { data: await readTokenizerModel(file), family: wanted },
     );
   }
   const directory = isFile ? dirname(absolute) : absolute;
   const { data, family } = await readDirectoryTokenizer(directory);
   if (data === undefined) throw invalid(directory, 'holds no tokenizer.model');
-  return { data, family };
+  return { data, family: wanted ?? family };
 }
 
 /** Whether the name is one that a file in a Hugging Face directory has. */

@@ -1,10 +1,21 @@
-import { loadNative, type NativeTensor } from '../addon/native.js';
+import { callNative, loadNative, type NativeTensor } from '../addon/native.js';
 import { ChatGLMError, invalidArgument } from '../common/errors.js';
-import { checkOptions, checkPath } from '../common/options.js';
-import { DEFAULT_FAMILY, familyNamed } from '../families/index.js';
+import {
+  choiceOption,
+  type FilePath,
+  integerOption,
+  isPlainObject,
+  type Nullable,
+  numberOption,
+  reading,
+  readOptions,
+  show,
+  toPath,
+} from '../common/options.js';
+import { DEFAULT_FAMILY, familyNamed, MODEL_FAMILIES } from '../families/index.js';
 import { syntheticTokenizer } from '../tokenizer/synthetic.js';
 import { type GgufFileType, ggufMetadata } from './gguf/metadata.js';
-import { WRITE_OPTIONS, type WriteOptions, type WrittenFile, writeGguf } from './gguf/writer.js';
+import { checkWriteOptions, WRITE_OPTIONS, type WriteOptions, type WrittenFile, writeGguf } from './gguf/writer.js';
 import { type TensorRole, type TensorSpec, tensorLayout } from './tensor-table.js';
 import { rowsAndColumns, tensorBytes } from './tensor-types.js';
 import type { ModelConfig } from './types.js';
@@ -71,11 +82,11 @@ export type SyntheticType = (typeof SYNTHETIC_TYPES)[number];
 
 /** Options of `synthesize()`. */
 export interface SynthesizeOptions extends WriteOptions {
-  /** Default: `6b`. */
+  /** The name of a shape, or a shape of your own. Default: `6b`. */
   shape?: ShapeName | ModelConfig | undefined;
-  /** Of all matrices. Default: `q4_0`. */
+  /** The type of all matrices. Default: `q4_0`. */
   type?: SyntheticType | undefined;
-  /** Default: 0. The same seed gives the same file. */
+  /** The same seed gives the same file. Default: 0. */
   seed?: number | undefined;
 }
 
@@ -102,9 +113,7 @@ const BLOCK = 32;
 
 /** The config of a shape, with changes. */
 export function syntheticConfig(shape: ShapeName, overrides: Partial<ModelConfig> = {}): ModelConfig {
-  const known: ModelConfig | undefined = Object.hasOwn(shapes, shape) ? shapes[shape] : undefined;
-  if (known === undefined)
-    throw invalidArgument(`shape: ${String(shape)} is none of ${Object.keys(shapes).join(', ')}`);
+  const known: ModelConfig = shapes[choiceOption('shape', shape, Object.keys(shapes) as ShapeName[], '6b')];
   const config: ModelConfig = { ...known, ...overrides };
   checkConfig(config);
   return config;
@@ -119,32 +128,27 @@ export function syntheticTensors(config: ModelConfig, type: SyntheticType): Nati
 /**
  * Writes a GGUF file of random weights whose activations stay in a model's usual range: for benchmarks and tests.
  *
- * The tokenizer is made up, too: it takes any text, and none of its pieces means anything.
- *
- * @throws {ChatGLMError} ERR_INVALID_ARGUMENT (also for a target that exists, unless `overwrite` is set), ERR_ABORTED, and
- *   the codes of the system for what cannot be written.
- *
  * @example
  * ```ts
  * await synthesize('6b-q4_0.gguf', { shape: '6b', type: 'q4_0', seed: 1 });
  * await synthesize('small.gguf', { shape: { ...shapes.micro, layers: 3 }, type: 'f32', overwrite: true });
  * ```
  */
-export async function synthesize(target: string, options: SynthesizeOptions = {}): Promise<WrittenFile> {
-  checkOptions(options, [...WRITE_OPTIONS, 'shape', 'type', 'seed'], 'synthesize()');
-  checkPath('target', target);
-  const { shape = '6b', type = 'q4_0', seed = 0 } = options;
-  const config = typeof shape === 'string' ? syntheticConfig(shape) : shape;
-  checkConfig(config);
-  if (!SYNTHETIC_TYPES.includes(type))
-    throw invalidArgument(`type: ${String(type)} is none of ${SYNTHETIC_TYPES.join(', ')}`);
-  if (!Number.isSafeInteger(seed)) throw invalidArgument(`seed: ${seed} is no integer`);
+export async function synthesize(target: FilePath, options: Nullable<SynthesizeOptions> = {}): Promise<WrittenFile> {
+  const path = toPath('target', target);
+  const known = [...WRITE_OPTIONS, 'shape', 'type', 'seed'] as const;
+  const set = readOptions<SynthesizeOptions>(options, known, 'synthesize()');
+  const { shape = '6b' } = set;
+  const config = isPlainObject(shape) ? ownConfig(shape) : syntheticConfig(shape as ShapeName);
+  const type = choiceOption('type', set.type, SYNTHETIC_TYPES, 'q4_0');
+  const seed = integerOption('seed', set.seed, 0);
+  checkWriteOptions(set);
   const native = loadNative();
   const tensors = tensorLayout(config).map(
     (spec) => ({ ...spec, type: spec.shape.length === 1 ? 'f32' : type }) as const,
   );
   return writeGguf(
-    target,
+    path,
     {
       metadata: ggufMetadata(config, syntheticTokenizer(pieceCount(config)), type),
       tensors,
@@ -155,12 +159,12 @@ export async function synthesize(target: string, options: SynthesizeOptions = {}
         for (let first = 0; first < weights; first += CHUNK_WEIGHTS) {
           const count = Math.min(CHUNK_WEIGHTS, weights - first);
           const bytes = Buffer.alloc(tensorBytes(tensor.type, 1, Math.ceil(count / BLOCK) * BLOCK) ?? 0);
-          native.fillRandom(tensor.type, bytes, tensor.name, seed, first, mean, deviation);
+          callNative(() => native.fillRandom(tensor.type, bytes, tensor.name, seed, first, mean, deviation));
           await write(bytes.subarray(0, tensorBytes(tensor.type, 1, count)));
         }
       },
     },
-    options,
+    set,
   );
 }
 
@@ -180,6 +184,18 @@ function distribution({ role }: TensorSpec, columns: number): { mean: number; de
 function pieceCount(config: ModelConfig): number {
   const count = config.vocabSize - familyNamed(config.family).specialTokens.length;
   return config.vocabSize === CHATGLM_VOCABULARY ? CHATGLM_PIECES : count;
+}
+
+/** A copy of a caller's own shape. */
+function ownConfig(shape: Record<string, unknown>): ModelConfig {
+  const config = reading('shape', () => ({ ...shape })) as unknown as ModelConfig;
+  choiceOption('shape.family', config.family ?? null, MODEL_FAMILIES, DEFAULT_FAMILY);
+  for (const field of Object.keys(FIELD_NAMES) as (keyof FieldNames)[]) {
+    numberOption(`shape.${field}`, config[field] ?? null, 0);
+  }
+  if (typeof config.name !== 'string') throw invalidArgument(`shape.name must be a string, got ${show(config.name)}`);
+  checkConfig(config);
+  return config;
 }
 
 function checkConfig(config: ModelConfig): void {

@@ -13,6 +13,11 @@ export interface OptionSpec {
   value?: string;
   /** The values that are allowed. Default: all. */
   choices?: readonly string[];
+  /** The least and the most that a number, or each of several, may be. Default: any. */
+  least?: number;
+  most?: number;
+  /** What a text must match, and what an error calls that. Default: any text. */
+  pattern?: { matches: RegExp; expected: string };
   about: string;
 }
 
@@ -95,7 +100,10 @@ export function parseArguments<S extends CommandSpec>(spec: S, args: readonly st
     if (option.choices && !option.choices.includes(value)) {
       throw new UsageError(`${name} must be one of ${option.choices.join(', ')}, got ${JSON.stringify(value)}`);
     }
-    const read = readValue(option.kind, name, value);
+    if (option.pattern && !option.pattern.matches.test(value)) {
+      throw new UsageError(`${name} must be ${option.pattern.expected}, got ${JSON.stringify(value)}`);
+    }
+    const read = readValue(option, name, value);
     const before = values[token.name];
     values[token.name] = Array.isArray(before) && option.kind === 'texts' ? [...(before as string[]), value] : read;
   }
@@ -139,19 +147,13 @@ export function helpText({ name, positionals, about, options, examples }: Comman
 
 const defaultPlaceholder = { text: 'TEXT', texts: 'TEXT', number: 'X', integer: 'N', integers: 'N,N' };
 
-function readValue(kind: OptionSpec['kind'], name: string, value: string): ValueOfKind[OptionSpec['kind']] {
-  switch (kind) {
-    case 'number': {
-      const number = Number(value);
-      if (value.trim() === '' || !Number.isFinite(number)) {
-        throw new UsageError(`${name} must be a number, got ${JSON.stringify(value)}`);
-      }
-      return number;
-    }
+function readValue(option: OptionSpec, name: string, value: string): ValueOfKind[OptionSpec['kind']] {
+  switch (option.kind) {
+    case 'number':
     case 'integer':
-      return readInteger(name, value);
+      return readNumber(option, name, value);
     case 'integers':
-      return value.split(',').map((part) => readInteger(name, part));
+      return value.split(',').map((part) => readNumber(option, name, part));
     case 'texts':
       return [value];
     default:
@@ -159,12 +161,18 @@ function readValue(kind: OptionSpec['kind'], name: string, value: string): Value
   }
 }
 
-function readInteger(name: string, value: string): number {
+function readNumber({ kind, least, most }: OptionSpec, name: string, value: string): number {
   const number = Number(value);
-  if (value.trim() === '' || !Number.isSafeInteger(number)) {
-    throw new UsageError(`${name} must be a whole number, got ${JSON.stringify(value)}`);
-  }
-  return number;
+  const isOfKind = kind === 'number' ? Number.isFinite(number) : Number.isSafeInteger(number);
+  const isInRange = number >= (least ?? number) && number <= (most ?? number);
+  if (value.trim() !== '' && isOfKind && isInRange) return number;
+  const what = kind === 'number' ? 'a number' : 'a whole number';
+  throw new UsageError(`${name} must be ${what}${describeRange(least, most)}, got ${JSON.stringify(value)}`);
+}
+
+function describeRange(least: number | undefined, most: number | undefined): string {
+  if (least === undefined) return most === undefined ? '' : ` of at most ${most}`;
+  return most === undefined ? ` of at least ${least}` : ` from ${least} to ${most}`;
 }
 
 function checkPositionals(spec: CommandSpec, given: readonly string[]): void {

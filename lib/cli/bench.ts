@@ -14,35 +14,43 @@ import { type CommandSpec, type OptionValues, UsageError } from './arguments.js'
 import { formatBytes, formatFacts, formatMilliseconds, formatTable, significant } from './format.js';
 import { withInterruptSignal } from './interrupt.js';
 import { evaluatePrompts, measureDecode, measurePrefill, RandomIds } from './measure.js';
-import { loadOptions, loadWithProgress, toLoadOptions } from './model-options.js';
+import { loadOptions, loadWithProgress, modelOption, modelPath, toFamily, toLoadOptions } from './model-options.js';
 import { print, printJson } from './output.js';
 import { withProgress } from './progress.js';
 import { shapeOptions } from './synth.js';
 
 const options = {
+  ...modelOption,
   ...shapeOptions,
-  prompt: { kind: 'integers', about: 'Lengths of prompts to evaluate (default: 512)' },
-  depth: { kind: 'integers', about: 'Tokens that stand before what is generated (default: 0)' },
-  batch: { kind: 'integers', about: 'Generations at the same time (default: 1)' },
-  gen: { kind: 'integer', about: 'Tokens to generate in each (default: 64)' },
-  repeat: { kind: 'integer', about: 'Times to measure; the median counts (default: 3)' },
-  seed: { kind: 'integer', about: 'For the random prompts (default: 1)' },
+  prompt: { kind: 'integers', least: 1, about: 'Lengths of the prompts to evaluate, in tokens (default: 512)' },
+  depth: { kind: 'integers', least: 0, about: 'Tokens of context before the generated ones (default: 0)' },
+  batch: { kind: 'integers', least: 1, most: 256, about: 'Sequences to generate at the same time (default: 1)' },
+  // The first token comes with the prompt: time passes between it and the second.
+  gen: { kind: 'integer', least: 2, about: 'Tokens to generate in each sequence (default: 64)' },
+  repeat: { kind: 'integer', least: 1, about: 'Repetitions of each measurement, whose median counts (default: 3)' },
+  seed: { kind: 'integer', about: 'Seed of the random prompts (default: 1)' },
   ...loadOptions,
-  json: { kind: 'flag', about: 'Print one JSON object' },
+  json: { kind: 'flag', about: 'Print everything as one line of JSON' },
 } as const satisfies CommandSpec['options'];
 
 export const spec = {
   name: 'bench',
   positionals: '[model]',
-  about: `Measure how fast a model is, how much memory it takes, and how near it comes to what the memory can deliver.
+  about: `Measure a model's speed and memory, and which share of the memory's bandwidth it reaches.
 
-On a checkpoint, or with --shape on random weights made in memory. Without either: the embedded model.`,
+The model is a checkpoint or, with --shape, random weights made in memory. Without either it is the embedded model.`,
   options,
   examples: [
-    ['chatglm bench ./chatglm3-6b-q4_0.gguf', 'prompts of 512 tokens, then one answer at a time'],
-    ['chatglm bench --shape 6b --type q4_0 --prompt 512,2048 --depth 0,2048 --batch 1,8 --gen 64', 'without a file'],
-    ['chatglm bench --device cuda --batch 1,8,64,256 --depth 128 --gen 128', 'on a GPU, many answers at a time'],
-    ['chatglm bench model.gguf --json > bench.json', 'for programs'],
+    ['chatglm bench ./chatglm3-6b-q4_0.gguf', 'measure prompts of 512 tokens, then one sequence at a time'],
+    [
+      'chatglm bench --shape 6b --type q4_0 --prompt 512,2048 --depth 0,2048 --batch 1,8 --gen 64',
+      'measure without a file',
+    ],
+    [
+      'chatglm bench --device cuda --batch 1,8,64,256 --depth 128 --gen 128',
+      'measure many sequences at a time on a GPU',
+    ],
+    ['chatglm bench model.gguf --json > bench.json', 'give the figures to a program'],
   ],
 } satisfies CommandSpec;
 
@@ -75,8 +83,9 @@ interface GpuMemory {
   kvCacheBytes: number;
 }
 
-export async function run(given: OptionValues<typeof options>, [path]: readonly string[]): Promise<void> {
+export async function run(given: OptionValues<typeof options>, [argument]: readonly string[]): Promise<void> {
   const plan = readPlan(given);
+  const path = modelPath(given, argument);
   if (path !== undefined && (given.shape !== undefined || given.type !== undefined)) {
     throw new UsageError('give a model or --shape and --type, not both');
   }
@@ -105,15 +114,6 @@ interface Plan {
 
 function readPlan(given: OptionValues<typeof options>): Plan {
   const { prompt = [512], depth = [0], batch = [1], gen = 64, repeat = 3, seed = 1 } = given;
-  const atLeast = (name: string, least: number, values: readonly number[]) => {
-    if (values.some((value) => value < least)) throw new UsageError(`--${name} must be ${least} or more`);
-  };
-  atLeast('prompt', 1, prompt);
-  atLeast('depth', 0, depth);
-  atLeast('batch', 1, batch);
-  // The first token comes with the prompt: time passes between it and the second.
-  atLeast('gen', 2, [gen]);
-  atLeast('repeat', 1, [repeat]);
   return { prompts: prompt, depths: depth, batches: batch, generated: gen, repeat, seed };
 }
 
@@ -130,7 +130,9 @@ async function loadingOptions(
   const longest = Math.max(...prompts.map((tokens) => tokens + 1), ...depths.map((depth) => depth + generated + 1));
   // A sequence that goes on from a cached prompt gets a page of its own for the prompt's end. Without room for that, other
   // cached prompts would have to go.
-  const most = isSynthetic(given) ? Infinity : (await openCheckpoint(path ?? embeddedModelPath())).config.contextLength;
+  const most = isSynthetic(given)
+    ? Infinity
+    : (await openCheckpoint(path ?? embeddedModelPath(), toFamily(given))).config.contextLength;
   const contextLength = Math.max(longest, Math.min(longest + systemInfo().pageTokens, most));
   return { contextLength, ...toLoadOptions(given), maxSequences: Math.max(...batches) };
 }

@@ -1,52 +1,69 @@
 import { CHAT_FAMILIES, type Chat, ChatGLMError, type ChatOptions, type ChatReply, type Model } from '../index.js';
-import type { CommandSpec, OptionValues } from './arguments.js';
+import { type CommandSpec, type OptionValues, UsageError } from './arguments.js';
 import { formatMilliseconds, significant } from './format.js';
 import { onInterrupt } from './interrupt.js';
 import { LineReader } from './line-reader.js';
-import { generateOptions, loadOptions, loadWithProgress, toGenerateOptions, toLoadOptions } from './model-options.js';
-import { note, printJson } from './output.js';
+import {
+  generateOptions,
+  loadOptions,
+  loadWithProgress,
+  modelOption,
+  modelPath,
+  toFamily,
+  toGenerateOptions,
+  toLoadOptions,
+} from './model-options.js';
+import { note, print, printJson, write } from './output.js';
 
 const options = {
-  system: { kind: 'text', about: 'What the model is told first: a system message (default: none)' },
-  family: {
+  ...modelOption,
+  system: { kind: 'text', about: 'System message, which comes before the conversation (default: none)' },
+  format: {
     kind: 'text',
-    value: 'FAMILY',
+    value: 'FORMAT',
     choices: ['auto', ...CHAT_FAMILIES],
-    about: `Format of the prompts: auto, ${CHAT_FAMILIES.join(', ')} (default: auto, the model's own)`,
+    about: `Prompt format: ${CHAT_FAMILIES.join(', ')} (default: auto, that of the model's family)`,
   },
   ...generateOptions,
   ...loadOptions,
-  stats: { kind: 'flag', about: 'Tell tokens per second after each answer' },
+  stats: { kind: 'flag', about: 'Print the numbers of tokens and their speed after each answer' },
   json: { kind: 'flag', about: 'Print each answer as one line of JSON' },
 } as const satisfies CommandSpec['options'];
 
 export const spec = {
   name: 'chat',
   positionals: '[model]',
-  about: `Talk with a model: a checkpoint's directory or GGUF file, or else the embedded model.
+  about: `Talk with a model: a checkpoint's directory, a GGUF file or, without a path, the embedded model.
 
-With text piped in, each line is answered, and nothing but answers goes to stdout.
-Ctrl-C stops an answer and keeps the conversation; at the prompt it leaves. The line clear forgets the conversation, and
-the line stop ends it.`,
+Text that is piped in is answered line by line, and nothing but the answers goes to stdout. Ctrl-C stops an answer and
+keeps the conversation; at the prompt Ctrl-C ends the program. The line "clear" forgets the conversation, and the line
+"stop" ends the program. On a terminal, control characters in answers are shown as U+FFFD.`,
   options,
   examples: [
     ['chatglm chat', 'talk with the embedded model'],
-    ['chatglm chat ./chatglm3-6b --quantization int4 --stats', 'with THUDM/chatglm3-6b in a third of the memory'],
-    ["echo '你好' | chatglm chat --greedy", 'one question, one answer'],
-    ["chatglm chat --system 'You are Emma.' --temperature 0.3", 'give it a part to play'],
+    ['chatglm chat ./chatglm3-6b --quantization int4 --stats', 'talk with THUDM/chatglm3-6b in a third of the memory'],
+    ["echo '你好' | chatglm chat --greedy", 'ask one question and get one answer'],
+    ["chatglm chat --system 'You are Emma.' --temperature 0.3", 'give the model a part to play'],
+    ['chatglm chat ./my-finetune --family chatglm2', 'say the family of a model whose files do not tell'],
   ],
 } satisfies CommandSpec;
 
 const commands = 'clear forgets the conversation; stop, /exit or Ctrl-C leaves.';
 
-export async function run(given: OptionValues<typeof options>, [path]: readonly string[]): Promise<void> {
+export async function run(given: OptionValues<typeof options>, [argument]: readonly string[]): Promise<void> {
+  const path = modelPath(given, argument);
+  const format = given.format === 'auto' ? undefined : (given.format as ChatOptions['family']);
+  const { family } = toFamily(given);
+  if (family !== undefined && format === undefined && !CHAT_FAMILIES.some((name) => name === family)) {
+    throw new UsageError(`${family} has no prompt format: use chatglm generate, or say which one with --format`);
+  }
   const model = await loadWithProgress(path, toLoadOptions(given));
   const lines = new LineReader();
   try {
     const chat = model.createChat({
       ...toGenerateOptions(given),
       ...(given.system === undefined ? {} : { system: given.system }),
-      ...(given.family === undefined ? {} : { family: given.family as ChatOptions['family'] }),
+      family: format,
     });
     if (lines.isInteractive) greet(model);
     await converse(chat, lines, given);
@@ -101,12 +118,12 @@ async function answer(
   lines.redirectInterrupts(true);
   let reply: ChatReply;
   try {
-    for await (const { text } of stream) if (!json) process.stdout.write(text);
+    for await (const { text } of stream) if (!json) write(text);
     reply = await stream.result;
   } finally {
     lines.redirectInterrupts(false);
     release();
-    if (!json) process.stdout.write('\n');
+    if (!json) print('');
   }
   if (json) {
     const { text, finishReason, usage, timings, seed } = reply;
@@ -119,7 +136,7 @@ async function answer(
   if (stats) note(statsLine(reply));
 }
 
-/** What `--stats` tells. */
+/** What `--stats` prints. */
 export function statsLine({ usage, timings }: Pick<ChatReply, 'usage' | 'timings'>): string {
   const cached = usage.cachedTokens > 0 ? `, ${usage.cachedTokens} of them cached` : '';
   return [

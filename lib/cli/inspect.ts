@@ -2,9 +2,12 @@ import { stat } from 'node:fs/promises';
 import { type Checkpoint, embeddedModelPath, openCheckpoint, type TensorEntry } from '../index.js';
 import type { CommandSpec, OptionValues } from './arguments.js';
 import { formatBytes, formatCount, formatFacts, formatTable } from './format.js';
+import { familyOption, modelOption, modelPath, toFamily } from './model-options.js';
 import { print, printJson } from './output.js';
 
 const options = {
+  ...modelOption,
+  ...familyOption,
   tensors: { kind: 'flag', about: 'List all tensors' },
   metadata: { kind: 'flag', about: "Show the checkpoint's own metadata" },
   json: { kind: 'flag', about: 'Print everything as one line of JSON' },
@@ -16,14 +19,14 @@ export const spec = {
   about: 'Show what a checkpoint holds, without loading its weights. Without a path: the embedded model.',
   options,
   examples: [
-    ['chatglm inspect ./chatglm3-6b', 'family, shape, types and size'],
-    ['chatglm inspect model.gguf --tensors', 'each tensor with its type, shape and place'],
-    ['chatglm inspect model.gguf --json', 'the same for programs'],
+    ['chatglm inspect ./chatglm3-6b', 'show family, shape, types and size'],
+    ['chatglm inspect model.gguf --tensors', 'list each tensor with its type, shape and place'],
+    ['chatglm inspect model.gguf --json', 'give everything to a program'],
   ],
 } satisfies CommandSpec;
 
-export async function run(given: OptionValues<typeof options>, [path]: readonly string[]): Promise<void> {
-  const checkpoint = await openCheckpoint(path ?? embeddedModelPath());
+export async function run(given: OptionValues<typeof options>, [argument]: readonly string[]): Promise<void> {
+  const checkpoint = await openCheckpoint(modelPath(given, argument) ?? embeddedModelPath(), toFamily(given));
   const { format, config, files, tensors, metadata } = checkpoint;
   const types = countTypes(tensors);
   const parameters = sum(tensors.map(weights));

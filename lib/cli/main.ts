@@ -14,12 +14,12 @@ interface Command {
 const commands: Readonly<Record<string, { summary: string; load: () => Promise<Command> }>> = {
   chat: { summary: 'Talk with a model', load: () => import('./chat.js') },
   generate: { summary: 'Continue a text', load: () => import('./generate.js') },
-  tokenize: { summary: 'Show the token ids of a text, or the text of ids', load: () => import('./tokenize.js') },
+  tokenize: { summary: 'Show the token ids of a text, or the text of token ids', load: () => import('./tokenize.js') },
   inspect: { summary: 'Show what a checkpoint holds', load: () => import('./inspect.js') },
   convert: { summary: 'Write a checkpoint as a GGUF file', load: () => import('./convert.js') },
-  synth: { summary: 'Write a random checkpoint of a given shape', load: () => import('./synth.js') },
+  synth: { summary: 'Write a GGUF file of random weights', load: () => import('./synth.js') },
   bench: { summary: 'Measure speed and memory', load: () => import('./bench.js') },
-  system: { summary: 'Show what there is to compute with', load: () => import('./system.js') },
+  system: { summary: 'Show the devices of this machine', load: () => import('./system.js') },
 };
 
 const overview = [
@@ -33,6 +33,8 @@ const overview = [
   'Options:',
   '  -h, --help     Show this help, or that of a command: chatglm chat --help',
   '  -v, --version  Show the version',
+  '',
+  'Exit codes: 0, done; 1, failed; 2, the command line is wrong; 130, ended by Ctrl-C.',
 ].join('\n');
 
 async function main(args: readonly string[]): Promise<void> {
@@ -67,9 +69,15 @@ function fail(error: unknown): void {
   } else {
     const { code, message } = error as { code?: unknown; message?: unknown };
     note(`chatglm: ${message ?? error}${typeof code === 'string' ? ` (${code})` : ''}`);
-    // What a shell gives for a process that Ctrl-C has ended.
-    process.exitCode = code === 'ERR_ABORTED' ? 130 : 1;
+    process.exitCode = exitCode(code);
   }
+}
+
+function exitCode(code: unknown): number {
+  // What depends on the checkpoint, its context length say, shows late that the command line is wrong.
+  if (code === 'ERR_INVALID_ARGUMENT') return 2;
+  // What a shell gives for a process that Ctrl-C has ended.
+  return code === 'ERR_ABORTED' ? 130 : 1;
 }
 
 // `chatglm … | head` closes the pipe early: that is no error, and nobody is left to read on.

@@ -1,45 +1,138 @@
-import { type GenerateOptions, type LoadOptions, loadModel, type Model } from '../index.js';
-import type { OptionSpecs, OptionValues } from './arguments.js';
+import {
+  type GenerateOptions,
+  type LoadOptions,
+  loadModel,
+  MODEL_FAMILIES,
+  type Model,
+  type ModelFamily,
+} from '../index.js';
+import { type OptionSpecs, type OptionValues, UsageError } from './arguments.js';
 import { withInterruptSignal } from './interrupt.js';
 import { withProgress } from './progress.js';
 
+/** Which checkpoint a command works on. */
+export const modelOption = {
+  model: {
+    kind: 'text',
+    short: 'm',
+    value: 'PATH',
+    about: 'Checkpoint: a directory or a GGUF file (default: the embedded model)',
+  },
+} as const satisfies OptionSpecs;
+
+/** The family, in every command that reads a checkpoint. */
+export const familyOption = {
+  family: {
+    kind: 'text',
+    value: 'FAMILY',
+    choices: ['auto', ...MODEL_FAMILIES],
+    about: `Family of the model: ${MODEL_FAMILIES.join(', ')} (default: auto, as its files tell)`,
+  },
+} as const satisfies OptionSpecs;
+
 /** Options of loadModel(). */
 export const loadOptions = {
-  device: { kind: 'text', value: 'DEVICE', about: 'auto, cpu, cuda or cuda:N; see chatglm system (default: auto)' },
+  ...familyOption,
+  device: {
+    kind: 'text',
+    value: 'DEVICE',
+    pattern: { matches: /^(auto|cpu|cuda(:(0|[1-9]\d{0,2}))?)$/, expected: 'auto, cpu, cuda or cuda:N' },
+    about: 'Device to compute on: auto, cpu, cuda or cuda:N; see chatglm system (default: auto)',
+  },
   quantization: {
     kind: 'text',
     value: 'TYPE',
     choices: ['int8', 'int4'],
-    about: 'Quantize while loading: int8 or int4 (default: as in the checkpoint)',
+    about: "Quantize the weights while loading: int8 or int4 (default: the checkpoint's own types)",
   },
-  'context-length': { kind: 'integer', about: "Tokens of context to make room for (default: the model's own)" },
+  'context-length': {
+    kind: 'integer',
+    least: 1,
+    about: "Context length in tokens, at most the model's own (default: that, but no more than 32768)",
+  },
   'kv-cache-type': {
     kind: 'text',
     value: 'TYPE',
     choices: ['f16', 'f32', 'q8_0'],
-    about: 'Keys and values: f16, f32 (CPU only) or q8_0 (default: what suits the device)',
+    about: 'Type of keys and values: f16, f32 (CPU only) or q8_0 (default: as suits device and weights)',
   },
-  threads: { kind: 'integer', about: 'Threads to compute with (default: one per core)' },
+  threads: { kind: 'integer', least: 1, most: 1024, about: 'Threads to compute with (default: one per core)' },
 } as const satisfies OptionSpecs;
 
 /** Options of generate(), and of chats. */
 export const generateOptions = {
-  'max-tokens': { kind: 'integer', about: 'Tokens to generate at most (default: as many as fit)' },
+  'max-tokens': {
+    kind: 'integer',
+    least: 0,
+    most: 0x7fff_ffff,
+    about: 'Most tokens to generate (default: as many as the context has room for)',
+  },
   greedy: { kind: 'flag', about: 'Always take the likeliest token instead of sampling' },
-  temperature: { kind: 'number', about: 'Higher is more varied (default: 0.8)' },
-  'top-k': { kind: 'integer', about: 'Sample from the N likeliest tokens; 0: from all (default: 50)' },
-  'top-p': { kind: 'number', about: 'Sample from the likeliest tokens that make up this probability (default: 0.8)' },
-  'min-p': { kind: 'number', about: 'Leave out tokens less likely than this part of the likeliest (default: 0)' },
-  'repetition-penalty': { kind: 'number', about: 'Make tokens that occurred less likely (default: 1, not at all)' },
-  'presence-penalty': { kind: 'number', about: 'The same as OpenAI defines it: once a token (default: 0)' },
-  'frequency-penalty': { kind: 'number', about: 'The same for each time a token occurred (default: 0)' },
-  seed: { kind: 'integer', about: 'Same seed, same answer (default: by chance)' },
-  stop: { kind: 'texts', about: 'End where this text comes up; may be given several times' },
+  temperature: {
+    kind: 'number',
+    least: 0,
+    most: 100,
+    about: 'Sampling temperature; a higher one gives more varied text (default: 0.8)',
+  },
+  'top-k': {
+    kind: 'integer',
+    least: 0,
+    most: 0x7fff_ffff,
+    about: 'Sample from the N likeliest tokens; 0 samples from all (default: 50)',
+  },
+  'top-p': {
+    kind: 'number',
+    least: 0,
+    most: 1,
+    about: 'Sample from the likeliest tokens whose probabilities add up to X (default: 0.8)',
+  },
+  'min-p': {
+    kind: 'number',
+    least: 0,
+    most: 1,
+    about: 'Leave out tokens that are less than X times as likely as the likeliest (default: 0)',
+  },
+  'repetition-penalty': {
+    kind: 'number',
+    least: 0.01,
+    most: 100,
+    about: 'Make tokens of the prompt and the answer less likely by the factor X (default: 1)',
+  },
+  'presence-penalty': {
+    kind: 'number',
+    least: -100,
+    most: 100,
+    about: 'Subtract X from the logit of each token that the answer has already (default: 0)',
+  },
+  'frequency-penalty': {
+    kind: 'number',
+    least: -100,
+    most: 100,
+    about: "Subtract X from a token's logit for each time that the answer has the token (default: 0)",
+  },
+  seed: { kind: 'integer', least: 0, about: 'Seed: the same one gives the same answer (default: a random one)' },
+  stop: {
+    kind: 'texts',
+    pattern: { matches: /./s, expected: 'a text that is not empty' },
+    about: 'End the answer before this text; may be given several times',
+  },
 } as const satisfies OptionSpecs;
 
+/** The path of the checkpoint, which every command that loads one takes as an option, and some as an argument as well. */
+export function modelPath(given: OptionValues<typeof modelOption>, positional?: string): string | undefined {
+  if (given.model !== undefined && positional !== undefined) {
+    throw new UsageError(`give one model: ${JSON.stringify(positional)} or --model ${JSON.stringify(given.model)}`);
+  }
+  return given.model ?? positional;
+}
+
+/** The family that was asked for, if any. */
+export function toFamily({ family }: OptionValues<typeof familyOption>): { family?: ModelFamily } {
+  return family === undefined || family === 'auto' ? {} : { family: family as ModelFamily };
+}
+
 export function toLoadOptions(given: OptionValues<typeof loadOptions>): LoadOptions {
-  const options: LoadOptions = {};
-  // The loader checks it, and its message says what there is.
+  const options: LoadOptions = toFamily(given);
   if (given.device !== undefined) options.device = given.device as NonNullable<LoadOptions['device']>;
   if (given.quantization !== undefined) options.quantization = given.quantization as 'int8' | 'int4';
   if (given['context-length'] !== undefined) options.contextLength = given['context-length'];

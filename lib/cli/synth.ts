@@ -24,7 +24,7 @@ export const shapeOptions = {
 
 const options = {
   ...shapeOptions,
-  seed: { kind: 'integer', about: 'Same seed, same file (default: 0)' },
+  seed: { kind: 'integer', least: 0, about: 'Seed: the same one gives the same file (default: 0)' },
   force: { kind: 'flag', short: 'f', about: 'Overwrite an existing file' },
   json: { kind: 'flag', about: 'Print { path, bytes } of the new file as one line of JSON' },
 } as const satisfies CommandSpec['options'];
@@ -32,11 +32,11 @@ const options = {
 export const spec = {
   name: 'synth',
   positionals: '<target>',
-  about: 'Write a GGUF file of random weights: to measure with, where the real ones are not at hand.',
+  about: 'Write a GGUF file of random weights, to measure with where no real checkpoint is at hand.',
   options,
   examples: [
-    ['chatglm synth 6b-q4_0.gguf --shape 6b --type q4_0', 'as large as ChatGLM3-6B in 4 bits'],
-    ['chatglm synth micro.gguf --shape micro --type f16', 'the smallest, for tests'],
+    ['chatglm synth 6b-q4_0.gguf --shape 6b --type q4_0', 'write a file as large as ChatGLM3-6B in 4 bits'],
+    ['chatglm synth micro.gguf --shape micro --type f16', 'write the smallest file, for tests'],
   ],
 } satisfies CommandSpec;
 

@@ -9,11 +9,11 @@ const options = {
 
 export const spec = {
   name: 'system',
-  about: 'Show what this machine has to compute with: the kernels of its CPU, and its GPUs or why there are none.',
+  about: 'Show what this machine can compute with: the kernels for its CPU, and its GPUs or why none can be used.',
   options,
   examples: [
-    ['chatglm system', 'which devices there are for --device'],
-    ['chatglm system --json', 'the same for programs'],
+    ['chatglm system', 'list the devices that --device takes'],
+    ['chatglm system --json', 'give the same to a program'],
   ],
 } satisfies CommandSpec;
 

@@ -1,6 +1,7 @@
 import { embeddedModelPath, loadTokenizer } from '../index.js';
 import { type CommandSpec, type OptionValues, UsageError } from './arguments.js';
 import { textArgument } from './input.js';
+import { familyOption, modelPath, toFamily } from './model-options.js';
 import { print, printJson } from './output.js';
 
 const options = {
@@ -8,10 +9,11 @@ const options = {
     kind: 'text',
     short: 'm',
     value: 'PATH',
-    about: 'tokenizer.model, checkpoint directory or GGUF file (default: the embedded model)',
+    about: 'Checkpoint: a directory, a GGUF file or a tokenizer.model (default: the embedded model)',
   },
-  decode: { kind: 'flag', about: 'The other way: ids, separated by spaces or commas, to text' },
-  count: { kind: 'flag', about: 'Print only how many tokens there are' },
+  ...familyOption,
+  decode: { kind: 'flag', about: 'Show the text of ids, which are separated by spaces or commas' },
+  count: { kind: 'flag', about: 'Print only the number of tokens' },
   json: { kind: 'flag', about: 'Print { count, ids, text } as one line of JSON' },
 } as const satisfies CommandSpec['options'];
 
@@ -20,18 +22,18 @@ export const spec = {
   positionals: '[text]',
   about: `Show the token ids of a text. Without the argument the text is read from stdin.
 
-The text is encoded as it is: nothing in it becomes a special token, and none are added.`,
+The text is encoded as it is: nothing in it becomes a special token, and no special tokens are added.`,
   options,
   examples: [
-    ["chatglm tokenize '你好'", 'ids of the embedded model'],
-    ['chatglm tokenize -m ./chatglm3-6b --count < book.txt', 'how long a file is'],
-    ["chatglm tokenize -m ./chatglm3-6b --decode '36474 54591'", 'text of ids'],
+    ["chatglm tokenize '你好'", 'show the ids that the embedded model gives'],
+    ['chatglm tokenize -m ./chatglm3-6b --count < book.txt', 'count the tokens of a file'],
+    ["chatglm tokenize -m ./chatglm3-6b --decode '36474 54591'", 'show the text of ids'],
   ],
 } satisfies CommandSpec;
 
 export async function run(given: OptionValues<typeof options>, [argument]: readonly string[]): Promise<void> {
   const input = await textArgument(argument);
-  const tokenizer = await loadTokenizer(given.model ?? embeddedModelPath());
+  const tokenizer = await loadTokenizer(modelPath(given) ?? embeddedModelPath(), toFamily(given));
   const ids = given.decode ? readIds(input) : tokenizer.encode(input);
   const text = given.decode ? tokenizer.decode(ids) : input;
   if (given.json) printJson({ count: ids.length, ids: [...ids], text });

@@ -1,7 +1,9 @@
+import { reading } from './options.js';
+
 const callbacks = new WeakMap<AbortSignal, Set<() => void>>();
 
 /**
- * Calls `callback` once if the signal fires. Returns what takes that back.
+ * Calls `callback` once if the signal fires. Returns a function that takes the callback back.
  *
  * However many requests share a signal, it gets one listener: a server's shutdown signal must not bring Node's warning of
  * a leak.
@@ -11,16 +13,14 @@ export function onAbort(signal: AbortSignal | undefined, callback: () => void): 
   let waiting = callbacks.get(signal);
   if (waiting === undefined) {
     const all = new Set<() => void>();
+    const listener = () => {
+      for (const call of [...all]) call();
+      all.clear();
+    };
+    // What looks like a signal need not be one.
+    reading('signal', () => signal.addEventListener('abort', listener, { once: true }));
     callbacks.set(signal, all);
     waiting = all;
-    signal.addEventListener(
-      'abort',
-      () => {
-        for (const call of [...all]) call();
-        all.clear();
-      },
-      { once: true },
-    );
   }
   waiting.add(callback);
   const set = waiting;

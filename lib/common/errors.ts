@@ -1,45 +1,68 @@
-/** The stable codes of {@link ChatGLMError}. */
-export type ErrorCode =
+/** The stable codes of {@link ChatGLMError}. docs/errors.md says of each what helps. */
+export const ERROR_CODES = [
   /** A file is damaged, incomplete, of an unknown kind, or its parts do not fit together. */
-  | 'ERR_CHECKPOINT_INVALID'
+  'ERR_CHECKPOINT_INVALID',
   /** There is nothing at the given path. */
-  | 'ERR_CHECKPOINT_NOT_FOUND'
+  'ERR_CHECKPOINT_NOT_FOUND',
   /** The prompt leaves no room for an answer in the context. Details: `tokens`, `limit`. */
-  | 'ERR_CONTEXT_OVERFLOW'
+  'ERR_CONTEXT_OVERFLOW',
   /** As many requests as `maxQueue` allows are waiting already. Details: `limit`. */
-  | 'ERR_QUEUE_FULL'
+  'ERR_QUEUE_FULL',
   /** There is not enough memory. Details: `wantedBytes` and, where the system tells, `freeBytes`. */
-  | 'ERR_OUT_OF_MEMORY'
+  'ERR_OUT_OF_MEMORY',
   /** The system does not allow this process to read or write a file. Details: `file`. */
-  | 'ERR_PERMISSION_DENIED'
+  'ERR_PERMISSION_DENIED',
   /** The disk, or the user's share of it, is full. Details: `file`. */
-  | 'ERR_DISK_FULL'
+  'ERR_DISK_FULL',
   /** The process, or the system, has as many files open as it may have. Details: `file`. */
-  | 'ERR_TOO_MANY_FILES'
+  'ERR_TOO_MANY_FILES',
   /** The system gave no thread. */
-  | 'ERR_THREAD_UNAVAILABLE'
+  'ERR_THREAD_UNAVAILABLE',
   /** The system failed to read or write a file for another reason. Details: `file`. */
-  | 'ERR_IO'
+  'ERR_IO',
   /** The chat is answering already: it answers one message at a time. */
-  | 'ERR_BUSY'
+  'ERR_BUSY',
   /** The asked-for device cannot be used. The message says why. */
-  | 'ERR_DEVICE_UNAVAILABLE'
+  'ERR_DEVICE_UNAVAILABLE',
+  /** The package cannot run here: its native addon is missing or does not load, or Node is too old. The message says which. */
+  'ERR_UNSUPPORTED',
   /** The caller's `signal` fired. `cause` is the signal's reason; the error's `name` is `AbortError`. */
-  | 'ERR_ABORTED'
+  'ERR_ABORTED',
   /** The model was disposed before or during the call. */
-  | 'ERR_DISPOSED'
+  'ERR_DISPOSED',
   /** An argument or option is of the wrong type or out of range. The message names it. */
-  | 'ERR_INVALID_ARGUMENT'
+  'ERR_INVALID_ARGUMENT',
   /** The model computed NaN or infinite logits: damaged weights or an overflow. Details: `position`. */
-  | 'ERR_INVALID_LOGITS'
+  'ERR_INVALID_LOGITS',
   /** A defect in this package. */
-  | 'ERR_INTERNAL';
+  'ERR_INTERNAL',
+] as const;
+
+/** The stable codes of {@link ChatGLMError}. */
+export type ErrorCode = (typeof ERROR_CODES)[number];
 
 /** Numbers and names that explain an error, such as `{ tokens: 9000, limit: 8192 }` or `{ file, tensor }`. */
 export type ErrorDetails = Readonly<Record<string, string | number>>;
 
 /**
+ * What `error.toJSON()` gives: plain data, which `postMessage()` and JSON carry whole.
+ */
+export interface SerializedError {
+  /** The error's `name`. */
+  name: string;
+  /** What went wrong. */
+  code: ErrorCode;
+  /** For people. */
+  message: string;
+  /** What the message is made of. */
+  details: ErrorDetails;
+}
+
+/**
  * Every error that this package raises. Decide by `code`; the message is for people.
+ *
+ * `postMessage()` and `structuredClone()` keep only the message of an error: to send one to another thread, send
+ * `error.toJSON()` and make an error of it again with `ChatGLMError.fromJSON()`.
  *
  * @example
  * ```ts
@@ -63,10 +86,51 @@ export class ChatGLMError extends Error {
     this.code = code;
     this.details = details;
   }
+
+  /**
+   * The error as plain data, without its stack and its cause.
+   *
+   * @example
+   * ```ts
+   * import { parentPort } from 'node:worker_threads';
+   *
+   * chat.send('你好').catch((error: ChatGLMError) => parentPort?.postMessage({ error: error.toJSON() }));
+   * ```
+   */
+  toJSON(): SerializedError {
+    const { name, code, message, details } = this;
+    return { name, code, message, details };
+  }
+
+  /**
+   * The error that `toJSON()` made plain data of, with a stack that begins here.
+   *
+   * @throws {ChatGLMError} ERR_INVALID_ARGUMENT where the value is nothing that `toJSON()` gives.
+   *
+   * @example
+   * ```ts
+   * import { Worker } from 'node:worker_threads';
+   *
+   * const worker = new Worker('./answers.mjs');
+   * worker.on('message', ({ error }) => console.error(ChatGLMError.fromJSON(error).code));
+   * ```
+   */
+  static fromJSON(value: SerializedError): ChatGLMError {
+    try {
+      const { code, message, details } = value;
+      const isDetails = typeof details === 'object' && details !== null && !Array.isArray(details);
+      if (ERROR_CODES.includes(code) && typeof message === 'string' && isDetails) {
+        return new ChatGLMError(code, message, { ...details });
+      }
+    } catch {
+      // A value without properties, or a getter that throws: no more an error's data than any other value.
+    }
+    throw invalidArgument('fromJSON() takes what toJSON() of a ChatGLMError gave');
+  }
 }
 
-export function invalidArgument(message: string): ChatGLMError {
-  return new ChatGLMError('ERR_INVALID_ARGUMENT', message);
+export function invalidArgument(message: string, cause?: unknown): ChatGLMError {
+  return new ChatGLMError('ERR_INVALID_ARGUMENT', message, {}, cause);
 }
 
 export function aborted(signal: AbortSignal): ChatGLMError {

@@ -1,11 +1,13 @@
 import { invalidArgument } from '../common/errors.js';
+import { shown } from '../common/invalid.js';
+import { messageOf, reading, show } from '../common/options.js';
 
 /** Who speaks. `observation` is what a tool or the code interpreter gave back (ChatGLM3). */
 export type Role = 'system' | 'user' | 'assistant' | 'observation';
 
 /** A tool that the model may call, in the flat shape that ChatGLM3 was trained on. */
 export interface ToolDefinition {
-  /** What the model writes to call it. */
+  /** What the model writes to call it: one line of text. */
   name: string;
   /** What it is good for. */
   description?: string;
@@ -45,71 +47,92 @@ const fields = ['role', 'content', 'metadata', 'tools'];
  * @throws {ChatGLMError} ERR_INVALID_ARGUMENT, naming the message and the field.
  */
 export function validateMessages(value: unknown, name = 'messages'): ChatMessage[] {
-  if (!Array.isArray(value)) throw invalidArgument(`${name} must be an array of messages, got ${kindOf(value)}`);
-  return value.flatMap((entry: unknown, index) => {
-    const where = `${name}[${index}]`;
-    return Array.isArray(entry) ? fromPair(entry, where) : [validateMessage(entry, where)];
+  return reading(name, () => {
+    if (!Array.isArray(value)) throw invalidArgument(`${name} must be an array of messages, got ${show(value)}`);
+    const messages: ChatMessage[] = [];
+    // By index: the methods of arrays skip holes.
+    for (let index = 0; index < value.length; index++) {
+      const entry: unknown = value[index];
+      const where = `${name}[${index}]`;
+      if (Array.isArray(entry)) messages.push(...fromPair(entry, where));
+      else messages.push(validateMessage(entry, where));
+    }
+    return messages;
   });
 }
 
 /**
- * Checks one message, as {@link validateMessages} does with each.
+ * Checks one message, as {@link validateMessages} does with each. Fields that are undefined or null, which is how JSON says
+ * that there is nothing, are as good as absent.
  *
  * @throws {ChatGLMError} ERR_INVALID_ARGUMENT, naming the field.
  */
 export function validateMessage(value: unknown, name = 'message'): ChatMessage {
-  if (!isObject(value)) throw invalidArgument(`${name} must be an object with role and content, got ${kindOf(value)}`);
-  for (const field of Object.keys(value)) {
-    // Dropping what another format says in a field of its own (tool_calls, say) would change the conversation unseen.
-    if (!fields.includes(field)) {
-      throw invalidArgument(`${name}.${field} is not a field of a message: those are ${fields.join(', ')}`);
+  return reading(name, () => {
+    if (!isObject(value)) throw invalidArgument(`${name} must be an object with role and content, got ${show(value)}`);
+    const { role, content, metadata, tools } = value;
+    if (!isRole(role)) throw invalidArgument(`${name}.role must be one of ${roles.join(', ')}, got ${show(role)}`);
+    if (typeof content !== 'string') throw invalidArgument(`${name}.content must be a string, got ${show(content)}`);
+    for (const field of Object.keys(value)) {
+      // Dropping what another format says in a field of its own (tool_calls, say) would change the conversation unseen.
+      if (!fields.includes(field) && isSet(value[field])) {
+        throw invalidArgument(`${name}.${shown(field)} is not a field of a message: those are ${fields.join(', ')}`);
+      }
     }
-  }
-  const { role, content, metadata, tools } = value;
-  if (!isRole(role)) {
-    const got = typeof role === 'string' ? JSON.stringify(role) : kindOf(role);
-    throw invalidArgument(`${name}.role must be one of ${roles.join(', ')}, got ${got}`);
-  }
-  if (typeof content !== 'string') throw invalidArgument(`${name}.content must be a string, got ${kindOf(content)}`);
-  const message: ChatMessage = { role, content };
-  if (metadata !== undefined) {
-    if (typeof metadata !== 'string') {
-      throw invalidArgument(`${name}.metadata must be a string, got ${kindOf(metadata)}`);
+    const message: ChatMessage = { role, content };
+    if (isSet(metadata)) {
+      if (typeof metadata !== 'string') {
+        throw invalidArgument(`${name}.metadata must be a string, got ${show(metadata)}`);
+      }
+      message.metadata = metadata;
     }
-    message.metadata = metadata;
-  }
-  if (tools !== undefined) {
-    if (role !== 'system') throw invalidArgument(`${name}.tools belongs to a system message, not to one of ${role}`);
-    message.tools = validateTools(tools, `${name}.tools`);
-  }
-  return message;
+    if (isSet(tools)) {
+      if (role !== 'system') throw invalidArgument(`${name}.tools belongs to a system message, not to one of ${role}`);
+      message.tools = validateTools(tools, `${name}.tools`);
+    }
+    return message;
+  });
 }
 
 /**
  * Checks a list of tools and unwraps OpenAI's `{ type: 'function', function }`. Fields that this package does not know
- * stay, in their order: the model sees them as THUDM's code would show them.
+ * stay, in their order: the model sees them as THUDM's code would show them. Those that are null are left out.
  *
  * @throws {ChatGLMError} ERR_INVALID_ARGUMENT, naming the tool and the field.
  */
 export function validateTools(value: unknown, name = 'tools'): ToolDefinition[] {
-  if (!Array.isArray(value)) throw invalidArgument(`${name} must be an array of tools, got ${kindOf(value)}`);
-  return value.map((entry: unknown, index) => validateTool(plainCopy(entry, `${name}[${index}]`), `${name}[${index}]`));
+  return reading(name, () => {
+    if (!Array.isArray(value)) throw invalidArgument(`${name} must be an array of tools, got ${show(value)}`);
+    const indices = new Map<string, number>();
+    // Array.from() visits holes, which the methods of arrays skip.
+    return Array.from(value, (entry: unknown, index) => {
+      const tool = validateTool(plainCopy(entry, `${name}[${index}]`), `${name}[${index}]`);
+      const before = indices.get(tool.name);
+      if (before !== undefined) {
+        throw invalidArgument(`${name}[${index}].name is ${show(tool.name)}, as that of ${name}[${before}]`);
+      }
+      indices.set(tool.name, index);
+      return tool;
+    });
+  });
 }
 
 function validateTool(value: unknown, name: string): ToolDefinition {
-  if (!isObject(value)) throw invalidArgument(`${name} must be an object with a name, got ${kindOf(value)}`);
-  if (value.type === 'function' && value.function !== undefined)
-    return validateTool(value.function, `${name}.function`);
-  if (typeof value.name !== 'string' || value.name === '') {
-    throw invalidArgument(`${name}.name must be a string that is not empty`);
+  if (!isObject(value)) throw invalidArgument(`${name} must be an object with a name, got ${show(value)}`);
+  if (value.type === 'function' && isSet(value.function)) return validateTool(value.function, `${name}.function`);
+  const tool = Object.fromEntries(Object.entries(value).filter(([, field]) => isSet(field)));
+  if (typeof tool.name !== 'string' || tool.name === '') {
+    throw invalidArgument(`${name}.name must be a string that is not empty, got ${show(tool.name)}`);
   }
-  if (value.description !== undefined && typeof value.description !== 'string') {
-    throw invalidArgument(`${name}.description must be a string, got ${kindOf(value.description)}`);
+  // The name is the first line of a call.
+  if (/[\r\n]/.test(tool.name)) throw invalidArgument(`${name}.name must be one line, got ${show(tool.name)}`);
+  if (tool.description !== undefined && typeof tool.description !== 'string') {
+    throw invalidArgument(`${name}.description must be a string, got ${show(tool.description)}`);
   }
-  if (value.parameters !== undefined && !isObject(value.parameters)) {
-    throw invalidArgument(`${name}.parameters must be an object (a JSON schema), got ${kindOf(value.parameters)}`);
+  if (tool.parameters !== undefined && !isObject(tool.parameters)) {
+    throw invalidArgument(`${name}.parameters must be an object (a JSON schema), got ${show(tool.parameters)}`);
   }
-  return value as Record<string, unknown> & ToolDefinition;
+  return tool as Record<string, unknown> & ToolDefinition;
 }
 
 function fromPair(pair: readonly unknown[], name: string): ChatMessage[] {
@@ -123,14 +146,25 @@ function fromPair(pair: readonly unknown[], name: string): ChatMessage[] {
   ];
 }
 
+/** Far more than a schema needs, and far less than what exhausts the stack of those that walk through it. */
+const MOST_LEVELS = 100;
+
 function plainCopy(value: unknown, name: string): unknown {
+  let json: string | undefined;
   try {
-    const json: string | undefined = JSON.stringify(value);
-    return json === undefined ? undefined : JSON.parse(json);
+    json = JSON.stringify(value);
   } catch (cause) {
     // A cycle, a bigint, or nesting that exhausts the stack.
-    throw invalidArgument(`${name} cannot be written as JSON: ${cause instanceof Error ? cause.message : cause}`);
+    throw invalidArgument(`${name} cannot be written as JSON: ${messageOf(cause)}`, cause);
   }
+  const copy: unknown = json === undefined ? undefined : JSON.parse(json);
+  if (isDeeperThan(MOST_LEVELS, copy)) throw invalidArgument(`${name} is nested more than ${MOST_LEVELS} levels deep`);
+  return copy;
+}
+
+function isDeeperThan(levels: number, value: unknown): boolean {
+  if (typeof value !== 'object' || value === null) return false;
+  return levels === 0 || Object.values(value).some((inner) => isDeeperThan(levels - 1, inner));
 }
 
 function isRole(value: unknown): value is Role {
@@ -141,7 +175,6 @@ function isObject(value: unknown): value is Record<string, unknown> {
   return typeof value === 'object' && value !== null && !Array.isArray(value);
 }
 
-function kindOf(value: unknown): string {
-  if (value === null) return 'null';
-  return Array.isArray(value) ? 'an array' : typeof value;
+function isSet(value: unknown): boolean {
+  return value !== undefined && value !== null;
 }

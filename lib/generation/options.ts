@@ -1,83 +1,104 @@
 import { randomInt } from 'node:crypto';
 import type { NativeSampling } from '../addon/native.js';
 import { invalidArgument } from '../common/errors.js';
-import { booleanOption, checkOptions, integerOption, numberOption, show, signalOption } from '../common/options.js';
+import {
+  booleanOption,
+  integerOption,
+  isPlainObject,
+  numberOption,
+  reading,
+  readOptions,
+  type Settings,
+  show,
+  signalOption,
+  tokenIds,
+} from '../common/options.js';
 import { StopSequences } from './stop-sequences.js';
 
 /**
- * How the next token is chosen, applied in this order: `logitBias`; `repetitionPenalty`; `presencePenalty` and
+ * How the next token is chosen. The options apply in this order: `logitBias`; `repetitionPenalty`; `presencePenalty` and
  * `frequencyPenalty`; `temperature`; `topK`; `topP`; `minP`; a draw. The defaults are those of THUDM's `chat()`, Hugging
  * Face's implicit `top_k` of 50 included.
  */
 export interface SamplingOptions {
-  /** `false`: always the likeliest token, like `temperature: 0`. Default: true. */
+  /** `false` takes the likeliest token always, as `temperature: 0` does. Default: true. */
   doSample?: boolean | undefined;
-  /** What logits are divided by; 0 takes the likeliest token. Default: 0.8. */
+  /** The logits are divided by the temperature, 0 to 100; 0 takes the likeliest token always. Default: 0.8. */
   temperature?: number | undefined;
-  /** Draw among so many of the likeliest tokens; 0: among all. Default: 50. */
+  /** The token is drawn from so many of the likeliest ones; 0 draws from all. Default: 50. */
   topK?: number | undefined;
-  /** Draw among the fewest likeliest tokens whose probabilities reach this sum, 0 to 1. Default: 0.8. */
+  /** The token is drawn from the fewest likeliest ones whose probabilities add up to this, 0 to 1. Default: 0.8. */
   topP?: number | undefined;
-  /** Leave out tokens that are less than so many times as likely as the likeliest, 0 to 1. Default: 0. */
+  /** Tokens whose probability is less than this part of the likeliest one's, 0 to 1, are left out. Default: 0. */
   minP?: number | undefined;
   /**
-   * Logits of tokens in the prompt and the answer are divided by this if positive and multiplied if negative, as in
-   * Hugging Face's RepetitionPenaltyLogitsProcessor. 0.01 to 100. Default: 1, no penalty.
+   * The logits of tokens that the prompt or the answer has are divided by this where they are positive, and multiplied where
+   * they are negative, as in Hugging Face's RepetitionPenaltyLogitsProcessor. 0.01 to 100. Default: 1, no penalty.
    */
   repetitionPenalty?: number | undefined;
-  /** Taken off the logit of each token that the answer has already, as OpenAI defines it. Default: 0. */
+  /** Subtracted from the logit of each token that the answer has, as OpenAI defines it. -100 to 100. Default: 0. */
   presencePenalty?: number | undefined;
-  /** Taken off as many times as the answer has the token, as OpenAI defines it. Default: 0. */
+  /** Subtracted once for each time that the answer has the token, as OpenAI defines it. -100 to 100. Default: 0. */
   frequencyPenalty?: number | undefined;
-  /** Added to the logits of single tokens, by id; minus infinity bans a token. Default: none. */
+  /**
+   * Numbers that are added to the logits of single tokens, by token id: -1,000,000 to 1,000,000, or minus infinity, which bans
+   * the token. Default: none.
+   */
   logitBias?: Readonly<Record<number, number>> | undefined;
-  /** The same seed, prompt and options give the same tokens. A whole number from 0. Default: drawn anew each time. */
+  /** The same seed, prompt and options give the same tokens. A whole number from 0. Default: a random one each time. */
   seed?: number | undefined;
-  /** Give log-probabilities: of each chosen token and of this many of the likeliest, 0 to 100. Default: none. */
+  /** Log-probabilities are given of each chosen token and of so many of the likeliest, 0 to 100. Default: none are. */
   logprobs?: number | undefined;
 }
 
 /** Options of one generation. */
 export interface GenerateOptions extends SamplingOptions {
-  /** The most tokens to generate, a stop token included. Default: until the context is full. */
+  /**
+   * The most tokens to generate, a stop token included; 0 computes the prompt only, for a later request to find, and leaves
+   * a chat's history as it was. Default: as many as the context has room for.
+   */
   maxTokens?: number | undefined;
-  /** Texts that end the answer; they are not part of it. Default: none. */
+  /** Texts that end the answer and are not part of it. Default: none. */
   stop?: string | readonly string[] | undefined;
-  /** Ids that end the answer. Default: those that end a turn, which is `</s>` and for ChatGLM3 two of the role tokens. */
+  /**
+   * Ids of tokens that end the answer. Default: those that end a turn, which are `</s>` and for ChatGLM3 two of the role
+   * tokens. In a chat those always count, and the ids given here come on top of them.
+   */
   stopTokens?: readonly number[] | undefined;
   /** Ends the generation with ERR_ABORTED, also while the prompt is being computed. Default: none. */
   signal?: AbortSignal | undefined;
 }
 
-/** Tokens, counted. */
+/** How many tokens a generation took. */
 export interface Usage {
   /** Of the prompt, cached ones included. */
   promptTokens: number;
-  /** Of the prompt's, those that had been computed for an earlier request. */
+  /** Tokens of the prompt whose keys and values were kept from an earlier request. */
   cachedTokens: number;
-  /** A stop token included. */
+  /** Tokens of the answer, a stop token included. */
   generatedTokens: number;
 }
 
-/** Milliseconds, and tokens a second. */
+/** How long a generation took, in milliseconds, and its speed in tokens per second. */
 export interface Timings {
-  /** From the request until work on it began. */
+  /** Time from the request until work on it began. */
   queueMs: number;
-  /** From the request to the first token; 0 without one. */
+  /** Time from the request to the first token; 0 where there is none. */
   firstTokenMs: number;
-  /** From the beginning of the work on the prompt to its end. */
+  /** Time that the prompt took. */
   prefillMs: number;
-  /** From the first token to the last. */
+  /** Time from the first token to the last. */
   decodeMs: number;
-  /** Of the tokens that were not cached. */
+  /** Speed of the prompt, of its tokens that were not cached. */
   prefillTokensPerSecond: number;
-  /** 0 for fewer than two tokens. */
+  /** Speed of the tokens after the first; 0 for fewer than two tokens. */
   decodeTokensPerSecond: number;
 }
 
 /**
- * Why an answer ended: `stop`: a stop token; `stop_sequence`: one of the texts in `stop`; `length`: `maxTokens`, or the
- * context is full; `tool_call`: the model wants a tool to be called (chats only); `cancelled`: the loop was left early.
+ * Why an answer ended: with a stop token (`stop`), before one of the texts in `stop` (`stop_sequence`), at `maxTokens` or the
+ * end of the context (`length`), with a call of a tool (`tool_call`, in chats only), or because the loop was left early
+ * (`cancelled`).
  */
 export type FinishReason = 'stop' | 'stop_sequence' | 'length' | 'tool_call' | 'cancelled';
 
@@ -91,7 +112,7 @@ export interface TokenLogprobs {
   top: { token: number; logprob: number }[];
 }
 
-/** A whole generation. */
+/** What a generation gave. */
 export interface GenerationResult {
   /** What was generated, without special tokens and stop texts. */
   text: string;
@@ -105,7 +126,7 @@ export interface GenerationResult {
   timings: Timings;
   /** The seed that was used. */
   seed: number;
-  /** One entry a token, where `logprobs` was asked for. */
+  /** One entry for each token, where `logprobs` was asked for. */
   logprobs?: TokenLogprobs[];
 }
 
@@ -113,7 +134,7 @@ export interface GenerationResult {
 export interface GenerationChunk {
   /** What can be shown; it never ends within a character. */
   text: string;
-  /** Ids generated since the last chunk: those of withheld text and special tokens too. */
+  /** Ids generated since the last chunk, those of withheld text and of special tokens included. */
   tokens: number[];
   /** One entry for each of `tokens`, where `logprobs` was asked for. */
   logprobs?: TokenLogprobs[];
@@ -133,31 +154,60 @@ const SAMPLING_OPTIONS = [
   'logprobs',
 ] as const satisfies readonly (keyof SamplingOptions)[];
 
-const GENERATE_OPTIONS: readonly string[] = [...SAMPLING_OPTIONS, 'maxTokens', 'stop', 'stopTokens', 'signal'];
+/** The names of {@link GenerateOptions}. */
+export const GENERATE_OPTIONS = [
+  ...SAMPLING_OPTIONS,
+  'maxTokens',
+  'stop',
+  'stopTokens',
+  'signal',
+] as const satisfies readonly (keyof GenerateOptions)[];
 
-/** Refuses what is no option of a generation, and values that are not allowed. */
+/** The options of a generation that are set. Refuses what is no such option, and values that are not allowed. */
+export function readGenerateOptions(options: unknown): Settings<GenerateOptions> {
+  const set = readOptions<GenerateOptions>(options, GENERATE_OPTIONS, 'a generation');
+  checkGenerateOptions(set);
+  return set;
+}
+
+/** Refuses values that no model allows. */
 export function checkGenerateOptions(options: GenerateOptions): void {
-  checkOptions(options, GENERATE_OPTIONS, 'a generation');
   toNativeSampling(options, 2 ** 32);
   maxTokensOf(options, 0);
   signalOption(options.signal);
   new StopSequences(options.stop ?? []);
+  if (options.stopTokens !== undefined) tokenIds('stopTokens', options.stopTokens);
 }
 
 export function maxTokensOf(options: GenerateOptions, fallback: number): number {
   return integerOption('maxTokens', options.maxTokens, fallback, { most: 0x7fff_ffff });
 }
 
+/** A bias beyond this decides alone already, and float32 must hold its sum with a logit. */
+const MOST_BIAS = 1e6;
+
 function toBias(logitBias: unknown, vocabSize: number): [id: number, value: number][] {
   if (logitBias === undefined) return [];
-  if (logitBias === null || typeof logitBias !== 'object' || Symbol.iterator in logitBias) {
-    throw invalidArgument(`logitBias must be an object of numbers by token id, got ${show(logitBias)}`);
-  }
-  return Object.entries(logitBias).map(([id, value]) => [
-    integerOption('logitBias: a token id', Number(id), 0, { most: vocabSize - 1 }),
-    // Minus infinity bans a token.
-    value === Number.NEGATIVE_INFINITY ? value : numberOption(`logitBias[${id}]`, value, 0),
-  ]);
+  return reading('logitBias', () => {
+    if (!isPlainObject(logitBias)) {
+      throw invalidArgument(`logitBias must be an object of numbers by token id, got ${show(logitBias)}`);
+    }
+    const set = Object.entries(logitBias).filter(([, value]) => value !== undefined && value !== null);
+    const bias = set.map(([key, value]): [number, number] => {
+      const id = /^(0|[1-9]\d*)$/.test(key) ? Number(key) : key;
+      return [
+        integerOption('logitBias: a token id', id, 0, { most: vocabSize - 1 }),
+        // Minus infinity bans a token.
+        value === Number.NEGATIVE_INFINITY
+          ? value
+          : numberOption(`logitBias[${id}]`, value, 0, { least: -MOST_BIAS, most: MOST_BIAS }),
+      ];
+    });
+    if (bias.filter(([, value]) => value === Number.NEGATIVE_INFINITY).length === vocabSize) {
+      throw invalidArgument(`logitBias bans all ${vocabSize} tokens: none is left to generate`);
+    }
+    return bias;
+  });
 }
 
 /** Checks the sampling options and fills in the defaults. */

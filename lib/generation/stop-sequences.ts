@@ -1,4 +1,5 @@
 import { invalidArgument } from '../common/errors.js';
+import { reading, show } from '../common/options.js';
 
 /**
  * Looks for stop sequences in a text that comes piece by piece. Of each piece it lets through what is safe to show and
@@ -16,10 +17,15 @@ export class StopSequences {
    */
   constructor(sequences: string | readonly string[]) {
     const list: unknown = typeof sequences === 'string' ? [sequences] : sequences;
-    if (!Array.isArray(list) || list.some((sequence) => typeof sequence !== 'string' || sequence === '')) {
-      throw invalidArgument('stop must be a string or an array of strings, none of them empty');
-    }
-    this.#sequences = [...(list as string[])].sort((a, b) => a.length - b.length);
+    const checked = reading('stop', () => {
+      if (!Array.isArray(list)) throw refused(list);
+      // An array's own iterator gives undefined for a hole, which the methods of arrays skip.
+      return Array.from(list, (sequence: unknown) => {
+        if (typeof sequence === 'string' && sequence !== '') return sequence;
+        throw refused(sequence);
+      });
+    });
+    this.#sequences = checked.sort((a, b) => a.length - b.length);
   }
 
   /** The stop sequence that was found, if any. Nothing is let through after it. */
@@ -56,4 +62,8 @@ export class StopSequences {
     const length = text.length - start;
     return this.#sequences.some((sequence) => sequence.length > length && sequence.startsWith(text.slice(start)));
   }
+}
+
+function refused(value: unknown): Error {
+  return invalidArgument(`stop must be a string or an array of strings, none of them empty, got ${show(value)}`);
 }

@@ -1,6 +1,7 @@
 import type { NativeError, NativeFinish, NativeTokenLogprobs, TokenDecoder } from '../addon/native.js';
 import { onAbort } from '../common/abort.js';
 import { aborted, ChatGLMError } from '../common/errors.js';
+import { allocated } from '../common/options.js';
 import type { TokenLogprobs } from './options.js';
 import { PieceStream } from './piece-stream.js';
 import type { RawGeneration, RawResult, RawToken } from './text-stream.js';
@@ -100,11 +101,13 @@ export class LogitsRequest implements RequestHandler {
   readonly #over: () => void;
   #resolve!: (logits: Float32Array) => void;
   #reject!: (error: unknown) => void;
+
   /** @param from The position of the first row. */
   constructor(rows: number, from: number, vocabulary: number, cancel: () => void, signal: AbortSignal | undefined) {
     this.#from = from;
     this.#vocabulary = vocabulary;
-    this.#logits = new Float32Array(rows * vocabulary);
+    const count = rows * vocabulary;
+    this.#logits = allocated(count * Float32Array.BYTES_PER_ELEMENT, () => new Float32Array(count));
     this.result = new Promise((resolve, reject) => {
       this.#resolve = resolve;
       this.#reject = reject;

@@ -1,8 +1,8 @@
 import path from 'node:path';
 
 /**
- * The file of the model that comes with this package. In an Electron app it must lie beside the archive: files in it cannot
- * be mapped.
+ * The path of the model that comes with this package. In an Electron app the model must lie beside the archive, because files
+ * in an archive cannot be mapped.
  *
  * @example
  * ```ts

@@ -1,12 +1,13 @@
-import { loadNative, type NativeModelSpec } from '../addon/native.js';
+import { callNative, loadNative, type NativeModelSpec } from '../addon/native.js';
 import type { ModelConfig } from '../checkpoint/types.js';
-import { invalidArgument } from '../common/errors.js';
 import {
   booleanOption,
-  checkOptions,
   choiceOption,
   deviceOption,
+  functionOption,
   integerOption,
+  readOptions,
+  type Settings,
   signalOption,
 } from '../common/options.js';
 import { familyNamed, MODEL_FAMILIES, type ModelFamily } from '../families/index.js';
@@ -14,56 +15,56 @@ import type { TokenizerData } from '../tokenizer/data.js';
 
 /** How far loading has come. */
 export interface LoadProgress {
-  /** Of the checkpoint's weights, read so far. */
+  /** Bytes of the checkpoint's weights that have been read. */
   bytes: number;
-  /** Of all weights of the checkpoint. */
+  /** Bytes of all weights of the checkpoint. */
   totalBytes: number;
 }
 
 /** Options of `loadModel()`. */
 export interface LoadOptions {
   /**
-   * Where to compute: `cuda`, which is `cuda:0`, or `cuda:1` and so on take that GPU or fail with ERR_DEVICE_UNAVAILABLE.
+   * The device to compute on. `cuda`, which is `cuda:0`, `cuda:1` and so on take that GPU or fail with ERR_DEVICE_UNAVAILABLE.
    * `auto` takes the first GPU and, where there is none, where the model does not fit into its memory or where only the CPU
    * has the asked-for kind of keys and values, the CPU: `model.info.device` tells. Default: `auto`.
    */
   device?: 'auto' | 'cpu' | 'cuda' | `cuda:${number}` | undefined;
   /**
    * Quantize the layers' matrices while loading, as THUDM's `model.quantize(8)` and `model.quantize(4)` do: one scale a
-   * row. Embedding and output matrix stay as they are. Default: as the checkpoint has them.
+   * row. Embedding and output matrix stay as they are. Default: all matrices stay as the checkpoint has them.
    */
   quantization?: 'int8' | 'int4' | undefined;
   /**
-   * The most tokens of one sequence, prompt and answer together. At most what the model was made for. Default: that, but no
-   * more than 32,768.
+   * The most tokens of one sequence, prompt and answer together: at most the context length that the model was made for.
+   * Default: that, but no more than 32,768.
    */
   contextLength?: number | undefined;
-  /** The most sequences that are computed at the same time; further requests wait. Default: 4. */
+  /** The most sequences that are computed at the same time, 1 to 256; further requests wait. Default: 4. */
   maxSequences?: number | undefined;
   /** The most requests that wait; one more is refused with ERR_QUEUE_FULL. Default: 256. */
   maxQueue?: number | undefined;
   /**
-   * Threads of the CPU that compute, or that read the weights for a GPU. Default: one for each core (not hardware thread)
+   * Threads of the CPU that compute, or that read the weights for a GPU; 1 to 1,024. Default: one for each core (not hardware thread)
    * that the process may use, and no more than its container is granted. Models that compute at the same time take turns
    * rather than use more threads than there are cores.
    */
   threads?: number | undefined;
   /**
-   * How keys and values are kept. f32, on the CPU only, takes twice the memory of f16 and is nearer to THUDM's float32; q8_0
-   * takes about half of it. Default: `f16` on a GPU and where weights are quantized, else `f32`.
+   * The type of keys and values. f32, on the CPU only, takes twice the memory of f16 and is nearer to THUDM's float32; q8_0
+   * takes about half the memory of f16. Default: `f16` on a GPU and where weights are quantized, else `f32`.
    */
   kvCacheType?: 'f16' | 'f32' | 'q8_0' | undefined;
-  /** Find again what was computed for earlier requests that begin with the same tokens. Default: true. */
+  /** Keys and values are kept for later requests that begin with the same tokens. Default: true. */
   prefixCache?: boolean | undefined;
-  /** The model's generation, where the checkpoint's files do not tell it rightly. Default: what they tell. */
+  /** The model's family, where the checkpoint's files do not tell the right one. Default: the one they tell. */
   family?: ModelFamily | undefined;
-  /** Called while loading, some times a second. */
+  /** Called while loading, at most ten times a second, and when all weights are read. */
   onProgress?: ((progress: LoadProgress) => void) | undefined;
   /** Ends loading with ERR_ABORTED. */
   signal?: AbortSignal | undefined;
 }
 
-const LOAD_OPTIONS = [
+export const LOAD_OPTIONS = [
   'device',
   'quantization',
   'contextLength',
@@ -91,35 +92,47 @@ export interface ModelSource {
   seed: number;
 }
 
-export function toNativeSpec({ files, tensors, config, seed }: ModelSource, options: LoadOptions): NativeModelSpec {
-  const most = config.contextLength;
+/** The options of `loadModel()` that are set. Refuses whatever no checkpoint allows, before one is looked at. */
+export function readLoadOptions(options: unknown): Settings<LoadOptions> {
+  const set = readOptions<LoadOptions>(options, LOAD_OPTIONS, 'loadModel()');
+  checkLoadOptions(set);
+  return set;
+}
+
+/** Refuses values that no checkpoint allows. */
+export function checkLoadOptions(options: LoadOptions): void {
+  toNativeOptions(options, Number.MAX_SAFE_INTEGER);
+  choiceOption('family', options.family, MODEL_FAMILIES, '');
+  functionOption('onProgress', options.onProgress);
+  signalOption(options.signal);
+}
+
+/** What native code takes of the options. `most`: the most tokens that the model was made for. */
+function toNativeOptions(options: LoadOptions, most: number) {
   return {
-    files,
-    tensors,
-    config,
-    architecture: familyNamed(config.family).architecture,
     contextLength: integerOption('contextLength', options.contextLength, Math.min(most, MOST_DEFAULT_CONTEXT), {
       least: 1,
       most,
     }),
     maxSequences: integerOption('maxSequences', options.maxSequences, DEFAULT_SEQUENCES, { least: 1, most: 256 }),
     maxQueue: integerOption('maxQueue', options.maxQueue, DEFAULT_QUEUE, { most: 1 << 20 }),
-    threads: integerOption('threads', options.threads, loadNative().physicalCores(), { least: 1, most: 1024 }),
+    threads: integerOption('threads', options.threads, undefined, { least: 1, most: 1024 }),
     quantization: choiceOption('quantization', options.quantization, ['int8', 'int4'], ''),
     kvCacheType: choiceOption('kvCacheType', options.kvCacheType, ['f16', 'f32', 'q8_0'], ''),
     prefixCache: booleanOption('prefixCache', options.prefixCache, true),
     device: deviceOption(options.device, ['auto', 'cpu'], 'auto'),
-    seed,
   };
 }
 
-export function checkLoadOptions(options: LoadOptions): LoadOptions {
-  checkOptions(options, LOAD_OPTIONS, 'loadModel()');
-  if (options.onProgress !== undefined && typeof options.onProgress !== 'function') {
-    throw invalidArgument('onProgress must be a function');
-  }
-  if (options.family !== undefined)
-    choiceOption('family', options.family, MODEL_FAMILIES, MODEL_FAMILIES[0] as ModelFamily);
-  signalOption(options.signal);
-  return options;
+export function toNativeSpec({ files, tensors, config, seed }: ModelSource, options: LoadOptions): NativeModelSpec {
+  const { threads, ...rest } = toNativeOptions(options, config.contextLength);
+  return {
+    files,
+    tensors,
+    config,
+    architecture: familyNamed(config.family).architecture,
+    ...rest,
+    threads: threads ?? callNative(() => loadNative().physicalCores()),
+    seed,
+  };
 }

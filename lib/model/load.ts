@@ -1,19 +1,35 @@
 import { type OpenOptions, openCheckpoint, readTokenizer } from '../checkpoint/open.js';
-import { type ShapeName, type SyntheticType, syntheticConfig, syntheticTensors } from '../checkpoint/synth.js';
+import {
+  type ShapeName,
+  SYNTHETIC_TYPES,
+  type SyntheticType,
+  syntheticConfig,
+  syntheticTensors,
+} from '../checkpoint/synth.js';
 import type { Checkpoint } from '../checkpoint/types.js';
-import { checkPath, integerOption } from '../common/options.js';
-import { DEFAULT_FAMILY } from '../families/index.js';
+import { invalidArgument, throwIfAborted } from '../common/errors.js';
+import {
+  choiceOption,
+  type FilePath,
+  integerOption,
+  isPlainObject,
+  type Nullable,
+  readOptions,
+  signalOption,
+  toPath,
+} from '../common/options.js';
+import { DEFAULT_FAMILY, MODEL_FAMILIES, type ModelFamily } from '../families/index.js';
 import { Tokenizer } from '../tokenizer/tokenizer.js';
 import { embeddedModelPath } from './embedded.js';
-import { checkLoadOptions, type LoadOptions, type ModelSource } from './load-options.js';
+import { checkLoadOptions, LOAD_OPTIONS, type LoadOptions, type ModelSource, readLoadOptions } from './load-options.js';
 import { Model } from './model.js';
 
 /**
- * Loads a checkpoint: a GGUF file, or a directory as THUDM published it. Without a path: the small model that comes with
- * this package.
+ * Loads a checkpoint: a GGUF file, or a directory as THUDM published it. Without a path it loads the small model that comes
+ * with this package.
  *
- * The CPU and the GPU get their weights in an order of their own, but on the CPU the embeddings may stay in the file: do not
- * change or shorten it while the model is in use (`info.mappedBytes` is 0 where that does not matter).
+ * Most weights are copied into an order of the device's own, but on the CPU the embeddings may stay in the file: do not change
+ * or shorten the file while the model is in use, unless `info.mappedBytes` is 0.
  *
  * @throws {ChatGLMError} ERR_CHECKPOINT_NOT_FOUND, ERR_CHECKPOINT_INVALID, ERR_OUT_OF_MEMORY, ERR_DEVICE_UNAVAILABLE,
  *   ERR_ABORTED, ERR_INVALID_ARGUMENT.
@@ -29,30 +45,32 @@ import { Model } from './model.js';
  * await model.dispose();
  * ```
  */
-export async function loadModel(path?: string, options: LoadOptions = {}): Promise<Model> {
-  if (path !== undefined) checkPath('path', path);
-  checkLoadOptions(options);
-  const { family, signal } = options;
-  const openOptions: OpenOptions = { family, signal };
-  const checkpoint: Checkpoint = await openCheckpoint(path ?? embeddedModelPath(), openOptions);
-  return await Model.load({ ...checkpoint, seed: 0 }, options);
+export async function loadModel(path?: FilePath | null, options: Nullable<LoadOptions> = {}): Promise<Model> {
+  if (isPlainObject(path)) {
+    throw invalidArgument(
+      'path must be the path of a file or directory, got an object: the options come second, ' +
+        'loadModel(path, options), or loadModel(undefined, options) for the embedded model',
+    );
+  }
+  const file = path === undefined || path === null ? embeddedModelPath() : toPath('path', path);
+  const set = readLoadOptions(options);
+  const openOptions: OpenOptions = { family: set.family, signal: set.signal };
+  const checkpoint: Checkpoint = await openCheckpoint(file, openOptions);
+  return await Model.load({ ...checkpoint, seed: 0 }, set);
 }
 
 /** Options of `loadSyntheticModel()`. */
 export interface SyntheticModelOptions extends LoadOptions {
-  /** Default: `6b`. */
+  /** The shape. Default: `6b`. */
   shape?: ShapeName | undefined;
-  /** Of all matrices. Default: `q4_0`. */
+  /** The type of all matrices. Default: `q4_0`. */
   type?: SyntheticType | undefined;
-  /** Default: 0. The same seed gives the same weights. */
+  /** The same seed gives the same weights. Default: 0. */
   seed?: number | undefined;
 }
 
 /**
- * A model of a given shape with random weights, made in memory: for benchmarks. It has no tokenizer, so it takes and gives
- * token ids.
- *
- * @throws {ChatGLMError} ERR_INVALID_ARGUMENT, ERR_OUT_OF_MEMORY, ERR_DEVICE_UNAVAILABLE, ERR_ABORTED.
+ * Makes a model of a given shape with random weights in memory, for benchmarks. The model has no tokenizer.
  *
  * @example
  * ```ts
@@ -62,16 +80,19 @@ export interface SyntheticModelOptions extends LoadOptions {
  * await model.dispose();
  * ```
  */
-export async function loadSyntheticModel(options: SyntheticModelOptions = {}): Promise<Model> {
-  const { shape = '6b', type = 'q4_0', seed, ...rest } = options;
+export async function loadSyntheticModel(options: Nullable<SyntheticModelOptions> = {}): Promise<Model> {
+  const known = [...LOAD_OPTIONS, 'shape', 'type', 'seed'] as const;
+  const set = readOptions<SyntheticModelOptions>(options, known, 'loadSyntheticModel()');
+  const { shape = '6b', type, seed, ...rest } = set;
   checkLoadOptions(rest);
   // A longer context than the shape's own costs nothing here, and benchmarks ask for it.
-  const overrides = rest.contextLength === undefined ? {} : { contextLength: rest.contextLength };
-  const config = syntheticConfig(shape, overrides);
+  const { contextLength, family } = rest;
+  const changes = { ...(contextLength === undefined ? {} : { contextLength }), ...(family && { family }) };
+  const config = syntheticConfig(shape, changes);
   const source: ModelSource = {
     path: undefined,
     files: [],
-    tensors: syntheticTensors(config, type),
+    tensors: syntheticTensors(config, choiceOption('type', type, SYNTHETIC_TYPES, 'q4_0')),
     config,
     tokenizer: undefined,
     seed: integerOption('seed', seed, 0),
@@ -79,10 +100,18 @@ export async function loadSyntheticModel(options: SyntheticModelOptions = {}): P
   return await Model.load(source, rest);
 }
 
+/** Options of `loadTokenizer()`. */
+export interface LoadTokenizerOptions {
+  /** The family, where the files do not tell the right one. Default: the one they tell, or else `chatglm3`. */
+  family?: ModelFamily | undefined;
+  /** Ends reading with ERR_ABORTED. */
+  signal?: AbortSignal | undefined;
+}
+
 /**
  * Reads a tokenizer alone: from a tokenizer.model, a checkpoint's directory or a GGUF file.
  *
- * @throws {ChatGLMError} ERR_CHECKPOINT_NOT_FOUND, ERR_CHECKPOINT_INVALID.
+ * @throws {ChatGLMError} ERR_CHECKPOINT_NOT_FOUND, ERR_CHECKPOINT_INVALID, ERR_INVALID_ARGUMENT, ERR_ABORTED.
  *
  * @example
  * ```ts
@@ -90,7 +119,13 @@ export async function loadSyntheticModel(options: SyntheticModelOptions = {}): P
  * console.log(tokenizer.encode('你好').length, 'tokens');
  * ```
  */
-export async function loadTokenizer(path: string): Promise<Tokenizer> {
-  const { data, family } = await readTokenizer(path);
+export async function loadTokenizer(path: FilePath, options: Nullable<LoadTokenizerOptions> = {}): Promise<Tokenizer> {
+  const file = toPath('path', path);
+  const set = readOptions<LoadTokenizerOptions>(options, ['family', 'signal'], 'loadTokenizer()');
+  const wanted = choiceOption('family', set.family, MODEL_FAMILIES, '') || undefined;
+  throwIfAborted(signalOption(set.signal));
+  const { data, family } = await readTokenizer(file, wanted);
+  throwIfAborted(set.signal);
+  // A lone tokenizer.model is the same file in both generations; ChatGLM3's special tokens include ChatGLM2's.
   return new Tokenizer(data, family ?? DEFAULT_FAMILY);
 }

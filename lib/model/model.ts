@@ -1,10 +1,18 @@
 import { callNative, loadNative, type NativeModel, type NativeRequest } from '../addon/native.js';
 import { Chat, type ChatOnceOptions, type ChatOnceResult, type ChatOptions, chatOnce } from '../chat/chat.js';
 import { onAbort } from '../common/abort.js';
-import { aborted, ChatGLMError, throwIfAborted } from '../common/errors.js';
-import { checkOptions, integerOption, signalOption, tokenIds } from '../common/options.js';
+import { aborted, ChatGLMError, invalidArgument, throwIfAborted } from '../common/errors.js';
+import {
+  countOfIds,
+  integerOption,
+  type Nullable,
+  readOptions,
+  show,
+  signalOption,
+  tokenIds,
+} from '../common/options.js';
 import { type ModelFamily, stopTokens } from '../families/index.js';
-import { checkGenerateOptions, type GenerateOptions, maxTokensOf, toNativeSampling } from '../generation/options.js';
+import { type GenerateOptions, maxTokensOf, readGenerateOptions, toNativeSampling } from '../generation/options.js';
 import { StopSequences } from '../generation/stop-sequences.js';
 import { Generation, type RawGeneration } from '../generation/text-stream.js';
 import { LogitsRequest, type RequestHandler, TokenStream } from '../generation/token-stream.js';
@@ -12,63 +20,65 @@ import { Tokenizer } from '../tokenizer/tokenizer.js';
 import { type LoadOptions, type ModelSource, toNativeSpec } from './load-options.js';
 import { Requests } from './requests.js';
 
-/** What was loaded. */
+/** What a model is, and what it takes. */
 export interface ModelInfo {
   /** What decides the format of prompts: `chatglm3`, say. */
   family: ModelFamily;
   /** A name for people, from the checkpoint. */
   name: string;
-  /** The checkpoint's file or directory; none for random weights. */
+  /** The checkpoint's file or directory; undefined for random weights. */
   path: string | undefined;
-  /** How many weights there are. */
+  /** How many weights the checkpoint has. */
   parameters: number;
   /** The most tokens of one sequence. */
   contextLength: number;
   /** How many ids the logits have: rows of the output matrix, unused ones included. */
   vocabSize: number;
-  /** Bytes of the weights in memory, by type. */
+  /** Bytes of the weights in memory, by the type they are computed with. */
   weightTypes: Readonly<Record<string, number>>;
   /** Bytes of the weights in memory. */
   bytes: number;
-  /** Of `bytes`, those that are mapped from the checkpoint's files and shared with the system's file cache. */
+  /** The part of `bytes` that is mapped from the checkpoint's files and shared with the system's file cache. */
   mappedBytes: number;
   /** Bytes of weights that are read to generate one token. */
   bytesPerToken: number;
-  /** How keys and values are kept. */
+  /** The type of keys and values. */
   kvCacheType: 'f16' | 'f32' | 'q8_0';
   /** Bytes of keys and values that each token of a sequence takes. */
   kvBytesPerToken: number;
   /** The most memory that keys and values take. A GPU gives it when the model is loaded, the CPU as it is first needed. */
   kvCacheBytes: number;
-  /** All that the model takes of a GPU's memory: weights, keys and values, and what computing needs. 0 on the CPU. */
+  /** Bytes of a GPU's memory that the model takes: weights, keys and values, and scratch space. 0 on the CPU. */
   deviceBytes: number;
-  /** `cpu` or `cuda:0`. */
+  /** The device that computes: `cpu`, `cuda:0` and so on. */
   device: string;
-  /** The device's kernels, such as `avx512` or `sm_90a`. */
+  /** The kernels that compute, such as `avx512` or `sm_90a`. */
   kernels: string;
   /** Threads of the CPU that compute; 0 on a GPU. */
   threads: number;
 }
 
-/** What a model is doing. */
+/** What a model is doing at the moment. */
 export interface ModelStats {
-  /** Requests that are being computed: at most `maxSequences`. */
+  /** Requests that are being computed. */
   activeSequences: number;
-  /** Requests that wait: at most `maxQueue`. */
+  /** Requests that wait for a sequence to become free. */
   queuedRequests: number;
   /** Tokens whose keys and values are kept for later requests that begin with them. */
   cachedTokens: number;
   /** Pages of the key/value cache in use, of `systemInfo().pageTokens` tokens each, by active sequences and by what is kept. */
   usedPages: number;
-  /** Pages that there are in all. */
+  /** Pages of the key/value memory in all. */
   totalPages: number;
 }
 
 /** Options of `model.logits()`. */
 export interface LogitsOptions {
-  /** Leave out the positions before this one; they may then come from the prefix cache. Default: 0. */
+  /** The first position whose logits are wanted; those before it may come from the prefix cache. Default: 0. */
   from?: number | undefined;
-  /** Ends the computation with ERR_ABORTED. Default: none. */
+  /**
+   * Ends the computation with ERR_ABORTED.
+   */
   signal?: AbortSignal | undefined;
 }
 
@@ -156,8 +166,8 @@ export class Model implements AsyncDisposable {
   }
 
   /**
-   * Continues a text or token ids, without a chat format. Text goes behind `[gMASK]` and `sop`, as THUDM's tokenizer puts
-   * it; ids are taken as they are. It begins at once and does not wait for the loop.
+   * Continues a text or token ids, without a chat format. A text gets `[gMASK]` and `sop` before it, as in THUDM's
+   * tokenizer; ids are taken as they are. The generation begins at once and does not wait for the loop.
    *
    * @throws {ChatGLMError} ERR_INVALID_ARGUMENT; while iterating ERR_CONTEXT_OVERFLOW, ERR_QUEUE_FULL, ERR_ABORTED,
    *   ERR_DISPOSED, ERR_INVALID_LOGITS.
@@ -170,12 +180,16 @@ export class Model implements AsyncDisposable {
    * console.log(finishReason, tokens.length);
    * ```
    */
-  generate(prompt: string | ArrayLike<number>, options: GenerateOptions = {}): Generation {
-    checkGenerateOptions(options);
-    const { stop = [], ...rest } = options;
+  generate(prompt: string | ArrayLike<number>, options: Nullable<GenerateOptions> = {}): Generation {
+    const { stop = [], ...rest } = readGenerateOptions(options);
     const stops = new StopSequences(stop);
+    if (typeof prompt !== 'string' && (typeof prompt !== 'object' || prompt === null)) {
+      throw invalidArgument(`prompt must be a text or an array of token ids, got ${show(prompt)}`);
+    }
     const ids =
-      typeof prompt === 'string' ? (this.overflowOf(prompt.length) ?? this.tokenizer.encodePrompt(prompt)) : prompt;
+      typeof prompt === 'string'
+        ? (this.overflowOf(prompt.length) ?? this.tokenizer.encodePrompt(prompt))
+        : this.#promptOf('prompt', prompt, ', the answer included');
     return new Generation(this.generateIds(ids, rest), stops);
   }
 
@@ -191,13 +205,13 @@ export class Model implements AsyncDisposable {
     return new ChatGLMError('ERR_CONTEXT_OVERFLOW', message, { tokens, limit });
   }
 
-  /** @internal The tokens of a continuation, special ones included. An error instead of a prompt is what it ends with. */
-  generateIds(prompt: ArrayLike<number> | ChatGLMError, options: GenerateOptions): RawGeneration {
-    checkGenerateOptions(options);
+  /** @internal Generates tokens, special ones included. An error in place of the prompt is the error that comes of it. */
+  generateIds(given: ArrayLike<number> | ChatGLMError, options: GenerateOptions): RawGeneration {
     const signal = signalOption(options.signal);
+    const prompt = given instanceof ChatGLMError ? given : this.#promptOf('prompt', given, ', the answer included');
     const { seedNumber, ...sampling } = toNativeSampling(options, this.info.vocabSize);
     const request: NativeRequest = {
-      prompt: prompt instanceof ChatGLMError ? new Uint32Array() : tokenIds('prompt', prompt, this.info.vocabSize - 1),
+      prompt: prompt instanceof ChatGLMError ? new Uint32Array() : prompt,
       maxTokens: maxTokensOf(options, this.info.contextLength),
       stopTokens: options.stopTokens === undefined ? this.#stopTokens() : tokenIds('stopTokens', options.stopTokens),
       sampling,
@@ -209,10 +223,9 @@ export class Model implements AsyncDisposable {
   }
 
   /**
-   * A conversation. It costs nothing until it is asked something; what its prompts have in common with earlier ones is not
-   * computed again.
+   * Begins a conversation, or goes on with one.
    *
-   * @throws {ChatGLMError} ERR_INVALID_ARGUMENT; also where the model's family has no chat format, or no tools.
+   * @throws {ChatGLMError} ERR_INVALID_ARGUMENT.
    *
    * @example
    * ```ts
@@ -221,12 +234,12 @@ export class Model implements AsyncDisposable {
    * console.log(text, chat.history.length);
    * ```
    */
-  createChat(options: ChatOptions = {}): Chat {
+  createChat(options: Nullable<ChatOptions> = {}): Chat {
     return new Chat(this, options);
   }
 
   /**
-   * One question and its answer, in the shape of THUDM's `chat()`.
+   * Answers one question, in the shape of THUDM's `chat()`.
    *
    * @param query The text of the message, whose role is `user` unless `options.role` says `observation`.
    * @throws {ChatGLMError} as {@link generate}.
@@ -238,12 +251,12 @@ export class Model implements AsyncDisposable {
    * console.log(second.response, second.history.length);
    * ```
    */
-  async chat(query: string, options: ChatOnceOptions = {}): Promise<ChatOnceResult> {
+  async chat(query: string, options: Nullable<ChatOnceOptions> = {}): Promise<ChatOnceResult> {
     return await chatOnce(this, query, options);
   }
 
   /**
-   * The logits of each position, row by row: (positions, vocabulary), float32. Row i is what the model expects after ids[i].
+   * Computes the logits of each position. They come row by row: (positions, vocabulary), float32.
    *
    * @throws {ChatGLMError} ERR_CONTEXT_OVERFLOW, ERR_INVALID_ARGUMENT, ERR_QUEUE_FULL, ERR_ABORTED, ERR_DISPOSED.
    *
@@ -255,11 +268,12 @@ export class Model implements AsyncDisposable {
    * console.log(model.tokenizer.decode([likeliest]));
    * ```
    */
-  async logits(ids: ArrayLike<number>, options: LogitsOptions = {}): Promise<Float32Array> {
-    checkOptions(options, ['from', 'signal'], 'logits()');
-    const signal = signalOption(options.signal);
-    const prompt = tokenIds('ids', ids, this.info.vocabSize - 1);
-    const from = integerOption('from', options.from, 0, { most: Math.max(0, prompt.length - 1) });
+  async logits(ids: ArrayLike<number>, options: Nullable<LogitsOptions> = {}): Promise<Float32Array> {
+    const set = readOptions<LogitsOptions>(options, ['from', 'signal'], 'logits()');
+    const signal = signalOption(set.signal);
+    const prompt = this.#promptOf('ids', ids, '');
+    if (prompt instanceof ChatGLMError) throw prompt;
+    const from = integerOption('from', set.from, 0, { most: Math.max(0, prompt.length - 1) });
     const { seedNumber: _, ...sampling } = toNativeSampling({ seed: 0 }, this.info.vocabSize);
     const request: NativeRequest = { prompt, maxTokens: 0, stopTokens: new Uint32Array(), sampling, logitsFrom: from };
     const handler = this.#submit(
@@ -271,7 +285,7 @@ export class Model implements AsyncDisposable {
   }
 
   /**
-   * What the model is doing.
+   * What the model is doing at the moment.
    *
    * @example
    * ```ts
@@ -298,8 +312,8 @@ export class Model implements AsyncDisposable {
   }
 
   /**
-   * Gives all memory back. Requests under way end with ERR_DISPOSED; nothing is waited for but the end of a kernel. Resolves
-   * when the memory is free; again and again if called again.
+   * Gives all memory back. Requests under way end with ERR_DISPOSED; nothing is waited for but the end of a kernel. The
+   * promise resolves when the memory is free, also when `dispose()` is called more than once.
    *
    * @example
    * ```ts
@@ -325,6 +339,15 @@ export class Model implements AsyncDisposable {
    */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.dispose();
+  }
+
+  /** Token ids as native code takes them, or the error for more of them than the context holds. */
+  #promptOf(name: string, ids: ArrayLike<number>, remark: string): Uint32Array | ChatGLMError {
+    const tokens = countOfIds(name, ids);
+    const limit = this.info.contextLength;
+    if (tokens <= limit) return tokenIds(name, ids, this.info.vocabSize - 1);
+    const message = `the prompt has ${tokens} tokens; the context holds ${limit}${remark}`;
+    return new ChatGLMError('ERR_CONTEXT_OVERFLOW', message, { tokens, limit });
   }
 
   #stopTokens(): Uint32Array {

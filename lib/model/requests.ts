@@ -1,5 +1,6 @@
 import type { NativeEvent, NativeModelInfo } from '../addon/native.js';
 import { ChatGLMError } from '../common/errors.js';
+import { throttled } from '../common/progress.js';
 import { type RequestHandler, toChatGLMError } from '../generation/token-stream.js';
 import type { LoadOptions, LoadProgress } from './load-options.js';
 
@@ -14,7 +15,7 @@ export class Requests {
   #resolveDisposed!: () => void;
 
   constructor(onProgress: LoadOptions['onProgress']) {
-    this.onProgress = onProgress;
+    this.onProgress = onProgress && throttled(onProgress);
     this.ready = new Promise((resolve, reject) => {
       this.#resolveReady = resolve;
       this.#rejectReady = reject;

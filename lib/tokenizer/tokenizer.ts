@@ -1,6 +1,6 @@
 import { callNative, loadNative, type NativeTokenizer } from '../addon/native.js';
 import { invalidArgument } from '../common/errors.js';
-import { checkOptions, choiceOption, tokenIds } from '../common/options.js';
+import { booleanOption, choiceOption, type Nullable, readOptions, show, tokenIds } from '../common/options.js';
 import {
   CHAT_FAMILIES,
   type ChatFamily,
@@ -76,7 +76,7 @@ export class Tokenizer {
    * ```
    */
   encode(text: string): number[] {
-    if (typeof text !== 'string') throw invalidArgument(`text must be a string, got ${typeof text}`);
+    if (typeof text !== 'string') throw invalidArgument(`text must be a string, got ${show(text)}`);
     return Array.from(this.#native.encode(text));
   }
 
@@ -90,10 +90,11 @@ export class Tokenizer {
    * console.log(tokenizer.decode(prompt, { special: true })); // [gMASK]sop你好
    * ```
    */
-  decode(ids: ArrayLike<number>, options: DecodeOptions = {}): string {
-    checkOptions(options, ['special'], 'decode()');
+  decode(ids: ArrayLike<number>, options: Nullable<DecodeOptions> = {}): string {
+    const set = readOptions<DecodeOptions>(options, ['special'], 'decode()');
+    const special = booleanOption('special', set.special, false);
     const all = tokenIds('ids', ids);
-    if (!options.special) return this.#native.decode(all);
+    if (!special) return this.#native.decode(all);
     const names = familyNamed(this.#family).specialTokens;
     let text = '';
     let begin = 0;
@@ -119,8 +120,8 @@ export class Tokenizer {
    * ```
    */
   encodeChat(messages: readonly ChatMessage[], options: { family: ChatFamily }): number[] {
-    checkOptions(options, ['family'], 'encodeChat()');
-    const family = choiceOption('family', options.family ?? null, CHAT_FAMILIES, DEFAULT_FAMILY);
+    const set = readOptions<{ family: ChatFamily }>(options, ['family'], 'encodeChat()');
+    const family = choiceOption('family', set.family ?? null, CHAT_FAMILIES, DEFAULT_FAMILY);
     const checked = validateMessages(messages, 'messages');
     return this.encodeParts(chatPrompt(family, checked), family);
   }
@@ -141,7 +142,7 @@ export class Tokenizer {
    * ```
    */
   encodePrompt(text: string): number[] {
-    if (typeof text !== 'string') throw invalidArgument(`text must be a string, got ${typeof text}`);
+    if (typeof text !== 'string') throw invalidArgument(`text must be a string, got ${show(text)}`);
     const prefix = familyNamed(this.#family).prefixTokens.map((token) => ({ token }));
     return this.encodeParts([...prefix, text], this.#family);
   }
@@ -162,6 +163,7 @@ export class Tokenizer {
    * ```
    */
   createDecoder(): TokenDecoder {
-    return this.#native.createDecoder();
+    const decoder = this.#native.createDecoder();
+    return { push: (id) => callNative(() => decoder.push(id)), flush: () => decoder.flush() };
   }
 }

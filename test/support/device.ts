@@ -1,4 +1,4 @@
-import type { LoadOptions, Model, SyntheticModelOptions } from 'node-chatglm';
+import type { FilePath, LoadOptions, Model, Nullable, SyntheticModelOptions } from 'node-chatglm';
 import * as chatglm from 'node-chatglm';
 
 // The same tests run on the CPU and, with CHATGLM_TEST_DEVICE=cuda, on a GPU.
@@ -10,7 +10,7 @@ export const onGpu = device !== 'cpu';
 export const testOnCpu: jest.It = onGpu ? test.skip : test;
 
 /** What `auto` and the defaults would choose is tested in device.test.ts. */
-export async function loadModel(path?: string, options: LoadOptions = {}): Promise<Model> {
+export async function loadModel(path?: FilePath | null, options: Nullable<LoadOptions> = {}): Promise<Model> {
   return await chatglm.loadModel(path, { device, ...options });
 }
 

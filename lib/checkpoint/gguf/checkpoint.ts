@@ -57,12 +57,15 @@ export async function openGguf(file: CheckpointFile, wantedFamily: ModelFamily |
   });
 }
 
-export async function readGgufTokenizer(file: CheckpointFile): Promise<{ data: TokenizerData; family: ModelFamily }> {
+export async function readGgufTokenizer(
+  file: CheckpointFile,
+  wantedFamily?: ModelFamily,
+): Promise<{ data: TokenizerData; family: ModelFamily }> {
   const header = await readGgufHeader(file);
   refuseOtherModels(header, file);
   const data = ggufTokenizer(header, file.path);
   if (data === undefined) throw invalid(file.path, 'holds no tokenizer');
-  return { data, family: familyOf(header, file) };
+  return { data, family: wantedFamily ?? familyOf(header, file) };
 }
 
 function refuseOtherModels({ metadata }: GgufHeader, file: CheckpointFile): void {

@@ -1,6 +1,7 @@
 import { type FileHandle, open, rename, rm, stat } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { ChatGLMError, invalidArgument, throwIfAborted } from '../../common/errors.js';
+import { booleanOption, functionOption, signalOption } from '../../common/options.js';
 import { rowsAndColumns, TYPE_LAYOUTS, tensorBytes } from '../tensor-types.js';
 import type { TensorEntry } from '../types.js';
 import { alignUp, DEFAULT_ALIGNMENT, GGUF_MAGIC, GGUF_VERSION } from './format.js';
@@ -28,6 +29,13 @@ export interface WriteOptions {
 
 /** The names of {@link WriteOptions}. */
 export const WRITE_OPTIONS = ['overwrite', 'onProgress', 'signal'] as const satisfies readonly (keyof WriteOptions)[];
+
+/** Refuses values that no such option has. */
+export function checkWriteOptions({ overwrite, onProgress, signal }: WriteOptions): void {
+  booleanOption('overwrite', overwrite, false);
+  functionOption('onProgress', onProgress);
+  signalOption(signal);
+}
 
 /** A file that is complete. */
 export interface WrittenFile {
