@@ -4,7 +4,8 @@
 #include <vector>
 
 #include "cuda/device.h"
-#include "cuda/ptx/ptx.cuh"
+#include "cuda/memory.h"
+#include "cuda/ptx/cache.cuh"
 
 // A plain read of memory: 16 bytes a thread and load, eight loads under way in each. It is the ceiling that the figures
 // of docs/performance.md are shares of.

@@ -1,6 +1,7 @@
 #include <cstdint>
 
-#include "cuda/ptx/ptx.cuh"
+#include "cuda/launch.cuh"
+#include "cuda/ptx/math.cuh"
 
 // The beginning of a step: rows of the embedding to the residual in f32, and cosines and sines of the positions.
 //

@@ -1,4 +1,5 @@
-#include "cuda/ptx/ptx.cuh"
+#include "cuda/launch.cuh"
+#include "cuda/ptx/math.cuh"
 
 // rms_norm: rows of f32 to normalized f16 activations.
 //
@@ -15,8 +16,6 @@ namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr int kCached = 4;  // times 4 columns a thread
-
-__device__ __forceinline__ float squares(float4 x) { return x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w; }
 
 __global__ void __launch_bounds__(kThreads) rms_norm_kernel(const float* x, const float* weight, float epsilon,
                                                             int32_t columns, const int32_t* gather, Activations y) {

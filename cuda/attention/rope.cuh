@@ -1,7 +1,8 @@
 #pragma once
 #include <cmath>
 
-#include "cuda/ptx/ptx.cuh"
+#include "cuda/linear/layout.h"
+#include "cuda/ptx/math.cuh"
 
 // What becomes of the QKV product before attention: bias, rotation of pairs, the storage of keys and values. All
 // kernels round alike, so the bits in the cache do not depend on which of them wrote it.

@@ -1,9 +1,11 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "cuda/launch.cuh"
 #include "cuda/linear/fragments.cuh"
 #include "cuda/linear/gemm_wgmma.cuh"
 #include "cuda/linear/stream_k.cuh"
+#include "cuda/ptx/copy.cuh"
 
 // A linear layer on tensor cores through mma.sync: y (rows, tokens) = W (rows, columns) * x^T, for compute
 // capability 7.5 and 8.0 on, and the choice between this and wgmma.
@@ -274,12 +276,8 @@ size_t gemm_mma_workspace_bytes(const Device& device) {
 void gemm_mma(const Launch& launch, const PackedMatrix& weights, int32_t tokens, const Activations& x,
               const LinearOutput& output, const GemmWorkspace& workspace) {
   if (tokens == 0) return;
-  switch (weights.type) {
-    case DataType::q4_0: return launch_type<DataType::q4_0>(launch, weights, tokens, x, output, workspace);
-    case DataType::q8_0: return launch_type<DataType::q8_0>(launch, weights, tokens, x, output, workspace);
-    case DataType::f16: return launch_type<DataType::f16>(launch, weights, tokens, x, output, workspace);
-    default: throw Error("ERR_INTERNAL", "gemm: a type that weights are never packed to");
-  }
+  with_weight_type(weights.type,
+                   [&]<DataType type>() { launch_type<type>(launch, weights, tokens, x, output, workspace); });
 }
 
 size_t gemm_workspace_bytes(const Device& device) {

@@ -1,3 +1,4 @@
+#include "cuda/launch.cuh"
 #include "cuda/linear/gemm_wgmma.cuh"
 #include "cuda/linear/stream_k.cuh"
 
@@ -57,11 +58,11 @@ __global__ void __launch_bounds__(kThreads, 1) gemm_wgmma_kernel(const __grid_co
   StreamKSegment segment;
 
   if (warp >= kConsumerWarps) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
+    give_up_registers<56>();
     // Each warp copies the weights of kProducerTiles row tiles, and one of the stage's chunks of activations, or none.
     RingPlace<S> place;
     const int producer = warp - kConsumerWarps;
-    const uint64_t policy = weight_policy(p.grid.token_blocks == 1);
+    const uint64_t policy = p.grid.token_blocks == 1 ? l2_evict_first() : l2_evict_normal();
     const uint8_t* weight_source = nullptr;
     const half* activation_source = nullptr;
     const int64_t row_tile_bytes = static_cast<int64_t>(p.weights.chunks) * block_bytes(type);
@@ -86,8 +87,8 @@ __global__ void __launch_bounds__(kThreads, 1) gemm_wgmma_kernel(const __grid_co
 #pragma unroll
         for (int i = 0; i < S::kProducerTiles; ++i) {
           if (i < row_tiles) {
-            copy_bulk_hinted(target + i * S::kRunBytes, weight_source + i * row_tile_bytes, run, ring.full + place.slot,
-                             policy);
+            copy_bulk(target + i * S::kRunBytes, weight_source + i * row_tile_bytes, run, ring.full + place.slot,
+                      policy);
           }
         }
       }
@@ -134,7 +135,7 @@ __global__ void __launch_bounds__(kThreads, 1) gemm_wgmma_kernel(const __grid_co
       }
     }
   } else {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
+    take_registers<224>();
     wait_for_previous_kernel();
     Consumer<S> consumer(ring, lane);
     while (work.next(segment)) {
@@ -210,12 +211,7 @@ void gemm_wgmma(const Launch& launch, const PackedMatrix& weights, int32_t token
   p.tokens = tokens;
   p.output = output;
   p.workspace = workspace;
-  switch (weights.type) {
-    case DataType::q4_0: return launch_type<DataType::q4_0>(launch, p);
-    case DataType::q8_0: return launch_type<DataType::q8_0>(launch, p);
-    case DataType::f16: return launch_type<DataType::f16>(launch, p);
-    default: throw Error("ERR_INTERNAL", "gemm: a type that weights are never packed to");
-  }
+  with_weight_type(weights.type, [&]<DataType type>() { launch_type<type>(launch, p); });
 }
 
 }  // namespace chatglm::cuda

@@ -1,3 +1,4 @@
+#include "cuda/launch.cuh"
 #include "cuda/linear/gemm_wgmma.cuh"
 #include "cuda/linear/stream_k.cuh"
 
@@ -65,10 +66,10 @@ __global__ void __launch_bounds__(Budget<kTokens>::kLaunchThreads, 1)
   const auto rows_of = [&](int32_t tile) { return min(p.tile, p.weights.row_tiles - tile * p.tile); };
 
   if (warp >= kConsumerWarps) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Budget<kTokens>::kLean ? 40 : 56));
+    give_up_registers<Budget<kTokens>::kLean ? 40 : 56>();
     // Each warp copies the weights of every fourth row tile, and one of the stage's chunks of activations, or none.
     const int producer = warp - kConsumerWarps;
-    const uint64_t policy = weight_policy(true);
+    const uint64_t policy = l2_evict_first();
     const int64_t row_tile_bytes = static_cast<int64_t>(chunks) * block_bytes(type);
     RingPlace<S> place;
     int32_t tile = first_tile, chunk = 0;
@@ -84,8 +85,8 @@ __global__ void __launch_bounds__(Budget<kTokens>::kLaunchThreads, 1)
 #pragma unroll
         for (int i = 0; i < S::kProducerTiles; ++i) {
           if (i < row_tiles) {
-            copy_bulk_hinted(target + i * kProducerWarps * S::kRunBytes, source + i * kProducerWarps * row_tile_bytes,
-                             run, ring.full + place.slot, policy);
+            copy_bulk(target + i * kProducerWarps * S::kRunBytes, source + i * kProducerWarps * row_tile_bytes, run,
+                      ring.full + place.slot, policy);
           }
         }
       }
@@ -127,7 +128,7 @@ __global__ void __launch_bounds__(Budget<kTokens>::kLaunchThreads, 1)
       next_step();
     }
   } else {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Budget<kTokens>::kLean ? 168 : 224));
+    take_registers<Budget<kTokens>::kLean ? 168 : 224>();
     wait_for_previous_kernel();
     Consumer<S> consumer(ring, lane);
     float(&d)[2][S::kOctets][4] = consumer.d;
@@ -201,12 +202,7 @@ void gemm_wgmma_few(const Launch& launch, const PackedMatrix& weights, int32_t t
   p.x = x;
   p.tokens = tokens;
   p.output = output;
-  switch (weights.type) {
-    case DataType::q4_0: return launch_type<DataType::q4_0>(launch, p);
-    case DataType::q8_0: return launch_type<DataType::q8_0>(launch, p);
-    case DataType::f16: return launch_type<DataType::f16>(launch, p);
-    default: throw Error("ERR_INTERNAL", "gemm: a type that weights are never packed to");
-  }
+  with_weight_type(weights.type, [&]<DataType type>() { launch_type<type>(launch, p); });
 }
 
 }  // namespace chatglm::cuda

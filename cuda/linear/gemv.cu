@@ -1,6 +1,11 @@
 #include <algorithm>
 
+#include "cuda/launch.cuh"
 #include "cuda/linear/fragments.cuh"
+#include "cuda/ptx/barrier.cuh"
+#include "cuda/ptx/cache.cuh"
+#include "cuda/ptx/copy.cuh"
+#include "cuda/ptx/mma.cuh"
 
 // gemv: a linear layer on 1 to 8 tokens, the kernel that decoding lives on: y = x . w, with the norm before it and the
 // addition or SwiGLU behind it in the same launch.
@@ -89,8 +94,6 @@ struct Arguments {
 /// Pieces of 4 columns that a thread holds in registers: 4096 columns a block.
 template <int kWarps>
 constexpr int kCached = (1024 + 32 * kWarps - 1) / (32 * kWarps);
-
-__device__ __forceinline__ float squares(float4 x) { return x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w; }
 
 /// This thread's pieces of a row of `count` pieces; zeros behind them.
 template <int kWarps>
@@ -274,7 +277,7 @@ struct Ring {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     if (lane == 0 && bytes > 0) {
       barrier_arrive_expect(barriers + slot, static_cast<uint32_t>(bytes));
-      copy_bulk_once(data + slot * kSlotBytes, source, static_cast<uint32_t>(bytes), barriers + slot);
+      copy_bulk(data + slot * kSlotBytes, source, static_cast<uint32_t>(bytes), barriers + slot, l2_evict_first());
     }
 #else
 #pragma unroll
@@ -480,11 +483,7 @@ void gemv(const Launch& launch, const PackedMatrix& weights, int32_t tokens, con
   arguments.tokens = tokens;
   arguments.input = input;
   arguments.output = output;
-  switch (weights.type) {
-    case DataType::q4_0: return gemv_type<DataType::q4_0>(launch, arguments);
-    case DataType::q8_0: return gemv_type<DataType::q8_0>(launch, arguments);
-    default: return gemv_type<DataType::f16>(launch, arguments);
-  }
+  with_weight_type(weights.type, [&]<DataType type>() { gemv_type<type>(launch, arguments); });
 }
 
 }  // namespace chatglm::cuda

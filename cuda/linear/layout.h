@@ -93,6 +93,12 @@ CHATGLM_HD inline int64_t activation_index(int64_t token, int32_t column, int64_
   return (chunk * stride + token) * kChunkColumns + piece * 8 + column % 8;
 }
 
+/// Where in an array (columns / 64, rows, 64) of f16, swizzled like activations and f16 keys and values, 8 columns of a
+/// row begin: `piece` is the first of these columns / 8. In bytes.
+CHATGLM_HD constexpr int swizzled_offset(int rows, int row, int piece) {
+  return (piece / 8 * rows + row) * 128 + ((piece % 8) ^ (row % 8)) * 16;
+}
+
 // --- Keys and values. Memory order: (layers, groups, pages) of head pages. D is the head size filled up to 64 or 128;
 // the filling is zero.
 //

@@ -1,4 +1,5 @@
-#include "cuda/ptx/ptx.cuh"
+#include "cuda/launch.cuh"
+#include "cuda/linear/layout.h"
 
 // pack: from rows as the model file has them to the blocks of layout.h.
 //

@@ -2,7 +2,9 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "cuda/ptx/ptx.cuh"
+#include "cuda/launch.cuh"
+#include "cuda/ptx/cluster.cuh"
+#include "cuda/ptx/math.cuh"
 
 // The 64 largest logits of each row, the logarithm of the sum of the exponentials, and whether all logits are finite.
 //
@@ -51,11 +53,7 @@ template <int parts>
 constexpr int kHeadOf = parts == 1 ? 8 : 16;
 
 /// e^x to about 2^-21. What underflows becomes 0: __expf would spend three more instructions on subnormal results.
-__device__ __forceinline__ float exp_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.44269504f));
-  return y;
-}
+__device__ __forceinline__ float exp_fast(float x) { return exp2_fast(x * 1.44269504f); }
 
 /// Larger for larger logits, -0 as 0; of equal logits larger for the lower id. Never 0, which stands for no logit.
 __device__ __forceinline__ uint64_t make_key(float logit, int32_t id) {
@@ -89,28 +87,24 @@ __device__ __forceinline__ uint64_t largest_key(uint64_t key) {
   }
 }
 
-// The blocks of a row. All that a block wrote before it arrives is there for those that have waited.
+// The blocks of a row: a cluster, or one block, whose barrier is __syncthreads.
 template <int parts>
 __device__ __forceinline__ void row_arrive() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  if constexpr (parts > 1) asm volatile("barrier.cluster.arrive.release;" ::: "memory");
-#endif
+  if constexpr (parts > 1) cluster_arrive();
 }
 template <int parts>
 __device__ __forceinline__ void row_wait() {
-  if constexpr (parts == 1) __syncthreads();
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  if constexpr (parts > 1) asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
-#endif
+  if constexpr (parts == 1) {
+    __syncthreads();
+  } else {
+    cluster_wait();
+  }
 }
 /// What lies at the place of `local`, in shared memory, in a block of the row.
 template <int parts, class T>
 __device__ __forceinline__ T* in_part(T* local, int part) {
-  T* remote = local;
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  if constexpr (parts > 1) asm("mapa.u64 %0, %1, %2;" : "=l"(remote) : "l"(local), "r"(part));
-#endif
-  return remote;
+  if constexpr (parts == 1) return local;
+  return in_block(local, part);
 }
 
 /// A thread's share of a row: ids first, first + stride, ...; the first head_count of them stay in registers.
@@ -220,8 +214,7 @@ __global__ void __launch_bounds__(kThreadsOf<parts>, parts == 1 ? 1 : 2)
     int32_t larger = 0;
 #pragma unroll 8
     for (int i = 0; i < kGroups; i += 4) larger += groups[i + thread % 4] > key;
-    larger += __shfl_xor_sync(0xffffffffu, larger, 1);
-    larger += __shfl_xor_sync(0xffffffffu, larger, 2);
+    larger = quad_sum(larger);
     // It stays 0 if fewer than 64 groups have logits.
     if (larger == kMost - 1 && key != 0 && thread % 4 == 0) shared_floor = key;
   }
@@ -333,8 +326,7 @@ __global__ void __launch_bounds__(kThreadsOf<parts>, parts == 1 ? 1 : 2)
     int32_t rank = 0;
 #pragma unroll 4
     for (int other = lane % 4; other < count; other += 4) rank += keys[other] > key;
-    rank += __shfl_xor_sync(0xffffffffu, rank, 1);
-    rank += __shfl_xor_sync(0xffffffffu, rank, 2);
+    rank = quad_sum(rank);
     if (lane % 4 == 0 && i < count && rank < wanted) {
       result[offsetof(TopLogits, ids) / 4 + rank] = ~static_cast<uint32_t>(key);
       result[offsetof(TopLogits, logits) / 4 + rank] = bits_of_key(key);
