@@ -27,7 +27,7 @@ struct GpuWeights {
   PackedMatrix output;                 // (vocabulary, hidden)
 
   std::map<std::string, uint64_t> bytes_by_type;
-  uint64_t bytes_per_token = 0;  // all but the other rows of the embedding
+  uint64_t bytes_per_token = 0;  // those that a step reads: of the embedding one row
 };
 
 /// Takes a place in `memory` for each tensor; with an arena that has no block it only counts.

@@ -1,26 +1,3 @@
-// Attention of one token a sequence over the keys and values in the cache, with everything that lies between the QKV
-// product and it: bias, rotation, the storage of the new key and value. Partial results of pieces of a long context are
-// merged by their largest score and sum (Dao et al., "Flash-Decoding", 2023).
-//
-// Launch: (splits, groups * tiles of 16 query heads, tokens) blocks of 8 warps. The query heads of a group are the rows
-// of the tensor cores' A tile, so keys and values are read once for 16 heads. A block takes its share of the pages in
-// rounds of up to 4, which bulk copies (sm_90; before, asynchronous ones) bring into shared memory, those of the first
-// round while the kernel before is still running. In a round each warp makes the scores of half a page; their largest
-// and then the weights go through shared memory, and each warp adds up an eighth of the dimensions over all pages, so
-// nothing has to be merged within a block. The next round's keys are under way as soon as this one's scores are made,
-// its values as soon as this one's are added up.
-//
-// The number of splits depends on the number of tokens alone (the launch is recorded once for all positions); each
-// token takes as many of them as are of use. From sm_90 on 8 splits (of many tokens fewer) are a cluster; each block
-// sends every other one its results of the heads that this one merges. A cluster is enough for 2,048 tokens; more
-// clusters (before sm_90: splits) merge through global memory: the last to finish reads the results of all, in their
-// order.
-//
-// Bytes a token of context: 1,024 in f16 (544 in q8_0) over both groups of the 6B model, 28,672 (15,232) over its 28
-// layers. 32,000 tokens are 32.8 MB a layer: 10.4 us at 3.14 TB/s. Expected: 13 us; up to 2048 tokens the latency of
-// the kernel, 3 to 4 us. Measured, one launch after the other: 2.5, 5.4, 8.7 and 16.6 us at depths 0, 2,048, 8,192 and
-// 32,000 (63% of the bound); 256 tokens at depth 128 20.5 us (55%).
-
 #include <algorithm>
 
 #include "cuda/attention/decode_pages.cuh"
@@ -28,19 +5,42 @@
 #include "cuda/launch.cuh"
 #include "cuda/ptx/cluster.cuh"
 
+// Attention of one new token of each sequence over the keys and values in the cache, together with the steps between
+// the QKV product and attention: bias, rotation, and the storage of the new key and value. Partial results of a long
+// context's splits are merged by their largest score and their sum (split-K over the context: Dao et al.,
+// "Flash-Decoding", 2023).
+//
+// Launch: (splits, groups * tiles of 16 query heads, tokens) blocks of 8 warps. The query heads of a group are the rows
+// of the tensor cores' A tile, so keys and values are read once for 16 heads. A block takes its share of the pages in
+// rounds of up to 4, which bulk copies (sm_90; before sm_90, asynchronous copies) bring into shared memory; the first
+// round's pages come while the kernel before is still running. In a round each warp makes the scores of half a page;
+// the largest scores and then the weights go through shared memory, and each warp adds up an eighth of the dimensions
+// over all pages, so nothing has to be merged within a block. The next round's keys are under way as soon as this
+// round's scores are made, its values as soon as this round's values are added up.
+//
+// The number of splits depends on the number of tokens alone, because a CUDA graph records the launch once for all
+// positions; each token uses as many of the splits as shorten its time. From sm_90 on 8 splits (fewer with many tokens)
+// are a cluster, whose blocks share the merging by heads: each block sends the others its results of the heads that
+// they merge. One cluster is enough for 2,048 tokens; several clusters (before sm_90: several splits) merge through
+// global memory, where the last one to finish reads the results of all in their order.
+//
+// Bytes of a token of context: 1,024 in f16 (544 in q8_0) over both groups of the 6B model, 28,672 (15,232) over its 28
+// layers. 32,000 tokens are 32.8 MB a layer: 10.4 us at the 3.14 TB/s of an H100. Expected: 13 us; up to 2,048 tokens
+// the latency of the kernel, 3 to 4 us. Measured on an H100, one launch after the other: 2.5, 5.4, 8.7 and 16.6 us at
+// depths 0, 2,048, 8,192 and 32,000 (63% of the bound); 256 tokens at depth 128 take 20.5 us (55%).
 namespace chatglm::cuda {
 
 namespace {
 
 constexpr int kHeads = kDecodeHeads;  // of a tile
-// With so many a thread and two pages a round a block starts beside one of the matrix-vector product before it
-// (gemv.cu): its first pages are there when that one ends.
+// Registers of a thread. With 112 and two pages a round a block finds room beside a block of the matrix-vector product
+// before it (gemv.cu), so that the first pages have come when that product ends.
 constexpr int kMostRegisters = 112;
-constexpr int kMostCluster = 8;     // blocks: as many as every GPU with clusters can
-constexpr int kMaxSplits = 32;      // merged by one block, which takes as long as reading 8 KB of each
-constexpr int kMaxClusters = 15;    // what counts them has 4 bits for each block of a cluster
-constexpr int kAlonePages = 2;      // that one block takes rather than share the work
-constexpr int kClusterPages = 32;   // that one cluster takes rather than share the work: a round
+constexpr int kMostCluster = 8;     // blocks of a cluster: as many as every GPU with clusters allows
+constexpr int kMaxSplits = 32;      // one block merges them, which takes as long as reading 8 KB of each
+constexpr int kMaxClusters = 15;    // their counter has 4 bits for each block of a cluster
+constexpr int kAlonePages = 2;      // up to so many pages one block takes alone
+constexpr int kClusterPages = 32;   // up to so many pages, a round, one cluster takes alone
 constexpr float kNone = -INFINITY;  // the largest score of no scores
 
 struct Parameters {
@@ -130,20 +130,20 @@ __global__ void __maxnreg__(kMostRegisters) attend_decode_kernel(const __grid_co
   let_next_kernel_start();
   if (!p.read_ahead) wait_for_previous_kernel();
 
-  // Which pages are whose. The new token's own key and value are not among them: split 0 adds them.
+  // The splits share the pages of the earlier tokens. Split 0 adds the new token's own key and value.
   const int position = p.batch.positions[token];
   const int32_t* table = p.batch.pages + p.batch.tables[token];
   const int pages = (position + kPageTokens - 1) / kPageTokens;
   const int useful = pages <= kAlonePages ? 1 : p.cluster > 1 && pages <= kClusterPages ? p.cluster : splits;
-  const int active = max(1, min(min(useful, splits), pages));  // splits that have something to do
+  const int active = max(1, min(min(useful, splits), pages));  // splits that have pages, or the new token
   const int mergers = active > 1 ? p.cluster : 1;              // blocks that share the merging, by heads
   const int rank = split % mergers;
-  if (split - rank >= active) return;  // whole clusters, but for that of the only active split
+  if (split - rank >= active) return;  // whole clusters end, or all blocks but one if one split is active
   const int clusters = (active + mergers - 1) / mergers, my_cluster = split / mergers;
   const int merger_heads = kHeads / mergers, head_begin = rank * merger_heads;
   const int merged_heads = max(0, min(heads - head_begin, merger_heads));
   const bool working = split < active;
-  if (mergers > 1) cluster_arrive();  // whose shared memory is there to be written
+  if (mergers > 1) cluster_arrive();  // tells the cluster that this block runs: its shared memory may be written
 
   const auto write_pair = [&](int head, int dimension, float x, float y) {
     if (dimension >= head_size) return;
@@ -171,7 +171,7 @@ __global__ void __maxnreg__(kMostRegisters) attend_decode_kernel(const __grid_co
     loader.keys(0);
     loader.values(0);
 
-    // Queries. A thread always has the same pair of dimensions.
+    // Queries. A thread has the same pair of dimensions of several heads.
     constexpr int kStep = kDecodeThreads / kPairs, kPerThread = kHeads / kStep;
     const int pair = thread % kPairs;
     const bool exists = 2 * pair < head_size, rotated = 2 * pair < p.qkv.rope_dimension;
@@ -256,7 +256,7 @@ __global__ void __maxnreg__(kMostRegisters) attend_decode_kernel(const __grid_co
     float sums[2][kTiles + 1][4] = {};
     float largest[2] = {kNone, kNone};  // of heads g and g + 8
     int round = 0, first_page = loader.begin;
-    do {  // once even if there is nothing but the new token
+    do {  // once even if there are no pages, for the new token
       const int count = min(p.slots, loader.end - first_page);
       const bool more = loader.end - first_page > p.slots;
       const int visible = position - (first_page + my_slot) * kPageTokens;  // of the tokens of the warp's page
@@ -385,11 +385,11 @@ __global__ void __maxnreg__(kMostRegisters) attend_decode_kernel(const __grid_co
     }
   } else {
     wait_for_previous_kernel();
-    cluster_wait();  // only clusters have blocks that do nothing but merge
+    cluster_wait();  // a block without pages is in a cluster, and merges
   }
   if (active == 1) return;
 
-  // The blocks' results become the cluster's. Nobody writes to this block's shared memory any more after that.
+  // The blocks' results become the cluster's. After this barrier no block writes to another's shared memory.
   if (mergers > 1) {
     cluster_arrive();
     cluster_wait();
@@ -419,7 +419,7 @@ __global__ void __maxnreg__(kMostRegisters) attend_decode_kernel(const __grid_co
   }
   if (clusters == 1) return;
 
-  // The clusters' results become the token's, by the last that comes.
+  // The clusters' results become the token's: the last cluster to arrive merges them.
   __syncthreads();
   if (thread == 0) {
     const int bits_each = 32 / mergers, shift = bits_each * rank;  // of the counter
@@ -458,7 +458,7 @@ __global__ void __maxnreg__(kMostRegisters) attend_decode_kernel(const __grid_co
 struct Plan {
   int32_t splits = 1;
   int32_t cluster = 1;
-  int32_t slots = 2;  // three and four took more time: the block before had to end first
+  int32_t slots = 2;  // three and four took more time: the block of the kernel before had to end first
 
   int64_t partials() const { return splits / cluster; }  // of a task
 };
@@ -492,6 +492,10 @@ void launch_attend_decode(const Launch& launch, const Plan& plan, dim3 grid, Par
 }
 
 }  // namespace
+
+int32_t attend_decode_counters(int32_t heads, int32_t groups, int32_t max_tokens) {
+  return max_tokens * groups * tiles_of(heads, groups);
+}
 
 size_t attend_decode_workspace_bytes(const Device& device, int32_t heads, int32_t groups, int32_t head_size,
                                      int32_t max_tokens) {

@@ -15,8 +15,8 @@ constexpr int kDecodeThreads = 32 * kDecodeWarps;
 constexpr int kMostSlots = kDecodeWarps / 2;  // pages of a round: two warps make the scores of one page
 static_assert(kPageTokens == 64);             // half a page is 32 columns: four B tiles
 
-/// The pages of a block on their way to shared memory: slot i of a round has page begin + round * slots + i, keys and
-/// behind them values. keys() and values() are called by all threads, in turn, for one round after the other.
+/// The pages of a block on their way to shared memory: slot i of a round has page begin + round * slots + i, first its
+/// keys, then its values. All threads call keys() and values() in turn, for one round after the other.
 template <int D>
 struct PageLoader {
   uint8_t* ring;        // (slots, 2 * keys_bytes)
@@ -50,12 +50,13 @@ struct PageLoader {
     find(round + 1);
   }
 
-  /// Until a slot's keys (values: 1) are there. Before sm_90: those of all slots, after the next __syncthreads.
+  /// Waits until a slot's keys (is_values 1: its values) have come. Before sm_90 those of all slots have come, and are
+  /// visible after the next __syncthreads.
   __device__ __forceinline__ void wait(int slot, int round, int is_values) const {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     barrier_wait(&barriers[is_values][slot], static_cast<uint32_t>(round) & 1);
 #else
-    copy_async_wait<1>();  // two are always under way, of which the younger one is not wanted yet
+    copy_async_wait<1>();  // two groups are always under way, and only the older one is needed
 #endif
   }
   __device__ __forceinline__ const uint8_t* slot_keys(int slot) const { return ring + slot * 2 * keys_bytes; }
@@ -94,9 +95,9 @@ struct PageLoader {
 // bytes of a row of values. With this order the lanes that are served at a time read different banks, of keys and of
 // values.
 //
-// Dimensions are summed over, so their order is free if queries have the same: a lane loads 16 bytes of a key at a
-// time, which are its k = 2t, 2t + 1, 2t + 8, 2t + 9 of a first step of 16 dimensions, then of a second (and, in q8_0,
-// of a third and a fourth).
+// Dimensions are summed over, so their order is free if queries have the same order: a lane loads 16 bytes of a key at
+// a time, which are its k = 2t, 2t + 1, 2t + 8, 2t + 9 of a first step of 16 dimensions, then of a second (and, in
+// q8_0, of a third and a fourth).
 
 __device__ __forceinline__ uint4 load_16(const void* shared) { return *static_cast<const uint4*>(shared); }
 

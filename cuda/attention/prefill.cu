@@ -3,14 +3,15 @@
 #include "cuda/ptx/copy.cuh"
 #include "cuda/ptx/mma.cuh"
 
-// Causal attention of a prompt: for each token and head O = softmax(Q K^T) V over the keys up to the token's own, in
-// one pass with an online softmax (Milakov and Gimelshein 2018, arXiv:1805.02867; Dao 2023, arXiv:2307.08691). Here on
-// mma.sync: every GPU from Turing on, f16 and q8_0 caches, heads of 64 and 128. prefill_wgmma.cu has
-// Hopper's.
+// Causal attention of a prompt, or of a piece of it (chunked prefill): for each token and head O = softmax(Q K^T) V
+// over the keys up to the token's own, in one pass with an online softmax (Milakov and Gimelshein 2018,
+// arXiv:1805.02867; Dao 2023, arXiv:2307.08691). This kernel uses mma.sync: it runs on every GPU from Turing on, with
+// f16 and q8_0 caches and heads of up to 64 and up to 128. prefill_wgmma.cu has the kernel for Hopper's tensor cores.
 //
 // Launch: ceil(tokens * group_heads / 128) * groups blocks of 4 warps, two blocks a multiprocessor; a warp has 32 rows
-// (token, head). Shared memory: the tile's queries, a page's keys and a page's values, as f16: 64 KB at D = 128, all
-// that Turing has. Values are copied while the scores are computed, the next page's keys during softmax and O.
+// (token, head). Shared memory holds the tile's queries, a page's keys and a page's values, as f16: 64 KB at D = 128,
+// which is all the shared memory of a Turing multiprocessor. Values are copied while the scores are computed, the next
+// page's keys during softmax and O.
 //
 // Operations: 4 * D per row and key seen. A 6B layer (32 heads x 128), 2,048 tokens after 6,144: 4 * 128 * 32 * 2,048 *
 // 7,168.5 = 240.5 GFLOP. mma.sync gives ~62% of an H100's 790 TFLOP/s: bound 0.49 ms; expected ~0.75 ms, the softmax
@@ -46,7 +47,7 @@ __device__ __forceinline__ half2 safe_scales(half2 scales) {
   return __halves2half2(__hgt(a, limit) ? limit : a, __hgt(b, limit) ? limit : b);
 }
 
-/// A page's keys to shared memory, (D / 64, 64 tokens, 64). Asynchronous where the GPU can and the cache is f16.
+/// A page's keys to shared memory, (D / 64, 64 tokens, 64). Asynchronous from sm_80 on if the cache is f16.
 template <int D, KvType kType>
 __device__ __forceinline__ void load_keys(const uint8_t* page, uint8_t* keys) {
   if constexpr (kType == KvType::f16) {
@@ -68,8 +69,8 @@ __device__ __forceinline__ void load_keys(const uint8_t* page, uint8_t* keys) {
   }
 }
 
-/// A page's values, (D, 64 tokens), with zeros for the tokens from `end` on: what lies there may be NaN, and its weight
-/// of 0 would not help.
+/// A page's values, (D, 64 tokens), with zeros for the tokens from `end` on: their values in the cache may be NaN,
+/// which a weight of 0 would not remove.
 template <int D, KvType kType>
 __device__ __forceinline__ void load_values(const uint8_t* page, uint8_t* values, int end) {
   if constexpr (kType == KvType::f16) {
@@ -105,7 +106,7 @@ __device__ __forceinline__ void load_values(const uint8_t* page, uint8_t* values
 template <int D, KvType kType>
 __global__ void __launch_bounds__(kThreads, 2) attend_kernel(const PrefillProblem p) {
   extern __shared__ __align__(1024) uint8_t shared[];
-  uint8_t* const queries = shared;  // (D / 64, 128 rows, 64), pieces swapped about by row % 8; later the result
+  uint8_t* const queries = shared;  // (D / 64, 128 rows, 64), swizzled; later the result
   uint8_t* const keys = queries + kAttendRows * D * sizeof(half);
   uint8_t* const values = keys + kPageTokens * D * sizeof(half);
 
@@ -130,9 +131,10 @@ __global__ void __launch_bounds__(kThreads, 2) attend_kernel(const PrefillProble
   const int32_t warp_first = PrefillTile::position(p, first_row);
   const int32_t warp_last = PrefillTile::position(p, first_row + kWarpRows - 1);
 
-  // Where ldmatrix finds its rows. Queries: matrices (rows 0-7, first piece), (8-15, first), (0-7, second), (8-15,
-  // second) are the A fragment. Keys and values: (0-7, first), (0-7, second), (8-15, first), (8-15, second) are the B
-  // fragments of two tiles of eight. Step k of 16 columns adds 2k to the piece: an exclusive or, as the piece is even.
+  // The addresses that a lane gives to ldmatrix. Queries: matrices (rows 0-7, first piece), (8-15, first), (0-7,
+  // second), (8-15, second) are the A fragment. Keys and values: (0-7, first), (0-7, second), (8-15, first), (8-15,
+  // second) are the B fragments of two tiles of eight. Step k of 16 columns adds 2k to the piece: an exclusive or, as
+  // the piece is even.
   const int matrix = lane / 8, r8 = lane % 8;
   const uint32_t query_address =
       shared_address(queries) + (warp * kWarpRows + matrix % 2 * 8 + r8) * 128 + ((matrix / 2) ^ r8) * 16;
@@ -143,10 +145,10 @@ __global__ void __launch_bounds__(kThreads, 2) attend_kernel(const PrefillProble
   OnlineSoftmax softmax[2];
 
   for (int32_t i = 0; i < pages; ++i) {
-    // Blocks may have far more keys than some of their warps, if a group has few heads.
+    // In a group of few heads a block's last rows see far more keys than its first warps' rows.
     const bool active = i * kPageTokens <= warp_last;
     copy_async_wait<0>();
-    __syncthreads();  // the keys (and queries) are there, and no one needs the last page's values any more
+    __syncthreads();  // the keys (and queries) have come, and every warp is done with the last page's values
     load_values<D, kType>(page + values_offset, values, min(kPageTokens, tile.last_position - i * kPageTokens + 1));
     copy_async_commit();
 
@@ -174,7 +176,7 @@ __global__ void __launch_bounds__(kThreads, 2) attend_kernel(const PrefillProble
     }
 
     copy_async_wait<0>();
-    __syncthreads();  // the values are there, and no one needs the keys any more
+    __syncthreads();  // the values have come, and every warp is done with the keys
     if (i + 1 < pages) {
       page = page_at(i + 1);
       load_keys<D, kType>(page, keys);

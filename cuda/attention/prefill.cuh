@@ -6,7 +6,8 @@
 #include "cuda/kernels.h"
 #include "cuda/ptx/math.cuh"
 
-// What the two kernels of the prefill's attention share: the rows of a block's problem, and the online softmax.
+// The parts that both kernels of a prompt's attention have: the rows of a block's tile, their queries and results, and
+// the online softmax.
 namespace chatglm::cuda {
 
 constexpr int kAttendRows = 128;  // of a block
@@ -41,8 +42,8 @@ inline PrefillProblem prefill_problem(const half* queries, int32_t heads, const 
       segment.position, segment.count * group_heads};
 }
 
-/// What a block does: blocks with the most keys come first, since they take longest, and those of all groups side by
-/// side, since then the work that is left at the end is the same for all.
+/// The tile of a block. Tiles with the most keys come first, since they take longest, and those of all groups side by
+/// side, so that the last tiles to be computed are equally short.
 struct PrefillTile {
   int32_t group, row;     // first of kAttendRows rows
   int32_t last_position;  // the last key that any of its rows sees
@@ -50,7 +51,7 @@ struct PrefillTile {
       : group(block % p.groups), row((blocks / p.groups - 1 - block / p.groups) * kAttendRows) {
     last_position = position(p, row + kAttendRows - 1);
   }
-  /// The position of a row's token. Rows behind the last one take that one's, and no one uses what they compute.
+  /// The position of a row's token. Rows behind the last one take the last one's position; their results are not used.
   static __device__ __forceinline__ int32_t position(const PrefillProblem& p, int32_t row) {
     return p.position + min(row, p.rows - 1) / p.group_heads;
   }
@@ -72,8 +73,8 @@ __device__ __forceinline__ void load_query(const PrefillProblem& p, int32_t grou
   *reinterpret_cast<uint4*>(queries + swizzled_offset(kRows, in_tile, piece)) = value;
 }
 
-/// The result of kRows rows from shared memory ((D / 64, kImageRows, 64), pieces of 16 bytes swapped about by row % 8;
-/// `image` is the first of the rows) to the activations, by one warp.
+/// The result of kRows rows from shared memory ((D / 64, kImageRows, 64), swizzled; `image` is the first of the rows)
+/// to the activations, by one warp.
 template <int D, int kImageRows, int kRows>
 __device__ __forceinline__ void store_result(const PrefillProblem& p, int32_t group, int32_t row, const uint8_t* image,
                                              int lane) {
@@ -97,8 +98,8 @@ struct OnlineSoftmax {
   float largest[2] = {-INFINITY, -INFINITY};
   float sum[2] = {0, 0};  // of this lane's keys alone
 
-  /// Scores to weights. Returns what earlier sums and results are to be multiplied by. A row that has seen no key yet
-  /// needs kMayBeEmpty; whoever starts with key 0, which all rows see, has no such rows.
+  /// Scores to weights. `scale` is what earlier sums and results have to be multiplied by. A row that has seen no key
+  /// yet needs kMayBeEmpty; a kernel that starts with key 0, which all rows see, has no such rows.
   template <bool kMayBeEmpty, int kTiles>
   __device__ __forceinline__ void update(float (&s)[kTiles][4], float (&scale)[2]) {
     float m[2][2];  // two chains a row, for the latency

@@ -7,23 +7,24 @@
 #include "cuda/ptx/wgmma.cuh"
 
 // Causal attention of a prompt on Hopper's tensor cores, in the manner of FlashAttention-3 (Shah et al. 2024,
-// arXiv:2407.08608): f16 cache, heads of 65 to 128. prefill.cu says what is computed.
+// arXiv:2407.08608), for f16 caches and heads of 65 to 128. The result is that of prefill.cu.
 //
 // Launch: ceil(tokens * group_heads / 128) * groups blocks of two consumer warpgroups with 64 rows (token, head) each
-// and a producer warp; one block a multiprocessor. The producer copies pages, two at a time, into a ring in shared
-// memory (cp.async.bulk: a page's keys and values lie in memory as wgmma wants them). A consumer multiplies its queries
-// by 128 keys at once, and while the product of the weights and the values before is under way it computes the next
-// weights. The two warpgroups take turns in issuing products, so that the tensor cores have one's while the other is at
-// its softmax.
+// and a producer warp (warp specialization); one block a multiprocessor. The producer copies pages, two at a time, into
+// a ring in shared memory (cp.async.bulk: a page's keys and values lie in memory as wgmma wants them). A consumer
+// multiplies its queries by 128 keys at once, and computes the next weights while the product of the last weights and
+// their values is under way. The two warpgroups take turns in issuing products, so that the tensor cores work for one
+// warpgroup while the other computes its softmax.
 //
-// Few tokens after many (the next turn of a chat) give few blocks with many keys each. Then clusters of up to eight
-// blocks share the keys of a tile and merge their results through each other's shared memory.
+// Few tokens after many (the next turn of a chat) give few tiles with many keys each. Then clusters of up to eight
+// blocks share the keys of a tile (split-K) and merge their results through each other's shared memory.
 //
 // Operations: 4 * 128 per row and key seen. A 6B layer (32 heads), 2,048 tokens after 6,144: 4 * 128 * 32 * 2,048 *
 // 7,168.5 = 240.5 GFLOP: bound 0.304 ms at 790 TFLOP/s. A block and 128 keys: 2,048 cycles of tensor cores, 1,024 of
 // exponentials (16 a cycle), ~600 of other f32 arithmetic. Bytes from L2: 64 KB per 8.4 MFLOP, 6.2 TB/s at the bound,
 // 3.9 TB/s as expected; from DRAM 8.4 MB. Expected: 0.48 ms, 500 TFLOP/s.
-// Measured: 2,048 tokens after 6,144 0.394 ms, 611 TFLOP/s (77% of 790); 2,048 at the beginning 87 us, 50%.
+// Measured on an H100: 2,048 tokens after 6,144 take 0.394 ms, 611 TFLOP/s (77% of 790); 2,048 at the beginning 87 us,
+// 50%.
 namespace chatglm::cuda {
 
 namespace {
@@ -61,7 +62,7 @@ __device__ __forceinline__ void produce(const PrefillProblem& p, const PrefillTi
   int32_t page = 0;  // of lane l: the l-th of 32 entries of the page table
   for (int32_t i = begin; i < end; ++i) {
     const int stage = (i - begin) % kStages;
-    const uint32_t emptied = ((i - begin) / kStages + 1) % 2;  // the first time nobody has to empty it
+    const uint32_t emptied = ((i - begin) / kStages + 1) % 2;  // the first wait passes at once: the stage is empty
     uint8_t* const step_keys = keys + stage * kTileBytes;
     uint8_t* const step_values = values + stage * kTileBytes;
     if (i == begin || 2 * i % 32 == 0) {
@@ -100,7 +101,8 @@ __device__ __forceinline__ void produce(const PrefillProblem& p, const PrefillTi
       if (two) copy_bulk(step_values + kPageBytes, second + kPageBytes, kPageBytes, copied);
     }
     if (last) {
-      // Behind the last key of all there may be anything, even NaN, for which a weight of 0 is no remedy: zeros.
+      // Values behind the tile's last key become zeros: in the cache they may be NaN, which a weight of 0 would not
+      // remove.
       barrier_wait(copied, 0);
       for (int row = lane; row < 2 * D; row += 32) {  // a dimension of the first page, then of the second
         const int visible = min(max(tile.last_position + 1 - i * kTileKeys - row / D * kPageTokens, 0), kPageTokens);
@@ -116,9 +118,9 @@ __device__ __forceinline__ void produce(const PrefillProblem& p, const PrefillTi
   }
 }
 
-/// Adds up what the blocks of a cluster have found for the same rows, each for other keys, in the blocks' order; each
-/// block writes its share of the dimensions. `results` (D / 8, consumer threads) and `states` (consumer threads) are in
-/// shared memory that no one uses any more.
+/// Adds up the results of a cluster's blocks, which have the same rows and different keys, in the blocks' order; each
+/// block writes its share of the dimensions. `results` (D / 8, consumer threads) and `states` (consumer threads) are
+/// shared memory that is free by then.
 __device__ __forceinline__ void merge(const PrefillProblem& p, const PrefillTile& tile, int32_t splits, int32_t rank,
                                       const float (&o)[D / 8][4], const OnlineSoftmax& softmax, float4* results,
                                       float4* states) {
@@ -171,7 +173,7 @@ __device__ __forceinline__ void merge(const PrefillProblem& p, const PrefillTile
   cluster_sync();  // a block that ends takes its shared memory along
 }
 
-/// The rows of one warpgroup: steps [begin, begin + steps) of their keys. `share` of the cluster's shares, if kSplit.
+/// The rows of one warpgroup: steps [begin, begin + steps) of their keys, which are all of them unless kSplit.
 template <bool kSplit>
 __device__ __forceinline__ void consume(const PrefillProblem& p, const PrefillTile& tile, int32_t begin, int32_t steps,
                                         uint8_t* queries, uint8_t* keys, uint8_t* values, Barriers& barriers,

@@ -1,12 +1,12 @@
-// Bias, rotation and storage of a prompt's queries, keys and values.
+// Bias, rotation and storage of a prompt's queries, keys and values, between the QKV product and attention.
 //
 // Launch: (tiles of 32 tokens, heads + 2 groups) blocks of 128 threads: a block does one head of 32 tokens, and a
-// thread always the same pair of dimensions. Values, which the cache has transposed, go through shared memory, so that
-// consecutive lanes write consecutive tokens.
+// thread the same pair of dimensions of several tokens. Values, which the cache holds transposed, go through shared
+// memory, so that consecutive lanes write consecutive tokens.
 //
-// Bytes of a token of the 6B model: 18,432 read, 8,192 of queries and 1,024 of keys and values written: 2048 tokens are
-// 56.6 MB a layer, 18 us at 3.14 TB/s, of the 2,000 us that a layer has. Expected: 25 us;
-// measured 21.5 us.
+// Bytes of a token of the 6B model: 18,432 read, 8,192 of queries and 1,024 of keys and values written: 2,048 tokens
+// are 56.6 MB a layer, 18 us at the 3.14 TB/s of an H100, of the 2,000 us that a layer takes. Expected: 25 us. Measured
+// on an H100: 21.5 us.
 
 #include <type_traits>
 

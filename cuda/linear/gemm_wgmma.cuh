@@ -9,12 +9,12 @@
 #include "cuda/ptx/warp_roles.cuh"
 #include "cuda/ptx/wgmma.cuh"
 
-// What the matrix products on wgmma (sm_90a) share: the instructions, the ring of stages in shared memory, and the
+// The parts that the matrix products on wgmma (sm_90a) have in common: the ring of stages in shared memory and the
 // warps that multiply.
 namespace chatglm::cuda {
 
 constexpr int kConsumerWarps = 8;  // two warpgroups
-constexpr int kProducerWarps = 4;  // one warp alone would take longer to start the copies than they take
+constexpr int kProducerWarps = 4;  // one warp alone would take longer to start the copies than the copies take
 
 /// A tile of 128 kSubtiles rows x kTokens tokens, and the stages of the ring, in at most kLimit bytes of shared memory.
 template <DataType type, int kSubtiles_, int kTokens_, size_t kLimit>
@@ -145,7 +145,7 @@ class Consumer {
     }
   }
 
-  /// Gives back so many stages without a look at them.
+  /// Gives back so many stages without using them.
   __device__ __forceinline__ void skip(int32_t stages) {
     for (int32_t i = 0; i < stages; ++i) {
       barrier_wait(ring_.full + place_.slot, place_.parity);
@@ -155,8 +155,8 @@ class Consumer {
   }
 
  private:
-  // Codes are loaded while the tensor cores work, before registers for them as f16 numbers are free. f16 numbers are
-  // loaded into those registers themselves, so only then.
+  // Codes are loaded while the tensor cores work, before the registers for their f16 numbers are free. Weights in f16
+  // are loaded into these registers themselves, so they are loaded later.
   static constexpr bool kLoadEarly = WeightBlock<S::kType>::kScaled;
 
   __device__ __forceinline__ void load(int unit) {
@@ -203,15 +203,15 @@ class Consumer {
   WeightBlock<S::kType> block_;  // of the unit that comes next
   RingPlace<S> place_;
   int in_stage_ = 0;  // chunk of the stage
-  int held_ = 0;      // the oldest stage that is not given back
+  int held_ = 0;      // the oldest stage that has not been given back
 };
 
 #endif
 
-/// Whether gemm_wgmma_few is the fastest way: for matrices whose rows give every multiprocessor about the same work,
-/// and at most 64 or 128 tokens.
+/// Whether gemm_wgmma_few is faster than gemm_wgmma: for matrices whose rows give every multiprocessor about the same
+/// work, and at most 64 or 128 tokens.
 bool gemm_wgmma_few_suits(const Device& device, const PackedMatrix& weights, int32_t tokens);
-/// gemm_wgmma for these.
+/// gemm_wgmma for the matrices and tokens that gemm_wgmma_few_suits.
 void gemm_wgmma_few(const Launch& launch, const PackedMatrix& weights, int32_t tokens, const Activations& x,
                     const LinearOutput& output);
 

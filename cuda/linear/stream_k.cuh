@@ -4,8 +4,8 @@
 #include "cuda/ptx/math.cuh"
 #include "cuda/ptx/mma.cuh"
 
-// What both matrix products do with a finished tile: adding up the parts of a tile that several blocks share, and the
-// epilogues. All of it is a warp's own business: no warp waits for another.
+// The end of a tile in all matrix products (gemm): adding up the parts of a tile that several blocks share, and the
+// epilogues. A warp does both for its own part of the tile, so no warp waits for another.
 //
 // A warp holds the products of kRowTiles x 16 successive packed rows with kOctets x 8 successive tokens as
 // d[row tile][octet of tokens][4], the accumulators of mma.m16n8k16 (and wgmma): with g = lane / 4 and t = lane % 4

@@ -61,10 +61,10 @@ __device__ __forceinline__ void wgmma(float (&d)[kOctets][4], const uint32_t (&a
 #define CHATGLM_REGISTERS_16 CHATGLM_REGISTERS_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define CHATGLM_REGISTERS_32 \
   CHATGLM_REGISTERS_16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define CHATGLM_REGISTERS_64                                                                   \
-  CHATGLM_REGISTERS_32                                                                         \
-      ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48," \
-      " %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define CHATGLM_REGISTERS_64                                                               \
+  CHATGLM_REGISTERS_32                                                                     \
+  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48," \
+  " %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define CHATGLM_OCTET(n) "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3])
 #define CHATGLM_OCTETS_2 CHATGLM_OCTET(0), CHATGLM_OCTET(1)
 #define CHATGLM_OCTETS_4 CHATGLM_OCTETS_2, CHATGLM_OCTET(2), CHATGLM_OCTET(3)

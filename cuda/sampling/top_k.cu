@@ -9,26 +9,26 @@
 // The 64 largest logits of each row, the logarithm of the sum of the exponentials, and whether all logits are finite.
 //
 // A logit and its id make one 64-bit key, whose order is the order of the result: larger logits first, of equal ones
-// the lowest id. No two keys of a row are equal, so that "the 64 largest" is one set. It is found with hardly more than
-// one reading of the row:
+// the lowest id. No two keys of a row are equal, so that "the 64 largest" is one set, which is found with hardly more
+// than one reading of the row:
 //   1. Every thread reads its share of the row and keeps the largest key and the sum of exponentials.
-//   2. The threads form 128 groups; each has the largest key of its shares. The 64th largest of these is a floor: 64
-//      numbers reach it, so that the result does. Of a row of random order about 88 numbers do (half of the groups are
-//      free of them: (1 - 88 / n)^(n / 128) = 1 / 2).
+//   2. The threads form 128 groups; each has the largest key of its shares. The 64th largest of these keys is a floor:
+//      at least 64 numbers reach it, so that the 64 largest do. In a row of random order about 88 numbers reach it
+//      (half of the groups have none of them: (1 - 88 / n)^(n / 128) = 1 / 2).
 //   3. Threads whose largest key reaches the floor collect the candidates among their share.
 //   4. A candidate's rank is the number of larger ones; those below 64 are written.
 // Where too many reach the floor, because large logits crowd into a few groups, bisection of the keys' range first
-// raises it: each step looks at the row once more.
+// raises the floor: each step of the bisection reads the row once more.
 //
 // Launch: from sm_90 on a cluster of 8 blocks of 512 threads a row, which tell each other their groups and their
-// candidates through shared memory: 65,536 logits stay in registers between the phases. Else, and for short rows, one
-// block of 1024 threads a row, the same code. Operations, 65,024 logits: about 10 instructions each, so 0.4 us on the 8
-// multiprocessors of a cluster on an H100 at 1.755 GHz, and 0.3 us for 32 KB each from L2 at 64 bytes a cycle. The
-// latencies of the phases are more than that: some 700 cycles for the loads, 400 for each of two barriers of the
-// cluster with the stores before it, 500 for the ranks of the groups, 300 for those of the candidates, so 2 us in all,
-// and a launch. Expected: 4 us, and 25 us for 256 rows, whose 67 MB come from memory in 22 us. One block a row takes
-// 17.8 us. The result, 524 bytes a row, may go straight to mapped host memory.
-// Measured: 6.9 us for a row, 7.4 us for 8, 42.7 us for 256.
+// candidates through shared memory: 65,536 logits stay in registers between the phases. Before sm_90, and for short
+// rows or many, one block of 1024 threads a row runs the same code. Operations, 65,024 logits: about 10 instructions
+// each, so 0.4 us on the 8 multiprocessors of a cluster on an H100 at 1.755 GHz, and 0.3 us for 32 KB each from L2 at
+// 64 bytes a cycle. The latencies of the phases are more than that: some 700 cycles for the loads, 400 for each of two
+// barriers of the cluster with the stores before it, 500 for the ranks of the groups, 300 for those of the candidates,
+// so 2 us in all, and a launch. Expected: 4 us, and 25 us for 256 rows, whose 67 MB come from memory in 22 us. One
+// block a row takes 17.8 us. The result, 524 bytes a row, may go straight to mapped host memory. Measured on an
+// H100: 6.9 us for a row, 7.4 us for 8, 42.7 us for 256.
 namespace chatglm::cuda {
 
 namespace {
