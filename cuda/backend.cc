@@ -19,9 +19,7 @@ constexpr int32_t kMaxBatchTokens = 2048;
 constexpr int32_t kMaxBatchLogits = 64;
 // A batch of at most so many sequences, one token each, is one CUDA graph.
 constexpr int32_t kMaxGraphTokens = 256;
-// Tiles of tokens may be read so far past the last one.
-constexpr int32_t kTokenSlack = 128;
-// What is left free for what the driver takes by itself: graphs, code, stacks.
+// Memory that stays free for the driver's own needs: graphs, code, stacks.
 constexpr size_t kDriverBytes = size_t{96} << 20;
 // How many layers the host is ahead of the GPU, at most, when a batch may be aborted.
 constexpr int32_t kLayersAhead = 2;
@@ -60,9 +58,8 @@ struct Workspace {
 
 Activations take_activations(Arena& memory, int32_t tokens, int32_t columns) {
   Activations result;
-  result.stride = (tokens + 7) / 8 * 8 + kTokenSlack;
-  const int64_t chunks = (columns + kChunkColumns - 1) / kChunkColumns;
-  result.data = memory.take<half>(static_cast<size_t>(chunks * result.stride * kChunkColumns));
+  result.stride = stride_with_slack(tokens);
+  result.data = memory.take<half>(static_cast<size_t>(activation_count(columns, result.stride)));
   return result;
 }
 
@@ -90,8 +87,8 @@ Workspace place_workspace(const ModelShape& shape, const Sizes& sizes, const Dev
   w.decode.partial = memory.take<float>(
       attend_decode_workspace_bytes(device, shape.heads, shape.kv_groups, shape.head_size, sizes.tokens) /
       sizeof(float));
-  const int32_t head_tiles = (shape.heads / shape.kv_groups + 15) / 16;
-  w.decode.counters = memory.take<uint32_t>(tokens * static_cast<size_t>(shape.kv_groups * head_tiles));
+  w.decode.counters =
+      memory.take<uint32_t>(static_cast<size_t>(attend_decode_counters(shape.heads, shape.kv_groups, sizes.tokens)));
   return w;
 }
 
@@ -114,7 +111,7 @@ void check_supported(const ModelShape& shape) {
   }
 }
 
-// The whole amount, before anything is taken or read.
+// Checks the whole amount before any memory is taken or any file is read.
 void check_memory(uint64_t wanted) {
   size_t free = 0, total = 0;
   check(cudaMemGetInfo(&free, &total), "asking for free memory");
@@ -129,7 +126,7 @@ void check_memory(uint64_t wanted) {
 
 class CudaBackend final : public Backend {
  public:
-  /// Takes all memory. Then the weights are to be loaded.
+  /// Takes all memory. load() then has to bring the weights.
   CudaBackend(const ModelSource& source, const CudaOptions& options)
       : shape_(source.shape), sizes_(sizes_of(options)), device_(open_device(options.device)) {
     check_supported(shape_);
@@ -206,13 +203,13 @@ class CudaBackend final : public Backend {
   }
 
  private:
-  // A batch as the kernels take it: first the sequences of one token, then the others.
+  // A batch in the kernels' order: first the sequences of one token, then those of several.
   struct Plan {
     int32_t tokens = 0;
     int32_t decoded = 0;                  // sequences of one token
-    std::vector<PrefillSegment> prefill;  // the others
+    std::vector<PrefillSegment> prefill;  // sequences of several tokens
     int32_t rows = 0;                     // of logits
-    bool top = false;                     // some of them as TopLogits
+    bool top = false;                     // some rows are wanted as TopLogits
     bool graph = false;                   // one token and one row a sequence, in the batch's order
     std::vector<const Segment*> order;
   };
@@ -252,7 +249,7 @@ class CudaBackend final : public Backend {
     return plan;
   }
 
-  // Writes the batch's numbers and sends them off; notes in the plan where the page tables are.
+  // Sends the batch's numbers to the GPU; notes in the plan where the page tables of its prefill are.
   void send_numbers(Plan& plan, std::span<const Segment> batch, int32_t stride) {
     const Numbers n = numbers_at(reinterpret_cast<int32_t*>(numbers_.data()), stride, sizes_.rows);
     int32_t token = 0, page = 0;
@@ -337,7 +334,7 @@ class CudaBackend final : public Backend {
   // The activations of a batch, its chunks close together: with the stride of the largest batch they would lie at
   // addresses that fall into few of the memory's channels. Filling columns keep their places, where they are zero.
   static Activations packed(Activations x, int32_t columns, int32_t tokens) {
-    if (columns % kChunkColumns == 0) x.stride = (tokens + 7) / 8 * 8;
+    if (columns % kChunkColumns == 0) x.stride = least_stride(tokens);
     return x;
   }
 
@@ -349,7 +346,7 @@ class CudaBackend final : public Backend {
     }
   }
 
-  // The layer on rows of the residual, normalized: on the way, or before into `normed`.
+  // A linear layer on normalized rows of the residual: gemv normalizes them itself; for gemm, rms_norm writes `normed`.
   void normed_linear(const PackedMatrix& weights, const float* norm, int32_t tokens, const int32_t* gather,
                      const Activations& normed, const LinearOutput& output) {
     if (gemv_fits(device_, weights, tokens)) {
@@ -390,7 +387,7 @@ class CudaBackend final : public Backend {
                const std::atomic<bool>& abort) {
     const auto* rows = reinterpret_cast<const TopLogits*>(top_.data());
     const auto vocabulary = static_cast<size_t>(shape_.vocabulary);
-    // Sleeping costs some dozen microseconds: nothing beside a prompt, much beside one token.
+    // Sleeping costs some dozen microseconds: little beside the time of a prompt, much beside that of one token.
     Event& done = plan.prefill.empty() ? step_done_ : batch_done_;
     done.record(stream_.get());
     done.wait();

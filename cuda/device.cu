@@ -1,6 +1,7 @@
 #include "cuda/device.h"
 
-#include "cuda/ptx/ptx.cuh"
+#include "cuda/launch.cuh"
+#include "cuda/ptx/wgmma.cuh"
 
 namespace chatglm::cuda {
 
@@ -20,10 +21,7 @@ __global__ void report_arch(int32_t* arch) {
 
 // As many clusters as the GPU's groups of multiprocessors have room for, of blocks that fill a multiprocessor each.
 int32_t count_clusters(int32_t cluster, size_t shared_bytes) {
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = static_cast<unsigned>(cluster);
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchAttribute attribute = cluster_attribute(cluster);
   cudaLaunchConfig_t config = {};
   config.gridDim = static_cast<unsigned>(cluster);
   config.blockDim = 32;

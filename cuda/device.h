@@ -15,7 +15,7 @@ GpuInfo gpu_info(int32_t index);
 /// Makes the GPU the calling thread's and finds out what runs on it. Throws ERR_DEVICE_UNAVAILABLE.
 Device open_device(int32_t index);
 
-/// Of the kernels that a device gets, e.g. "sm_90a".
+/// The name of the kernels that a device gets, e.g. "sm_90a".
 std::string kernels_name(const Device& device);
 
 }  // namespace chatglm::cuda

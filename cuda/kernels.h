@@ -6,8 +6,8 @@
 
 #include "cuda/linear/layout.h"
 
-// What the backend calls. All functions enqueue kernels in a stream and return; none allocates or waits, so all can be
-// captured into a graph. They throw Error("ERR_INTERNAL") if a launch is refused.
+// The kernels that the backend calls. All functions enqueue kernels in a stream and return; none allocates or waits, so
+// all can be captured into a graph. They throw Error("ERR_INTERNAL") if a launch is refused.
 namespace chatglm::cuda {
 
 /// Which kernels this GPU gets, and how many of its multiprocessors there are to fill.
@@ -15,7 +15,7 @@ struct Device {
   int32_t index = 0;
   int32_t multiprocessors = 0;
   int32_t arch = 0;         // __CUDA_ARCH__ of the code that runs: 750, 800, ...; not the GPU's own, which may be newer
-  bool wgmma = false;       // that code was compiled for sm_90a
+  bool wgmma = false;       // the code that runs was compiled for sm_90a
   size_t shared_bytes = 0;  // most dynamic shared memory of a block
   int32_t clusters_of_8 = 0;  // of 8 blocks, one block a multiprocessor: so many run at a time; 0 before sm_90
 };
@@ -25,11 +25,10 @@ struct Launch {
   const Device* device = nullptr;
 };
 
-/// f16 activations: see layout.h. Writers clamp to +-65504; NaN stays NaN.
+/// f16 activations, in the order that layout.h describes. Writers clamp to +-65504; NaN stays NaN.
 struct Activations {
   half* data = nullptr;
-  int32_t stride =
-      0;  // tokens: a multiple of 8; tiles are read up to 128 tokens past the last, into memory that is there
+  int32_t stride = 0;  // tokens: a multiple of 8, beyond which kTokenSlack more may be read
 };
 
 /// The tokens of a batch, in device memory.
@@ -66,7 +65,7 @@ struct GemvInput {
   const int32_t* gather = nullptr;  // (tokens): the residual's row of each token; null: 0, 1, 2, ...
   float epsilon = 0;
 };
-/// Whether gemv() can: the activations of so many tokens must fit into shared memory.
+/// Whether gemv() can compute this: the activations of so many tokens must fit into shared memory.
 bool gemv_fits(const Device& device, const PackedMatrix& weights, int32_t tokens);
 void gemv(const Launch& launch, const PackedMatrix& weights, int32_t tokens, const GemvInput& input,
           const LinearOutput& output);
@@ -80,7 +79,7 @@ constexpr int32_t kGemmCounters = 65536;
 size_t gemm_workspace_bytes(const Device& device);
 void gemm(const Launch& launch, const PackedMatrix& weights, int32_t tokens, const Activations& x,
           const LinearOutput& output, const GemmWorkspace& workspace);
-// The two of them, for tests.
+// The two kernels among which gemm chooses, for tests.
 void gemm_mma(const Launch& launch, const PackedMatrix& weights, int32_t tokens, const Activations& x,
               const LinearOutput& output, const GemmWorkspace& workspace);
 void gemm_wgmma(const Launch& launch, const PackedMatrix& weights, int32_t tokens, const Activations& x,
@@ -122,8 +121,9 @@ struct QkvRows {
 /// among blocks; the last block of a token and group to finish merges them.
 struct AttendDecodeWorkspace {
   float* partial = nullptr;      // attend_decode_workspace_bytes()
-  uint32_t* counters = nullptr;  // (max tokens * groups * tiles of 16 heads), zero before the first use; left zero
+  uint32_t* counters = nullptr;  // attend_decode_counters(), zero before the first use; every launch leaves zeros
 };
+int32_t attend_decode_counters(int32_t heads, int32_t groups, int32_t max_tokens);
 size_t attend_decode_workspace_bytes(const Device& device, int32_t heads, int32_t groups, int32_t head_size,
                                      int32_t max_tokens);
 /// `read_ahead`: the batch's positions and page tables, and the keys and values of earlier positions, may be read while
@@ -149,8 +149,8 @@ struct PrefillSegment {
 };
 void attend_prefill(const Launch& launch, const half* queries, int32_t heads, const Batch& batch,
                     const PrefillSegment& segment, const KvCache& cache, int32_t layer, const Activations& out);
-// Its two kernels, for tests. The second one needs device.wgmma, f16 and a head size above 64:
-// attend_prefill_wgmma_fits.
+// The two kernels among which attend_prefill chooses, for tests. The second one needs device.wgmma, f16 and a head size
+// above 64: attend_prefill_wgmma_fits.
 void attend_prefill_mma(const Launch& launch, const half* queries, int32_t heads, const Batch& batch,
                         const PrefillSegment& segment, const KvCache& cache, int32_t layer, const Activations& out);
 void attend_prefill_wgmma(const Launch& launch, const half* queries, int32_t heads, const Batch& batch,

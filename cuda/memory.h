@@ -17,13 +17,38 @@ inline void check(cudaError_t status, const char* what) {
   throw Error("ERR_INTERNAL", std::string("CUDA: ") + what + ": " + cudaGetErrorString(status));
 }
 
+/// A block of memory that ends with its owner; `kFree` is the function that takes it back.
+template <cudaError_t (*kFree)(void*)>
+class OwnedMemory {
+ public:
+  OwnedMemory() = default;
+  ~OwnedMemory() { kFree(data_); }
+  OwnedMemory(OwnedMemory&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+  OwnedMemory& operator=(OwnedMemory&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    return *this;
+  }
+
+  uint8_t* data() const { return static_cast<uint8_t*>(data_); }
+  size_t size() const { return size_; }
+
+ protected:
+  explicit OwnedMemory(size_t bytes) : size_(bytes) {}
+
+  void* data_ = nullptr;
+  size_t size_ = 0;
+};
+
 /// Zeroed memory of a GPU. Throws ERR_OUT_OF_MEMORY with wantedBytes and freeBytes.
-class DeviceMemory {
+class DeviceMemory : public OwnedMemory<cudaFree> {
  public:
   DeviceMemory() = default;
-  explicit DeviceMemory(size_t bytes) : size_(bytes) {
+  explicit DeviceMemory(size_t bytes) : OwnedMemory(bytes) {
     if (bytes == 0) return;
-    if (const cudaError_t status = cudaMalloc(&data_, bytes); status != cudaSuccess) {
+    if (cudaMalloc(&data_, bytes) != cudaSuccess) {
+      data_ = nullptr;
       cudaGetLastError();
       size_t free = 0, total = 0;
       cudaMemGetInfo(&free, &total);
@@ -32,52 +57,18 @@ class DeviceMemory {
                       " are wanted in one piece",
                   {{"wantedBytes", static_cast<double>(bytes)}, {"freeBytes", static_cast<double>(free)}});
     }
-    cudaError_t status = cudaMemset(data_, 0, bytes);
-    if (status == cudaSuccess) status = cudaStreamSynchronize(nullptr);  // other streams do not wait for that one
-    if (status != cudaSuccess) {
-      cudaFree(data_);
-      check(status, "clearing memory");
-    }
+    check(cudaMemset(data_, 0, bytes), "clearing memory");
+    check(cudaStreamSynchronize(nullptr), "clearing memory");  // other streams do not wait for this one
   }
-  ~DeviceMemory() { cudaFree(data_); }
-  DeviceMemory(DeviceMemory&& other) noexcept
-      : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
-  DeviceMemory& operator=(DeviceMemory&& other) noexcept {
-    std::swap(data_, other.data_);
-    std::swap(size_, other.size_);
-    return *this;
-  }
-
-  uint8_t* data() const { return static_cast<uint8_t*>(data_); }
-  size_t size() const { return size_; }
-
- private:
-  void* data_ = nullptr;
-  size_t size_ = 0;
 };
 
 /// Memory of the machine that the GPU can read and write, at the same address.
-class PinnedMemory {
+class PinnedMemory : public OwnedMemory<cudaFreeHost> {
  public:
   PinnedMemory() = default;
-  explicit PinnedMemory(size_t bytes) : size_(bytes) {
+  explicit PinnedMemory(size_t bytes) : OwnedMemory(bytes) {
     check(cudaHostAlloc(&data_, bytes, cudaHostAllocMapped), "pinning memory of the machine");
   }
-  ~PinnedMemory() { cudaFreeHost(data_); }
-  PinnedMemory(PinnedMemory&& other) noexcept
-      : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
-  PinnedMemory& operator=(PinnedMemory&& other) noexcept {
-    std::swap(data_, other.data_);
-    std::swap(size_, other.size_);
-    return *this;
-  }
-
-  uint8_t* data() const { return static_cast<uint8_t*>(data_); }
-  size_t size() const { return size_; }
-
- private:
-  void* data_ = nullptr;
-  size_t size_ = 0;
 };
 
 /// Hands out the pieces of one block of memory; without the block, it only counts what they take.

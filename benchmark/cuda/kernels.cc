@@ -23,36 +23,24 @@ constexpr int64_t kBeyondCache = 256 << 20;  // several times the largest L2
 constexpr int kReplays = 7;
 constexpr double kGraphSeconds = 2e-3;  // about; longer with a slow kernel
 
-class DeviceMemory {
+class GpuMemory : public cuda::DeviceMemory {
  public:
-  explicit DeviceMemory(int64_t bytes, bool zero = true) : bytes_(bytes) {
-    check(cudaMalloc(&data_, static_cast<size_t>(bytes)), "cudaMalloc");
-    if (zero) check(cudaMemset(data_, 0, static_cast<size_t>(bytes)), "cudaMemset");
-  }
-  ~DeviceMemory() { cudaFree(data_); }
-  DeviceMemory(const DeviceMemory&) = delete;
-  DeviceMemory& operator=(const DeviceMemory&) = delete;
+  explicit GpuMemory(int64_t bytes) : DeviceMemory(static_cast<size_t>(bytes)) {}
 
   template <class T>
   T* as() const {
-    return static_cast<T*>(data_);
+    return reinterpret_cast<T*>(data());
   }
-  int64_t bytes() const { return bytes_; }
   /// Fills all of it with repetitions of a pattern.
   void repeat(const std::vector<uint8_t>& pattern) {
-    auto* bytes = as<uint8_t>();
-    int64_t filled = std::min<int64_t>(bytes_, static_cast<int64_t>(pattern.size()));
-    check(cudaMemcpy(bytes, pattern.data(), static_cast<size_t>(filled), cudaMemcpyHostToDevice), "cudaMemcpy");
-    while (filled < bytes_) {
-      const int64_t count = std::min(filled, bytes_ - filled);
-      check(cudaMemcpy(bytes + filled, bytes, static_cast<size_t>(count), cudaMemcpyDeviceToDevice), "cudaMemcpy");
+    size_t filled = std::min(size(), pattern.size());
+    check(cudaMemcpy(data(), pattern.data(), filled, cudaMemcpyHostToDevice), "cudaMemcpy");
+    while (filled < size()) {
+      const size_t count = std::min(filled, size() - filled);
+      check(cudaMemcpy(data() + filled, data(), count, cudaMemcpyDeviceToDevice), "cudaMemcpy");
       filled += count;
     }
   }
-
- private:
-  void* data_ = nullptr;
-  int64_t bytes_ = 0;
 };
 
 class Kernels {
@@ -108,9 +96,8 @@ class Kernels {
                                          {"ffn_down", kHidden, kFfn, cuda::Epilogue::add, false},
                                          {"output", kVocabulary, kHidden, cuda::Epilogue::store, true}};
 
-  static int32_t stride_of(int32_t tokens) { return (tokens + 7) / 8 * 8 + 128; }
   static int64_t activation_bytes(int32_t columns, int32_t tokens) {
-    return int64_t{2} * stride_of(tokens) * ((columns + 63) / 64 * 64);
+    return int64_t{2} * cuda::activation_count(columns, cuda::stride_with_slack(tokens));
   }
 
   std::vector<uint8_t> random_halves(float deviation) {
@@ -196,7 +183,7 @@ class Kernels {
     output.epilogue = matrix.epilogue;
     output.y = product_.as<float>();
     output.y_stride = matrix.rows;
-    output.activated = {activated_.as<half>(), stride_of(tokens)};
+    output.activated = {activated_.as<half>(), cuda::stride_with_slack(tokens)};
     return output;
   }
 
@@ -208,7 +195,7 @@ class Kernels {
     cuda::PackedMatrix packed =
         cuda::packed_shape(type, matrix.rows, matrix.columns, matrix.epilogue == cuda::Epilogue::swiglu);
     const int64_t copies = (kBeyondCache + packed.bytes() - 1) / packed.bytes();
-    DeviceMemory memory(copies * packed.bytes(), false);
+    GpuMemory memory(copies * packed.bytes());
     memory.repeat(random_blocks(type));
     const auto copy = [&](int i) {
       cuda::PackedMatrix m = packed;
@@ -237,7 +224,7 @@ class Kernels {
           input.norm = floats_.as<float>() + kMostTokens * kHidden;
           input.epsilon = 1e-5f;
         } else {
-          input.x = {halves_.as<half>(), stride_of(tokens)};
+          input.x = {halves_.as<half>(), cuda::stride_with_slack(tokens)};
         }
         const cuda::LinearOutput output = output_of(matrix, tokens);
         cell(measurement(gemv_name, tokens), std::to_string(tokens),
@@ -252,7 +239,7 @@ class Kernels {
       report_.print("%-24s", name.c_str());
       for (const int32_t tokens : {8, 16, 32, 64, 128, 256, 512, 2048}) {
         if (matrix.rows == kVocabulary && tokens > 256) continue;  // so many rows of logits nobody asks for
-        const cuda::Activations x = {halves_.as<half>(), stride_of(tokens)};
+        const cuda::Activations x = {halves_.as<half>(), cuda::stride_with_slack(tokens)};
         const cuda::LinearOutput output = output_of(matrix, tokens);
         cell(measurement(name, tokens), std::to_string(tokens), [&](int i) {
           (wgmma ? cuda::gemm_wgmma : cuda::gemm_mma)(launch_, copy(i), tokens, x, output, workspace);
@@ -277,19 +264,19 @@ class Kernels {
     cache.pages = kPages;
     cache.head_size = kHeadSize;
     cache.padded_head = cuda::padded_head_size(kHeadSize);
-    DeviceMemory memory(cache.bytes(), false);
+    GpuMemory memory(cache.bytes());
     memory.repeat(random_halves(1));  // codes of all sizes and finite scales, seen as q8_0
     cache.data = memory.as<uint8_t>();
     const double kv_bytes =
         2.0 * kGroups * kHeadSize * (type == cuda::KvType::f16 ? 2 : 34.0 / 32);  // a token's, a layer
 
-    DeviceMemory positions(4 * kMostTokens), tables(4 * kMostTokens), pages(4 * kPages), ids(4 * kMostTokens),
+    GpuMemory positions(4 * kMostTokens), tables(4 * kMostTokens), pages(4 * kPages), ids(4 * kMostTokens),
         rotations(int64_t{8} * kMostTokens * kRopeDimension / 2);
     rotations.repeat(random_floats());
     std::vector<int32_t> host(kPages);
     for (int32_t i = 0; i < kPages; ++i) host[static_cast<size_t>(i)] = (i * 389 + 17) % kPages;  // 389 is odd: all
     copy_to(pages, host);
-    DeviceMemory queries(int64_t{2} * kMostTokens * kHeads * cache.padded_head);
+    GpuMemory queries(int64_t{2} * kMostTokens * kHeads * cache.padded_head);
     queries.repeat(random_halves(0.1f));
 
     const cuda::QkvRows qkv = {product_.as<float>(), floats_.as<float>(), kHeads, kGroups, kHeadSize, kRopeDimension};
@@ -325,7 +312,7 @@ class Kernels {
         m.depth = depth;
         m.bytes = 1.0 * tokens * (depth + 1) * kv_bytes + tokens * (4.0 * kQkv + 2.0 * kHidden);
         m.operations = 4.0 * tokens * (depth + 1) * kHeads * kHeadSize;
-        const cuda::Activations out = {activated_.as<half>(), stride_of(tokens)};
+        const cuda::Activations out = {activated_.as<half>(), cuda::stride_with_slack(tokens)};
         cell(m, std::to_string(tokens) + "@" + std::to_string(depth),
              [&](int i) { cuda::attend_decode(launch_, qkv, batch, cache, i % kLayers, out, workspace, true); });
       }
@@ -363,7 +350,7 @@ class Kernels {
         const double visible = 1.0 * tokens * first + 0.5 * tokens * (tokens + 1.0);
         m.bytes = (first + tokens) * kv_bytes + tokens * 4.0 * kHidden;
         m.operations = 4.0 * visible * kHeads * kHeadSize;
-        const cuda::Activations out = {activated_.as<half>(), stride_of(tokens)};
+        const cuda::Activations out = {activated_.as<half>(), cuda::stride_with_slack(tokens)};
         const cuda::PrefillSegment segment = {0, tokens, first, 0};
         cell(m, std::to_string(tokens) + "@" + std::to_string(first), [&](int i) {
           (wgmma ? cuda::attend_prefill_wgmma : cuda::attend_prefill_mma)(launch_, queries.as<half>(), kHeads, batch,
@@ -383,7 +370,7 @@ class Kernels {
         m.name = "rms_norm";
         m.tokens = tokens;
         m.bytes = 6.0 * tokens * kHidden + 4.0 * kHidden;
-        const cuda::Activations out = {activated_.as<half>(), stride_of(tokens)};
+        const cuda::Activations out = {activated_.as<half>(), cuda::stride_with_slack(tokens)};
         cell(m, std::to_string(tokens), [&](int) {
           cuda::rms_norm(launch_, floats_.as<float>(), floats_.as<float>() + kMostTokens * kHidden, 1e-5f, kHidden,
                          tokens, nullptr, out);
@@ -394,7 +381,7 @@ class Kernels {
     if (wanted("embed q4_0")) {
       report_.print("%-24s", "embed q4_0");
       const int64_t row = row_bytes(DataType::q4_0, kHidden);
-      DeviceMemory table(kVocabulary * row, false), frequencies(4 * kRopeDimension / 2), ids(4 * kMostTokens),
+      GpuMemory table(kVocabulary * row), frequencies(4 * kRopeDimension / 2), ids(4 * kMostTokens),
           positions(4 * kMostTokens), tables(4 * kMostTokens), pages(4),
           rotations(int64_t{8} * kMostTokens * kRopeDimension / 2);
       table.repeat(random_halves(0.1f));  // any bytes with finite scales
@@ -429,7 +416,7 @@ class Kernels {
     if (wanted("top_k")) {
       report_.print("%-24s", "top_k");
       product_.repeat(random_floats());
-      DeviceMemory top(static_cast<int64_t>(256 * sizeof(TopLogits)));
+      GpuMemory top(static_cast<int64_t>(256 * sizeof(TopLogits)));
       for (const int32_t rows : {1, 8, 64, 256}) {
         Measurement m;
         m.name = "top_k";
@@ -442,14 +429,14 @@ class Kernels {
     }
   }
 
-  static void copy_to(const DeviceMemory& memory, const std::vector<int32_t>& values) {
+  static void copy_to(const GpuMemory& memory, const std::vector<int32_t>& values) {
     check(cudaMemcpy(memory.as<int32_t>(), values.data(), values.size() * 4, cudaMemcpyHostToDevice), "cudaMemcpy");
   }
 
   const Settings& settings_;
   Report& report_;
   cuda::Device device_;
-  DeviceMemory halves_, activated_, floats_, product_, partial_, counters_;
+  GpuMemory halves_, activated_, floats_, product_, partial_, counters_;
   cudaStream_t stream_ = nullptr;
   cudaEvent_t begin_ = nullptr, end_ = nullptr;
   cuda::Launch launch_;

@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "cuda/memory.h"
+
 // What the measurements share: the ceilings that they are compared with, and where they are written.
 namespace chatglm::benchmark {
 
@@ -44,9 +46,7 @@ inline double median(std::vector<double> values) {
   return *middle;
 }
 
-inline void check(cudaError_t status, const char* what) {
-  if (status != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
-}
+using cuda::check;
 
 /// Prints lines as they come; measurements go to a file too, with all their numbers, separated by tabs.
 class Report {

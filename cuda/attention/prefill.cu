@@ -1,13 +1,17 @@
 #include "cuda/attention/prefill.cuh"
+#include "cuda/launch.cuh"
+#include "cuda/ptx/copy.cuh"
+#include "cuda/ptx/mma.cuh"
 
-// Causal attention of a prompt: for each token and head O = softmax(Q K^T) V over the keys up to the token's own, in
-// one pass with an online softmax (Milakov and Gimelshein 2018, arXiv:1805.02867; Dao 2023, arXiv:2307.08691). Here on
-// mma.sync: every GPU from Turing on, f16 and q8_0 caches, heads of 64 and 128. attention_prefill_wgmma.cu has
-// Hopper's.
+// Causal attention of a prompt, or of a piece of it (chunked prefill): for each token and head O = softmax(Q K^T) V
+// over the keys up to the token's own, in one pass with an online softmax (Milakov and Gimelshein 2018,
+// arXiv:1805.02867; Dao 2023, arXiv:2307.08691). This kernel uses mma.sync: it runs on every GPU from Turing on, with
+// f16 and q8_0 caches and heads of up to 64 and up to 128. prefill_wgmma.cu has the kernel for Hopper's tensor cores.
 //
 // Launch: ceil(tokens * group_heads / 128) * groups blocks of 4 warps, two blocks a multiprocessor; a warp has 32 rows
-// (token, head). Shared memory: the tile's queries, a page's keys and a page's values, as f16: 64 KB at D = 128, all
-// that Turing has. Values are copied while the scores are computed, the next page's keys during softmax and O.
+// (token, head). Shared memory holds the tile's queries, a page's keys and a page's values, as f16: 64 KB at D = 128,
+// which is all the shared memory of a Turing multiprocessor. Values are copied while the scores are computed, the next
+// page's keys during softmax and O.
 //
 // Operations: 4 * D per row and key seen. A 6B layer (32 heads x 128), 2,048 tokens after 6,144: 4 * 128 * 32 * 2,048 *
 // 7,168.5 = 240.5 GFLOP. mma.sync gives ~62% of an H100's 790 TFLOP/s: bound 0.49 ms; expected ~0.75 ms, the softmax
@@ -26,15 +30,12 @@ constexpr size_t kSharedBytes = (kAttendRows + 2 * kPageTokens) * D * sizeof(hal
 
 /// Eight codes (two words) times their scales, as f16.
 __device__ __forceinline__ uint4 scale_codes(uint32_t low, uint32_t high, const half2 (&scales)[4]) {
-  // A code + 128 in the mantissa of 0x6400 is the f16 number 1024 + 128 + code.
-  constexpr uint32_t kMagic = 0x64646464;
-  const half2 bias = __float2half2_rn(1152);
-  low ^= 0x80808080u, high ^= 0x80808080u;
+  low ^= 0x80808080u, high ^= 0x80808080u;  // codes + 128
   uint4 v;
-  v.x = bits(__hmul2(__hsub2(as_half2(__byte_perm(low, kMagic, 0x4140)), bias), scales[0]));
-  v.y = bits(__hmul2(__hsub2(as_half2(__byte_perm(low, kMagic, 0x4342)), bias), scales[1]));
-  v.z = bits(__hmul2(__hsub2(as_half2(__byte_perm(high, kMagic, 0x4140)), bias), scales[2]));
-  v.w = bits(__hmul2(__hsub2(as_half2(__byte_perm(high, kMagic, 0x4342)), bias), scales[3]));
+  v.x = bits(__hmul2(codes_to_half2<0>(low), scales[0]));
+  v.y = bits(__hmul2(codes_to_half2<1>(low), scales[1]));
+  v.z = bits(__hmul2(codes_to_half2<0>(high), scales[2]));
+  v.w = bits(__hmul2(codes_to_half2<1>(high), scales[3]));
   return v;
 }
 
@@ -46,7 +47,7 @@ __device__ __forceinline__ half2 safe_scales(half2 scales) {
   return __halves2half2(__hgt(a, limit) ? limit : a, __hgt(b, limit) ? limit : b);
 }
 
-/// A page's keys to shared memory, (D / 64, 64 tokens, 64). Asynchronous where the GPU can and the cache is f16.
+/// A page's keys to shared memory, (D / 64, 64 tokens, 64). Asynchronous from sm_80 on if the cache is f16.
 template <int D, KvType kType>
 __device__ __forceinline__ void load_keys(const uint8_t* page, uint8_t* keys) {
   if constexpr (kType == KvType::f16) {
@@ -68,8 +69,8 @@ __device__ __forceinline__ void load_keys(const uint8_t* page, uint8_t* keys) {
   }
 }
 
-/// A page's values, (D, 64 tokens), with zeros for the tokens from `end` on: what lies there may be NaN, and its weight
-/// of 0 would not help.
+/// A page's values, (D, 64 tokens), with zeros for the tokens from `end` on: their values in the cache may be NaN,
+/// which a weight of 0 would not remove.
 template <int D, KvType kType>
 __device__ __forceinline__ void load_values(const uint8_t* page, uint8_t* values, int end) {
   if constexpr (kType == KvType::f16) {
@@ -81,7 +82,7 @@ __device__ __forceinline__ void load_values(const uint8_t* page, uint8_t* values
       for (int i = threadIdx.x; i < D * kPageTokens / 8; i += kThreads) {
         const int token = ((i % 8) ^ (i / 8 % 8)) * 8;
         const uint4 v = *reinterpret_cast<const uint4*>(page + i * 16);
-        *reinterpret_cast<uint4*>(values + i * 16) = keep_tokens(v, token, end);
+        *reinterpret_cast<uint4*>(values + i * 16) = v & first_halves(end - token);
       }
     }
   } else {
@@ -95,9 +96,9 @@ __device__ __forceinline__ void load_values(const uint8_t* page, uint8_t* values
 #pragma unroll
       for (int k = 0; k < 4; ++k) low[k] = safe_scales(scale[k]), high[k] = safe_scales(scale[k + 4]);
       *reinterpret_cast<uint4*>(values + 2 * value_index(KvType::f16, token, dimension)) =
-          keep_tokens(scale_codes(codes.x, codes.y, low), token, end);
+          scale_codes(codes.x, codes.y, low) & first_halves(end - token);
       *reinterpret_cast<uint4*>(values + 2 * value_index(KvType::f16, token + 8, dimension)) =
-          keep_tokens(scale_codes(codes.z, codes.w, high), token + 8, end);
+          scale_codes(codes.z, codes.w, high) & first_halves(end - token - 8);
     }
   }
 }
@@ -105,7 +106,7 @@ __device__ __forceinline__ void load_values(const uint8_t* page, uint8_t* values
 template <int D, KvType kType>
 __global__ void __launch_bounds__(kThreads, 2) attend_kernel(const PrefillProblem p) {
   extern __shared__ __align__(1024) uint8_t shared[];
-  uint8_t* const queries = shared;  // (D / 64, 128 rows, 64), pieces swapped about by row % 8; later the result
+  uint8_t* const queries = shared;  // (D / 64, 128 rows, 64), swizzled; later the result
   uint8_t* const keys = queries + kAttendRows * D * sizeof(half);
   uint8_t* const values = keys + kPageTokens * D * sizeof(half);
 
@@ -124,17 +125,16 @@ __global__ void __launch_bounds__(kThreads, 2) attend_kernel(const PrefillProble
   copy_async_commit();
 #pragma unroll 4
   for (int i = threadIdx.x; i < kAttendRows * D / 8; i += kThreads) {
-    const int row = i / (D / 8), piece = i % (D / 8);
-    *reinterpret_cast<uint4*>(queries + (piece / 8 * kAttendRows + row) * 128 + ((piece % 8) ^ (row % 8)) * 16) =
-        load_query<D>(p, tile.group, tile.row + row, piece);
+    load_query<D, kAttendRows>(p, tile.group, tile.row, i, queries);
   }
 
   const int32_t warp_first = PrefillTile::position(p, first_row);
   const int32_t warp_last = PrefillTile::position(p, first_row + kWarpRows - 1);
 
-  // Where ldmatrix finds its rows. Queries: matrices (rows 0-7, first piece), (8-15, first), (0-7, second), (8-15,
-  // second) are the A fragment. Keys and values: (0-7, first), (0-7, second), (8-15, first), (8-15, second) are the B
-  // fragments of two tiles of eight. Step k of 16 columns adds 2k to the piece: an exclusive or, as the piece is even.
+  // The addresses that a lane gives to ldmatrix. Queries: matrices (rows 0-7, first piece), (8-15, first), (0-7,
+  // second), (8-15, second) are the A fragment. Keys and values: (0-7, first), (0-7, second), (8-15, first), (8-15,
+  // second) are the B fragments of two tiles of eight. Step k of 16 columns adds 2k to the piece: an exclusive or, as
+  // the piece is even.
   const int matrix = lane / 8, r8 = lane % 8;
   const uint32_t query_address =
       shared_address(queries) + (warp * kWarpRows + matrix % 2 * 8 + r8) * 128 + ((matrix / 2) ^ r8) * 16;
@@ -145,10 +145,10 @@ __global__ void __launch_bounds__(kThreads, 2) attend_kernel(const PrefillProble
   OnlineSoftmax softmax[2];
 
   for (int32_t i = 0; i < pages; ++i) {
-    // Blocks may have far more keys than some of their warps, if a group has few heads.
+    // In a group of few heads a block's last rows see far more keys than its first warps' rows.
     const bool active = i * kPageTokens <= warp_last;
     copy_async_wait<0>();
-    __syncthreads();  // the keys (and queries) are there, and no one needs the last page's values any more
+    __syncthreads();  // the keys (and queries) have come, and every warp is done with the last page's values
     load_values<D, kType>(page + values_offset, values, min(kPageTokens, tile.last_position - i * kPageTokens + 1));
     copy_async_commit();
 
@@ -176,7 +176,7 @@ __global__ void __launch_bounds__(kThreads, 2) attend_kernel(const PrefillProble
     }
 
     copy_async_wait<0>();
-    __syncthreads();  // the values are there, and no one needs the keys any more
+    __syncthreads();  // the values have come, and every warp is done with the keys
     if (i + 1 < pages) {
       page = page_at(i + 1);
       load_keys<D, kType>(page, keys);
@@ -191,26 +191,13 @@ __global__ void __launch_bounds__(kThreads, 2) attend_kernel(const PrefillProble
       }
       float scale[2];
       softmax[m].update<false>(s[m], scale);
-      // Most pages do not change the largest score. NaN is not equal to 1.
-      if (__any_sync(0xffffffffu, !(scale[0] == 1.0f && scale[1] == 1.0f))) {
-#pragma unroll
-        for (int n = 0; n < D / 8; ++n) {
-#pragma unroll
-          for (int e = 0; e < 4; ++e) o[m][n][e] *= scale[e / 2];
-        }
-      }
+      scale_rows(o[m], scale);
     }
 #pragma unroll
     for (int k = 0; k < kPageTokens / 16; ++k) {
-      uint32_t a[2][4];  // the weights: accumulators of two tiles of eight keys are the A fragment of sixteen
+      uint32_t a[2][4];
 #pragma unroll
-      for (int m = 0; m < 2; ++m) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const float* weights = &s[m][2 * k + e / 2][e % 2 * 2];
-          a[m][e] = bits(__floats2half2_rn(weights[0], weights[1]));
-        }
-      }
+      for (int m = 0; m < 2; ++m) weights_fragment(s[m], k, a[m]);
 #pragma unroll
       for (int n = 0; n < D / 16; ++n) {
         uint32_t b[4];
@@ -230,17 +217,7 @@ __global__ void __launch_bounds__(kThreads, 2) attend_kernel(const PrefillProble
 #pragma unroll
   for (int m = 0; m < 2; ++m) {
     softmax[m].finish();
-    const float inverse[2] = {1.0f / softmax[m].sum[0], 1.0f / softmax[m].sum[1]};
-#pragma unroll
-    for (int n = 0; n < D / 8; ++n) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const int row = m * 16 + r * 8 + lane / 4;
-        *reinterpret_cast<half2*>(image + (n / 8 * kAttendRows + row) * 128 + ((n % 8) ^ (row % 8)) * 16 +
-                                  lane % 4 * 4) =
-            to_half2(o[m][n][2 * r] * inverse[r], o[m][n][2 * r + 1] * inverse[r]);
-      }
-    }
+    write_image<kAttendRows>(o[m], softmax[m], m * 16, image, lane);
   }
   __syncwarp();
   store_result<D, kAttendRows, kWarpRows>(p, tile.group, first_row, image, lane);
@@ -258,12 +235,7 @@ void attend_prefill_mma(const Launch& launch, const half* queries, int32_t heads
                         const PrefillSegment& segment, const KvCache& cache, int32_t layer, const Activations& out) {
   if (segment.count <= 0) return;
   const PrefillProblem p = prefill_problem(queries, heads, batch, segment, cache, layer, out);
-  const bool f16 = cache.type == KvType::f16;
-  if (cache.padded_head == 64) {
-    f16 ? launch_kernel_for<64, KvType::f16>(launch, p) : launch_kernel_for<64, KvType::q8_0>(launch, p);
-  } else {
-    f16 ? launch_kernel_for<128, KvType::f16>(launch, p) : launch_kernel_for<128, KvType::q8_0>(launch, p);
-  }
+  with_cache_shape(cache, [&]<KvType type, int D>() { launch_kernel_for<D, type>(launch, p); });
 }
 
 void attend_prefill(const Launch& launch, const half* queries, int32_t heads, const Batch& batch,

@@ -1,9 +1,13 @@
 #pragma once
 #include <cmath>
+#include <string>
 
-#include "cuda/ptx/ptx.cuh"
+#include "base/error.h"
+#include "cuda/kernels.h"
+#include "cuda/ptx/math.cuh"
 
-// What the two kernels of the prefill's attention share: the rows of a block's problem, and the online softmax.
+// The parts that both kernels of a prompt's attention have: the rows of a block's tile, their queries and results, and
+// the online softmax.
 namespace chatglm::cuda {
 
 constexpr int kAttendRows = 128;  // of a block
@@ -38,8 +42,8 @@ inline PrefillProblem prefill_problem(const half* queries, int32_t heads, const 
       segment.position, segment.count * group_heads};
 }
 
-/// What a block does: blocks with the most keys come first, since they take longest, and those of all groups side by
-/// side, since then the work that is left at the end is the same for all.
+/// The tile of a block. Tiles with the most keys come first, since they take longest, and those of all groups side by
+/// side, so that the last tiles to be computed are equally short.
 struct PrefillTile {
   int32_t group, row;     // first of kAttendRows rows
   int32_t last_position;  // the last key that any of its rows sees
@@ -47,23 +51,30 @@ struct PrefillTile {
       : group(block % p.groups), row((blocks / p.groups - 1 - block / p.groups) * kAttendRows) {
     last_position = position(p, row + kAttendRows - 1);
   }
-  /// The position of a row's token. Rows behind the last one take that one's, and no one uses what they compute.
+  /// The position of a row's token. Rows behind the last one take the last one's position; their results are not used.
   static __device__ __forceinline__ int32_t position(const PrefillProblem& p, int32_t row) {
     return p.position + min(row, p.rows - 1) / p.group_heads;
   }
 };
 
-/// A piece of eight dimensions of a row's query; zeros behind the last row.
-template <int D>
-__device__ __forceinline__ uint4 load_query(const PrefillProblem& p, int32_t group, int32_t row, int piece) {
-  if (row >= p.rows) return make_uint4(0, 0, 0, 0);
-  const int32_t token = row / p.group_heads, head = group * p.group_heads + row % p.group_heads;
-  const half* query = p.queries + (static_cast<int64_t>(p.first + token) * p.heads + head) * D;
-  return *reinterpret_cast<const uint4*>(query + piece * 8);
+/// Copies piece i, eight dimensions of row i / (D / 8), of the queries of kRows rows from `row` on to shared memory,
+/// (D / 64, kRows, 64), swizzled; zeros behind the last row.
+template <int D, int kRows>
+__device__ __forceinline__ void load_query(const PrefillProblem& p, int32_t group, int32_t row, int i,
+                                           uint8_t* queries) {
+  const int in_tile = i / (D / 8), piece = i % (D / 8);
+  uint4 value = make_uint4(0, 0, 0, 0);
+  if (row + in_tile < p.rows) {
+    const int32_t token = (row + in_tile) / p.group_heads;
+    const int32_t head = group * p.group_heads + (row + in_tile) % p.group_heads;
+    const half* query = p.queries + (static_cast<int64_t>(p.first + token) * p.heads + head) * D;
+    value = *reinterpret_cast<const uint4*>(query + piece * 8);
+  }
+  *reinterpret_cast<uint4*>(queries + swizzled_offset(kRows, in_tile, piece)) = value;
 }
 
-/// The result of kRows rows from shared memory ((D / 64, kImageRows, 64), pieces of 16 bytes swapped about by row % 8;
-/// `image` is the first of the rows) to the activations, by one warp.
+/// The result of kRows rows from shared memory ((D / 64, kImageRows, 64), swizzled; `image` is the first of the rows)
+/// to the activations, by one warp.
 template <int D, int kImageRows, int kRows>
 __device__ __forceinline__ void store_result(const PrefillProblem& p, int32_t group, int32_t row, const uint8_t* image,
                                              int lane) {
@@ -74,18 +85,10 @@ __device__ __forceinline__ void store_result(const PrefillProblem& p, int32_t gr
     if (row + r >= p.rows || piece * 8 >= p.cache.head_size) continue;
     const int32_t token = p.first + (row + r) / p.group_heads;
     const int32_t head = group * p.group_heads + (row + r) % p.group_heads;
-    const uint4 value =
-        *reinterpret_cast<const uint4*>(image + (piece / 8 * kImageRows + r) * 128 + ((piece % 8) ^ (r % 8)) * 16);
+    const uint4 value = *reinterpret_cast<const uint4*>(image + swizzled_offset(kImageRows, r, piece));
     half* target = p.out.data + activation_index(token, head * p.cache.head_size + piece * 8, p.out.stride);
     *reinterpret_cast<uint4*>(target) = value;
   }
-}
-
-/// 2^x; 2^-infinity is 0, NaN stays.
-__device__ __forceinline__ float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
 }
 
 /// The online softmax of a lane's two rows, g = lane / 4 and g + 8 of a fragment of 16 (PTX ISA, accumulators of
@@ -95,8 +98,8 @@ struct OnlineSoftmax {
   float largest[2] = {-INFINITY, -INFINITY};
   float sum[2] = {0, 0};  // of this lane's keys alone
 
-  /// Scores to weights. Returns what earlier sums and results are to be multiplied by. A row that has seen no key yet
-  /// needs kMayBeEmpty; whoever starts with key 0, which all rows see, has no such rows.
+  /// Scores to weights. `scale` is what earlier sums and results have to be multiplied by. A row that has seen no key
+  /// yet needs kMayBeEmpty; a kernel that starts with key 0, which all rows see, has no such rows.
   template <bool kMayBeEmpty, int kTiles>
   __device__ __forceinline__ void update(float (&s)[kTiles][4], float (&scale)[2]) {
     float m[2][2];  // two chains a row, for the latency
@@ -110,9 +113,7 @@ struct OnlineSoftmax {
     float base[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      float most = fmaxf(largest[r], fmaxf(m[r][0], m[r][1]));
-      most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
-      most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
+      const float most = quad_max(fmaxf(largest[r], fmaxf(m[r][0], m[r][1])));
       base[r] = kMayBeEmpty && most == -INFINITY ? 0 : most;
       scale[r] = exp2_fast(largest[r] - base[r]);
       largest[r] = most;
@@ -132,10 +133,7 @@ struct OnlineSoftmax {
   /// The sums over the keys of all lanes.
   __device__ __forceinline__ void finish() {
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], 1);
-      sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], 2);
-    }
+    for (int r = 0; r < 2; ++r) sum[r] = quad_sum(sum[r]);
   }
 };
 
@@ -158,14 +156,44 @@ __device__ __forceinline__ void hide_later_keys(const PrefillProblem& p, int32_t
   }
 }
 
-/// Of eight halves, those of tokens token .. token + 7, zeros for the tokens from `end` on.
-__device__ __forceinline__ uint4 keep_tokens(uint4 v, int token, int end) {
-  const int n = end - token;
-  v.x &= n >= 2 ? 0xffffffffu : n == 1 ? 0xffffu : 0u;
-  v.y &= n >= 4 ? 0xffffffffu : n == 3 ? 0xffffu : 0u;
-  v.z &= n >= 6 ? 0xffffffffu : n == 5 ? 0xffffu : 0u;
-  v.w &= n >= 8 ? 0xffffffffu : n == 7 ? 0xffffu : 0u;
-  return v;
+/// Multiplies the results o of a lane's two rows by `scale`, which is 1 for both in most steps: most keys do not change
+/// a row's largest score. NaN is not equal to 1.
+template <int kTiles>
+__device__ __forceinline__ void scale_rows(float (&o)[kTiles][4], const float (&scale)[2]) {
+  if (__any_sync(0xffffffffu, !(scale[0] == 1.0f && scale[1] == 1.0f))) {
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) o[n][e] *= scale[e / 2];
+    }
+  }
+}
+
+/// The weights of keys [16 k, 16 k + 16) as f16: the accumulators of two tiles of eight keys are the A fragment of
+/// sixteen.
+template <int kTiles>
+__device__ __forceinline__ void weights_fragment(const float (&s)[kTiles][4], int k, uint32_t (&a)[4]) {
+#pragma unroll
+  for (int e = 0; e < 4; ++e) {
+    const float* const weights = &s[2 * k + e / 2][e % 2 * 2];
+    a[e] = bits(__floats2half2_rn(weights[0], weights[1]));
+  }
+}
+
+/// Writes o, a fragment of sixteen rows, divided by the rows' sums, to an image for store_result; `row` is the
+/// fragment's first row in the image.
+template <int kImageRows, int kTiles>
+__device__ __forceinline__ void write_image(const float (&o)[kTiles][4], const OnlineSoftmax& softmax, int row,
+                                            uint8_t* image, int lane) {
+  const float inverse[2] = {1.0f / softmax.sum[0], 1.0f / softmax.sum[1]};
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      *reinterpret_cast<half2*>(image + swizzled_offset(kImageRows, row + r * 8 + lane / 4, n) + lane % 4 * 4) =
+          to_half2(o[n][2 * r] * inverse[r], o[n][2 * r + 1] * inverse[r]);
+    }
+  }
 }
 
 }  // namespace chatglm::cuda

@@ -1,23 +1,30 @@
 #include "cuda/attention/prefill.cuh"
+#include "cuda/launch.cuh"
+#include "cuda/ptx/barrier.cuh"
+#include "cuda/ptx/cluster.cuh"
+#include "cuda/ptx/copy.cuh"
+#include "cuda/ptx/warp_roles.cuh"
+#include "cuda/ptx/wgmma.cuh"
 
 // Causal attention of a prompt on Hopper's tensor cores, in the manner of FlashAttention-3 (Shah et al. 2024,
-// arXiv:2407.08608): f16 cache, heads of 65 to 128. attention_prefill.cu says what is computed.
+// arXiv:2407.08608), for f16 caches and heads of 65 to 128. The result is that of prefill.cu.
 //
 // Launch: ceil(tokens * group_heads / 128) * groups blocks of two consumer warpgroups with 64 rows (token, head) each
-// and a producer warp; one block a multiprocessor. The producer copies pages, two at a time, into a ring in shared
-// memory (cp.async.bulk: a page's keys and values lie in memory as wgmma wants them). A consumer multiplies its queries
-// by 128 keys at once, and while the product of the weights and the values before is under way it computes the next
-// weights. The two warpgroups take turns in issuing products, so that the tensor cores have one's while the other is at
-// its softmax.
+// and a producer warp (warp specialization); one block a multiprocessor. The producer copies pages, two at a time, into
+// a ring in shared memory (cp.async.bulk: a page's keys and values lie in memory as wgmma wants them). A consumer
+// multiplies its queries by 128 keys at once, and computes the next weights while the product of the last weights and
+// their values is under way. The two warpgroups take turns in issuing products, so that the tensor cores work for one
+// warpgroup while the other computes its softmax.
 //
-// Few tokens after many (the next turn of a chat) give few blocks with many keys each. Then clusters of up to eight
-// blocks share the keys of a tile and merge their results through each other's shared memory.
+// Few tokens after many (the next turn of a chat) give few tiles with many keys each. Then clusters of up to eight
+// blocks share the keys of a tile (split-K) and merge their results through each other's shared memory.
 //
 // Operations: 4 * 128 per row and key seen. A 6B layer (32 heads), 2,048 tokens after 6,144: 4 * 128 * 32 * 2,048 *
 // 7,168.5 = 240.5 GFLOP: bound 0.304 ms at 790 TFLOP/s. A block and 128 keys: 2,048 cycles of tensor cores, 1,024 of
 // exponentials (16 a cycle), ~600 of other f32 arithmetic. Bytes from L2: 64 KB per 8.4 MFLOP, 6.2 TB/s at the bound,
 // 3.9 TB/s as expected; from DRAM 8.4 MB. Expected: 0.48 ms, 500 TFLOP/s.
-// Measured: 2,048 tokens after 6,144 0.394 ms, 611 TFLOP/s (77% of 790); 2,048 at the beginning 87 us, 50%.
+// Measured on an H100: 2,048 tokens after 6,144 take 0.394 ms, 611 TFLOP/s (77% of 790); 2,048 at the beginning 87 us,
+// 50%.
 namespace chatglm::cuda {
 
 namespace {
@@ -41,95 +48,12 @@ struct Barriers {
   uint64_t last_values;  // the values of the last step have been copied, but not yet been cleaned
 };
 
-constexpr size_t kAlignment = 1024;  // of wgmma's swizzled operands
-constexpr size_t kSharedBytes = kAlignment + kQueryBytes + kStages * 2 * kTileBytes + sizeof(Barriers);
+constexpr size_t kSharedBytes = kMatrixAlignment + kQueryBytes + kStages * 2 * kTileBytes + sizeof(Barriers);
 
 #if defined(CHATGLM_WGMMA)
 
-/// Waits for `threads` threads that sync or arrive at a named barrier (0 is __syncthreads').
-__device__ __forceinline__ void named_barrier_sync(int id, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-__device__ __forceinline__ void named_barrier_arrive(int id, int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-
 // Registers of a thread: 65,536 / 384 threads are 168 at the launch; the producer's go to the consumers.
 constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
-template <int count>
-__device__ __forceinline__ void give_up_registers() {
-  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(count));
-}
-template <int count>
-__device__ __forceinline__ void take_registers() {
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(count));
-}
-
-/// Ordinary stores to shared memory become visible to the tensor cores and the copy engine.
-__device__ __forceinline__ void fence_shared_stores() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-
-/// Before the first wgmma, and whenever registers that the next one uses were written otherwise.
-__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-template <int pending>
-__device__ __forceinline__ void wgmma_wait() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
-}
-/// What a wgmma under way writes must not be moved across its fence and its wait.
-template <int kTiles>
-__device__ __forceinline__ void pin(float (&d)[kTiles][4]) {
-#pragma unroll
-  for (int j = 0; j < kTiles; ++j) {
-#pragma unroll
-    for (int e = 0; e < 4; ++e) asm volatile("" : "+f"(d[j][e])::"memory");
-  }
-}
-
-/// A matrix of shared memory whose rows are 128 bytes of the dimension that is summed over, in groups of eight rows,
-/// the pieces of 16 bytes swapped about by row % 8 (PTX ISA, "Matrix descriptor": 128-byte swizzle, stride 1,024
-/// bytes).
-__device__ __forceinline__ uint64_t matrix_descriptor(const void* p) {
-  return static_cast<uint64_t>((shared_address(p) & 0x3ffff) >> 4) | uint64_t{1} << 16 | uint64_t{1024 >> 4} << 32 |
-         uint64_t{1} << 62;
-}
-/// Descriptors count in 16 bytes.
-__device__ __forceinline__ uint64_t advance(uint64_t descriptor, int bytes) {
-  return descriptor + static_cast<uint64_t>(bytes / 16);
-}
-
-#define CHATGLM_REGISTERS_64                                                                                     \
-  "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,"  \
-  "%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55," \
-  "%56,%57,%58,%59,%60,%61,%62,%63}"
-#define CHATGLM_TILE(j) "+f"(d[j][0]), "+f"(d[j][1]), "+f"(d[j][2]), "+f"(d[j][3])
-#define CHATGLM_TILES_16                                                                                      \
-  CHATGLM_TILE(0), CHATGLM_TILE(1), CHATGLM_TILE(2), CHATGLM_TILE(3), CHATGLM_TILE(4), CHATGLM_TILE(5),       \
-      CHATGLM_TILE(6), CHATGLM_TILE(7), CHATGLM_TILE(8), CHATGLM_TILE(9), CHATGLM_TILE(10), CHATGLM_TILE(11), \
-      CHATGLM_TILE(12), CHATGLM_TILE(13), CHATGLM_TILE(14), CHATGLM_TILE(15)
-
-/// d (64 x 128) = a (64 x 16) b (16 x 128), plus d if `accumulate`; both from shared memory.
-__device__ __forceinline__ void wgmma_m64n128k16(float (&d)[16][4], uint64_t a, uint64_t b, int accumulate) {
-  asm volatile(
-      "{\n"
-      ".reg .pred accumulate;\n"
-      "setp.ne.b32 accumulate, %66, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 " CHATGLM_REGISTERS_64
-      ", %64, %65, accumulate, 1, 1, 0, 0;\n"
-      "}\n"
-      : CHATGLM_TILES_16
-      : "l"(a), "l"(b), "r"(accumulate));
-}
-/// d += a b; a from registers.
-__device__ __forceinline__ void wgmma_m64n128k16(float (&d)[16][4], const uint32_t (&a)[4], uint64_t b) {
-  asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 " CHATGLM_REGISTERS_64
-               ", {%64,%65,%66,%67}, %68, 1, 1, 1, 0;\n"
-               : CHATGLM_TILES_16
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
-}
-
-#undef CHATGLM_TILES_16
-#undef CHATGLM_TILE
-#undef CHATGLM_REGISTERS_64
 
 /// Copies keys and values of steps [begin, end) of a tile's into the ring. By one warp.
 __device__ __forceinline__ void produce(const PrefillProblem& p, const PrefillTile& tile, int32_t begin, int32_t end,
@@ -138,7 +62,7 @@ __device__ __forceinline__ void produce(const PrefillProblem& p, const PrefillTi
   int32_t page = 0;  // of lane l: the l-th of 32 entries of the page table
   for (int32_t i = begin; i < end; ++i) {
     const int stage = (i - begin) % kStages;
-    const uint32_t emptied = ((i - begin) / kStages + 1) % 2;  // the first time nobody has to empty it
+    const uint32_t emptied = ((i - begin) / kStages + 1) % 2;  // the first wait passes at once: the stage is empty
     uint8_t* const step_keys = keys + stage * kTileBytes;
     uint8_t* const step_values = values + stage * kTileBytes;
     if (i == begin || 2 * i % 32 == 0) {
@@ -177,13 +101,14 @@ __device__ __forceinline__ void produce(const PrefillProblem& p, const PrefillTi
       if (two) copy_bulk(step_values + kPageBytes, second + kPageBytes, kPageBytes, copied);
     }
     if (last) {
-      // Behind the last key of all there may be anything, even NaN, for which a weight of 0 is no remedy: zeros.
+      // Values behind the tile's last key become zeros: in the cache they may be NaN, which a weight of 0 would not
+      // remove.
       barrier_wait(copied, 0);
       for (int row = lane; row < 2 * D; row += 32) {  // a dimension of the first page, then of the second
         const int visible = min(max(tile.last_position + 1 - i * kTileKeys - row / D * kPageTokens, 0), kPageTokens);
         for (int k = visible / 8; k < kPageTokens / 8; ++k) {
           uint4* const piece = reinterpret_cast<uint4*>(step_values + row * 128 + (k ^ (row % 8)) * 16);
-          *piece = k * 8 < visible ? keep_tokens(*piece, k * 8, visible) : make_uint4(0, 0, 0, 0);
+          *piece = k * 8 < visible ? *piece & first_halves(visible - k * 8) : make_uint4(0, 0, 0, 0);
         }
       }
       fence_shared_stores();
@@ -193,24 +118,9 @@ __device__ __forceinline__ void produce(const PrefillProblem& p, const PrefillTi
   }
 }
 
-__device__ __forceinline__ void cluster_sync() {
-  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
-}
-/// What lies in the shared memory of a block of the cluster where `own` does in this one's.
-__device__ __forceinline__ float4 load_remote(const float4* own, int rank) {
-  uint32_t address;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(own)), "r"(rank));
-  float4 v;
-  asm volatile("ld.shared::cluster.v4.f32 {%0,%1,%2,%3}, [%4];"
-               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-               : "r"(address)
-               : "memory");
-  return v;
-}
-
-/// Adds up what the blocks of a cluster have found for the same rows, each for other keys, in the blocks' order; each
-/// block writes its share of the dimensions. `results` (D / 8, consumer threads) and `states` (consumer threads) are in
-/// shared memory that no one uses any more.
+/// Adds up the results of a cluster's blocks, which have the same rows and different keys, in the blocks' order; each
+/// block writes its share of the dimensions. `results` (D / 8, consumer threads) and `states` (consumer threads) are
+/// shared memory that is free by then.
 __device__ __forceinline__ void merge(const PrefillProblem& p, const PrefillTile& tile, int32_t splits, int32_t rank,
                                       const float (&o)[D / 8][4], const OnlineSoftmax& softmax, float4* results,
                                       float4* states) {
@@ -263,7 +173,7 @@ __device__ __forceinline__ void merge(const PrefillProblem& p, const PrefillTile
   cluster_sync();  // a block that ends takes its shared memory along
 }
 
-/// The rows of one warpgroup: steps [begin, begin + steps) of their keys. `share` of the cluster's shares, if kSplit.
+/// The rows of one warpgroup: steps [begin, begin + steps) of their keys, which are all of them unless kSplit.
 template <bool kSplit>
 __device__ __forceinline__ void consume(const PrefillProblem& p, const PrefillTile& tile, int32_t begin, int32_t steps,
                                         uint8_t* queries, uint8_t* keys, uint8_t* values, Barriers& barriers,
@@ -275,12 +185,9 @@ __device__ __forceinline__ void consume(const PrefillProblem& p, const PrefillTi
   const int other_turn = 1 + kConsumers + (kConsumers - 1 - warpgroup);
   const int consumers_barrier = 1 + 2 * kConsumers;
 
-  // (2, 64 rows, 64 dimensions)
 #pragma unroll
   for (int i = thread; i < kGroupRows * D / 8; i += 128) {
-    const int row = i / (D / 8), piece = i % (D / 8);
-    *reinterpret_cast<uint4*>(queries + (piece / 8 * kGroupRows + row) * 128 + ((piece % 8) ^ (row % 8)) * 16) =
-        load_query<D>(p, tile.group, group_row + row, piece);
+    load_query<D, kGroupRows>(p, tile.group, group_row, i, queries);
   }
   fence_shared_stores();
   named_barrier_sync(own_barrier, 128);
@@ -302,7 +209,7 @@ __device__ __forceinline__ void consume(const PrefillProblem& p, const PrefillTi
     for (int k = 0; k < D / 16; ++k) {
       const uint64_t a = advance(query_matrix, k / 4 * kGroupRows * 128 + k % 4 * 32);
       const uint64_t b = advance(key_matrix, stage * kTileBytes + k / 4 * kTileKeys * 128 + k % 4 * 32);
-      wgmma_m64n128k16(s, a, b, k > 0);
+      wgmma(s, a, b, k > 0);
     }
     wgmma_commit();
   };
@@ -311,7 +218,7 @@ __device__ __forceinline__ void consume(const PrefillProblem& p, const PrefillTi
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < kTileKeys / 16; ++k) {
-      wgmma_m64n128k16(o, weights[k], advance(value_matrix, stage * kTileBytes + k / 4 * kPageBytes + k % 4 * 32));
+      wgmma(o, weights[k], advance(value_matrix, stage * kTileBytes + k / 4 * kPageBytes + k % 4 * 32), 1);
     }
     wgmma_commit();
   };
@@ -329,15 +236,9 @@ __device__ __forceinline__ void consume(const PrefillProblem& p, const PrefillTi
     }
     softmax.update<kSplit>(s, scale);
   };
-  // The accumulators of two tiles of eight keys are the A fragment of sixteen.
   const auto round_weights = [&] {
 #pragma unroll
-    for (int k = 0; k < kTileKeys / 16; ++k) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        weights[k][e] = bits(__floats2half2_rn(s[2 * k + e / 2][e % 2 * 2], s[2 * k + e / 2][e % 2 * 2 + 1]));
-      }
-    }
+    for (int k = 0; k < kTileKeys / 16; ++k) weights_fragment(s, k, weights[k]);
   };
 
   if (!kSplit || steps > 0) {
@@ -370,14 +271,7 @@ __device__ __forceinline__ void consume(const PrefillProblem& p, const PrefillTi
       pin(o);
       pin(s);  // the registers of the weights are free only now
       release(&barriers.values_empty[before]);
-      // Most steps do not change the largest score. NaN is not equal to 1.
-      if (__any_sync(0xffffffffu, !(scale[0] == 1.0f && scale[1] == 1.0f))) {
-#pragma unroll
-        for (int n = 0; n < D / 8; ++n) {
-#pragma unroll
-          for (int e = 0; e < 4; ++e) o[n][e] *= scale[e / 2];
-        }
-      }
+      scale_rows(o, scale);
       round_weights();
     }
 
@@ -395,17 +289,8 @@ __device__ __forceinline__ void consume(const PrefillProblem& p, const PrefillTi
   }
   // The result takes the place of the queries, to be written in whole pieces.
   named_barrier_sync(own_barrier, 128);
-  const float inverse[2] = {1.0f / softmax.sum[0], 1.0f / softmax.sum[1]};
   uint8_t* const image = queries + warp * 16 * 128;
-#pragma unroll
-  for (int n = 0; n < D / 8; ++n) {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const int row = r * 8 + lane / 4;
-      *reinterpret_cast<half2*>(image + (n / 8 * kGroupRows + row) * 128 + ((n % 8) ^ (row % 8)) * 16 + lane % 4 * 4) =
-          to_half2(o[n][2 * r] * inverse[r], o[n][2 * r + 1] * inverse[r]);
-    }
-  }
+  write_image<kGroupRows>(o, softmax, 0, image, lane);
   __syncwarp();
   store_result<D, kGroupRows, 16>(p, tile.group, group_row + warp * 16, image, lane);
 }
@@ -417,7 +302,7 @@ template <bool kSplit>
 __global__ void __launch_bounds__(kThreads, 1) attend_wgmma_kernel(const PrefillProblem p, const int32_t splits) {
 #if defined(CHATGLM_WGMMA)
   extern __shared__ uint8_t shared[];
-  uint8_t* const queries = shared + (kAlignment - shared_address(shared) % kAlignment) % kAlignment;
+  uint8_t* const queries = align_matrix(shared);
   uint8_t* const keys = queries + kQueryBytes;
   uint8_t* const values = keys + kStages * kTileBytes;
   Barriers& barriers = *reinterpret_cast<Barriers*>(values + kStages * kTileBytes);

@@ -1,10 +1,11 @@
 #pragma once
 #include <cmath>
 
-#include "cuda/ptx/ptx.cuh"
+#include "cuda/linear/layout.h"
+#include "cuda/ptx/math.cuh"
 
-// What becomes of the QKV product before attention: bias, rotation of pairs, the storage of keys and values. All
-// kernels round alike, so the bits in the cache do not depend on which of them wrote it.
+// The steps from the QKV product to attention: bias, rotation of pairs, and the storage of keys and values. All kernels
+// round alike, so the bits in the cache do not depend on the kernel that wrote them.
 namespace chatglm::cuda {
 
 /// Numbers `index` and `index` + 1; `index` is even.
@@ -41,8 +42,9 @@ struct KvPair<KvType::q8_0> {
   char2 codes;
   half scale;  // of the block
 
-  /// Called by whole warps: the 16 lanes of a half hold a block of 32 dimensions. As quantize.cc does it, but for two
-  /// things: numbers are clamped, so that 127 * scale is finite in f16, and a NaN makes the scale NaN.
+  /// Called by whole warps: the 16 lanes of half a warp hold a block of 32 dimensions. The result is that of
+  /// quantize.cc, with two differences: numbers are clamped, so that 127 * scale is finite in f16, and a NaN makes the
+  /// scale NaN.
   __device__ explicit KvPair(float2 x) {
     constexpr float kMost = 127 * 515.5f;
     x.x = x.x > kMost ? kMost : x.x < -kMost ? -kMost : x.x;

@@ -1,9 +1,11 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "cuda/launch.cuh"
 #include "cuda/linear/fragments.cuh"
 #include "cuda/linear/gemm_wgmma.cuh"
 #include "cuda/linear/stream_k.cuh"
+#include "cuda/ptx/copy.cuh"
 
 // A linear layer on tensor cores through mma.sync: y (rows, tokens) = W (rows, columns) * x^T, for compute
 // capability 7.5 and 8.0 on, and the choice between this and wgmma.
@@ -17,13 +19,13 @@
 //
 // Launch: a grid that fills the GPU once; stream_k.h deals out tiles and parts of tiles. The ring runs on across tiles.
 //
-// Bound, of 64 columns of a tile with N = 128, per multiprocessor of an A100 (1,024 multiply-adds a cycle): 1,024
+// Bound for 64 columns of a tile with N = 128, per multiprocessor of an A100 (1,024 multiply-adds a cycle): 1,024
 // cycles of mma; 64 KB of B fragments and at most 32 KB of weights, 770 cycles of shared memory; about 450 issue slots
 // a scheduler, half of them for the conversion of q4_0. So mma.sync bounds it: 2 * rows * columns * tokens operations
 // at 312 TFLOP/s (A100) or, on an H100, where mma.sync reaches about two thirds of the dense 990, some 620 TFLOP/s.
 // Expected: 65% of that at 2,048 tokens. At 9 to 32 tokens the weights' bytes bound it, rows * columns * 0.5625 (q4_0).
-// Measured on an H100, which has wgmma for it, with mma.sync: up projection of 2,048 tokens 1.28 ms, 359 TFLOP/s (45%);
-// of 8 tokens 32.7 us, 63% of the reading of the weights.
+// Measured with this kernel on an H100, where prompts take gemm_wgmma.cu instead: up projection of 2,048 tokens 1.28
+// ms, 359 TFLOP/s (45%); of 8 tokens 32.7 us, 63% of the reading of the weights.
 namespace chatglm::cuda {
 
 namespace {
@@ -38,7 +40,8 @@ constexpr int kBlocks = 2;             // of a multiprocessor, at most
 // QKV 9.5, 12.2, 11.9 and 17.5 us at 8, 16, 32 and 64 tokens, with wgmma 11.5, 11.5, 12.4 and 14.6; the down
 // projection 19.4, 25.3, 23.3 and 35.5 us, with wgmma 25.4, 24.5, 24.2 and 27.1.
 constexpr int kMostMmaTokens = 32;
-// But gemm_wgmma_few is as fast at 8 tokens, and faster above: the logits 61.5 us at 16 tokens, with mma.sync 97.6.
+// Where gemm_wgmma_few suits, it is as fast at 8 tokens, and faster above: the logits 61.5 us at 16 tokens, with
+// mma.sync 97.6.
 constexpr int kLeastFewTokens = 8;
 constexpr int kRowBytes = kChunkColumns * 2;
 static_assert(kBlockRows == kWarps * kTileRows && kBlockRows == kRowPadding);
@@ -172,7 +175,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   const int warp_row = warp / Shape::kWarpsAcross, warp_column = warp % Shape::kWarpsAcross;
 
   Loader<type, N> loader(split, grid, weights, x);
-  {  // Weights are nobody's result.
+  {  // Weights are no kernel's result, so they need not wait.
     Loader<type, N> ahead = loader;
 #pragma unroll
     for (int s = 0; s < kStages - 1; ++s) {
@@ -204,10 +207,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   StreamKSegment segment;
   while (segments.next(segment)) {
     float d[Shape::kRowTiles][Shape::kOctets][4] = {};
-#pragma unroll 1  // there are no registers for two at a time
+#pragma unroll 1  // two iterations at a time would take too many registers
     for (int32_t i = 0; i < segment.count; ++i) {
       copy_async_wait<kStages - 2>();
-      __syncthreads();  // all have their part of this stage, and none uses the one before, which is filled now
+      __syncthreads();  // this stage is complete, and no warp uses the one before, which is filled now
       if (loader.more()) {
         uint8_t* const stage = ring + filled * Shape::kStageBytes;
         loader.load_weights(stage);
@@ -274,12 +277,8 @@ size_t gemm_mma_workspace_bytes(const Device& device) {
 void gemm_mma(const Launch& launch, const PackedMatrix& weights, int32_t tokens, const Activations& x,
               const LinearOutput& output, const GemmWorkspace& workspace) {
   if (tokens == 0) return;
-  switch (weights.type) {
-    case DataType::q4_0: return launch_type<DataType::q4_0>(launch, weights, tokens, x, output, workspace);
-    case DataType::q8_0: return launch_type<DataType::q8_0>(launch, weights, tokens, x, output, workspace);
-    case DataType::f16: return launch_type<DataType::f16>(launch, weights, tokens, x, output, workspace);
-    default: throw Error("ERR_INTERNAL", "gemm: a type that weights are never packed to");
-  }
+  with_weight_type(weights.type,
+                   [&]<DataType type>() { launch_type<type>(launch, weights, tokens, x, output, workspace); });
 }
 
 size_t gemm_workspace_bytes(const Device& device) {

@@ -1,8 +1,9 @@
+#include "cuda/launch.cuh"
 #include "cuda/linear/gemm_wgmma.cuh"
 #include "cuda/linear/stream_k.cuh"
 
-// A linear layer, y = x . W^T, with Hopper's tensor cores (wgmma, sm_90a). For at most 128 tokens and many rows:
-// gemm_wgmma_few.cu.
+// A linear layer, y = x . W^T, with Hopper's tensor cores (wgmma, sm_90a). gemm_wgmma_few.cu has the kernel for at most
+// 128 tokens and many rows.
 //
 // Computes the transpose, D (rows, tokens) = W . X^T: A, the weights, go from shared memory through registers, where
 // they become f16 numbers, to the tensor cores; B, the activations, lie in shared memory as the tensor cores read them
@@ -10,10 +11,10 @@
 //
 // Launch: at most one block a multiprocessor, 384 threads: two warpgroups that multiply, each with half of the block's
 // 128 or 256 rows, and one that starts copies into a ring of 4 to 16 stages (mbarriers full and empty), so that about
-// 200 KB are on their way or ready; its registers go to the other two. Its four warps share the starting of copies, a
-// thread of each, so that this does not bound the rest. A tile is those rows by 128 tokens, or by 64 if there are no
-// more; tiles are dealt out by stream_k.h. While the tensor cores work on one set of A registers, the warps fill the
-// other.
+// 200 KB are on their way or ready; the third warpgroup's registers go to the other two (warp specialization). Its four
+// warps share the starting of copies, a thread of each, so that the kernel does not wait for copies to be started. A
+// tile is the block's rows by 128 tokens, or by 64 if there are at most 64; stream_k.h deals out the tiles. While the
+// tensor cores work on one set of A registers, the warps fill the other set.
 //
 // Bounds on an H100 (3.14 TB/s plain read, about 790 TFLOP/s dense f16): 2 * rows * columns * tokens
 // operations; up projection of a 6B model, 27392 x 4096 on 2048 tokens: 460 GFLOP, 0.58 ms. From L2 a tile of 256 x 128
@@ -57,11 +58,11 @@ __global__ void __launch_bounds__(kThreads, 1) gemm_wgmma_kernel(const __grid_co
   StreamKSegment segment;
 
   if (warp >= kConsumerWarps) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
+    give_up_registers<56>();
     // Each warp copies the weights of kProducerTiles row tiles, and one of the stage's chunks of activations, or none.
     RingPlace<S> place;
     const int producer = warp - kConsumerWarps;
-    const uint64_t policy = weight_policy(p.grid.token_blocks == 1);
+    const uint64_t policy = p.grid.token_blocks == 1 ? l2_evict_first() : l2_evict_normal();
     const uint8_t* weight_source = nullptr;
     const half* activation_source = nullptr;
     const int64_t row_tile_bytes = static_cast<int64_t>(p.weights.chunks) * block_bytes(type);
@@ -86,8 +87,8 @@ __global__ void __launch_bounds__(kThreads, 1) gemm_wgmma_kernel(const __grid_co
 #pragma unroll
         for (int i = 0; i < S::kProducerTiles; ++i) {
           if (i < row_tiles) {
-            copy_bulk_hinted(target + i * S::kRunBytes, weight_source + i * row_tile_bytes, run, ring.full + place.slot,
-                             policy);
+            copy_bulk(target + i * S::kRunBytes, weight_source + i * row_tile_bytes, run, ring.full + place.slot,
+                      policy);
           }
         }
       }
@@ -134,7 +135,7 @@ __global__ void __launch_bounds__(kThreads, 1) gemm_wgmma_kernel(const __grid_co
       }
     }
   } else {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
+    take_registers<224>();
     wait_for_previous_kernel();
     Consumer<S> consumer(ring, lane);
     while (work.next(segment)) {
@@ -142,7 +143,7 @@ __global__ void __launch_bounds__(kThreads, 1) gemm_wgmma_kernel(const __grid_co
       p.grid.place(segment.tile, row_block, token_block);
       const int first = warp * kSubtiles;
       const int32_t row_tile = row_block * S::kRowTiles + first;
-      if (row_tile >= p.weights.row_tiles) {  // half a tile at the end: nothing for the second warpgroup
+      if (row_tile >= p.weights.row_tiles) {  // the last tile may be half a tile, without rows for the second warpgroup
         consumer.skip(segment.count);
         continue;
       }
@@ -204,18 +205,8 @@ void gemm_wgmma(const Launch& launch, const PackedMatrix& weights, int32_t token
   if (gemm_wgmma_few_suits(*launch.device, weights, tokens)) {
     return gemm_wgmma_few(launch, weights, tokens, x, output);
   }
-  Parameters p;
-  p.weights = weights;
-  p.x = x;
-  p.tokens = tokens;
-  p.output = output;
-  p.workspace = workspace;
-  switch (weights.type) {
-    case DataType::q4_0: return launch_type<DataType::q4_0>(launch, p);
-    case DataType::q8_0: return launch_type<DataType::q8_0>(launch, p);
-    case DataType::f16: return launch_type<DataType::f16>(launch, p);
-    default: throw Error("ERR_INTERNAL", "gemm: a type that weights are never packed to");
-  }
+  Parameters p = {weights, x, tokens, output, workspace};
+  with_weight_type(weights.type, [&]<DataType type>() { launch_type<type>(launch, p); });
 }
 
 }  // namespace chatglm::cuda

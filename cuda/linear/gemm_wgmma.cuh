@@ -3,13 +3,18 @@
 
 #include "cuda/kernels.h"
 #include "cuda/linear/fragments.cuh"
+#include "cuda/ptx/barrier.cuh"
+#include "cuda/ptx/cache.cuh"
+#include "cuda/ptx/copy.cuh"
+#include "cuda/ptx/warp_roles.cuh"
+#include "cuda/ptx/wgmma.cuh"
 
-// What the matrix products on wgmma (sm_90a) share: the instructions, the ring of stages in shared memory, and the
+// The parts that the matrix products on wgmma (sm_90a) have in common: the ring of stages in shared memory and the
 // warps that multiply.
 namespace chatglm::cuda {
 
 constexpr int kConsumerWarps = 8;  // two warpgroups
-constexpr int kProducerWarps = 4;  // one warp alone would take longer to start the copies than they take
+constexpr int kProducerWarps = 4;  // one warp alone would take longer to start the copies than the copies take
 
 /// A tile of 128 kSubtiles rows x kTokens tokens, and the stages of the ring, in at most kLimit bytes of shared memory.
 template <DataType type, int kSubtiles_, int kTokens_, size_t kLimit>
@@ -24,139 +29,15 @@ struct Shape {
   static constexpr int kWeightBytes = kRowTiles * kRunBytes;
   static constexpr int kActivationBytes = kOctets * 8 * kChunkColumns * 2;  // of a chunk
   static constexpr int kStageBytes = kWeightBytes + kChunks * kActivationBytes + 2 * sizeof(uint64_t);
-  static constexpr int kStages = std::min(16, static_cast<int>((kLimit - 1024) / kStageBytes));
-  static constexpr size_t kSharedBytes = 1024 + static_cast<size_t>(kStages) * kStageBytes;  // 1024: for the alignment
+  static constexpr int kStages = std::min(16, static_cast<int>((kLimit - kMatrixAlignment) / kStageBytes));
+  static constexpr size_t kSharedBytes = kMatrixAlignment + static_cast<size_t>(kStages) * kStageBytes;
   static constexpr int kProducerTiles = kRowTiles / kProducerWarps;  // row tiles that a warp starts copies of
   // A warp may hold the stage before while it waits for the one behind its own.
-  static_assert(kStages >= 4 && kRunBytes % 16 == 0 && kActivationBytes % 1024 == 0);
+  static_assert(kStages >= 4 && kRunBytes % 16 == 0 && kActivationBytes % kMatrixAlignment == 0);
   static_assert(kRowTiles % kProducerWarps == 0 && kChunks <= kProducerWarps);
 };
 
 #if defined(CHATGLM_WGMMA)
-
-/// True in one lane of the warp. The compiler knows that: instructions that want uniform operands need no loop over the
-/// lanes.
-__device__ __forceinline__ bool elect_one() {
-  uint32_t elected;
-  asm volatile(
-      "{\n"
-      ".reg .pred elected;\n"
-      "elect.sync _|elected, 0xffffffff;\n"
-      "selp.b32 %0, 1, 0, elected;\n"
-      "}\n"
-      : "=r"(elected));
-  return elected != 0;
-}
-
-/// How weights stay in L2: as the first to go, if they are used `once`.
-__device__ __forceinline__ uint64_t weight_policy(bool once) {
-  uint64_t policy;
-  if (once) {
-    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-  } else {
-    asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
-  }
-  return policy;
-}
-/// copy_bulk with a policy for L2.
-__device__ __forceinline__ void copy_bulk_hinted(void* shared, const void* global, uint32_t bytes, uint64_t* barrier,
-                                                 uint64_t policy) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::
-          "r"(shared_address(shared)),
-      "l"(global), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
-      : "memory");
-}
-
-/// Orders accesses to registers before the wgmmas that follow.
-__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-/// Waits until at most `pending` of the groups that this warp committed are under way.
-template <int pending>
-__device__ __forceinline__ void wgmma_wait() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
-}
-
-/// Describes activations to wgmma: rows (tokens) of 64 columns, 128 bytes, with the 128-byte swizzle; 8 rows to 1024
-/// bytes. `address` is a multiple of 1024, plus 32 for each 16 columns. PTX ISA, "matrix descriptor".
-__device__ __forceinline__ uint64_t matrix_descriptor(uint32_t address) {
-  return static_cast<uint64_t>(address >> 4) | uint64_t{1} << 16 | uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
-}
-
-/// d (64 x 8 kOctets) = a (64 x 16, registers) * b (16 x 8 kOctets, shared memory) + (add ? d : 0), asynchronously.
-template <int kOctets>
-__device__ __forceinline__ void wgmma(float (&d)[kOctets][4], const uint32_t (&a)[4], uint64_t b, int add);
-
-#define CHATGLM_OCTET(n) "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3])
-template <>
-__device__ __forceinline__ void wgmma<2>(float (&d)[2][4], const uint32_t (&a)[4], uint64_t b, int add) {
-  asm volatile(
-      "{\n"
-      ".reg .pred add;\n"
-      "setp.ne.b32 add, %13, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7}, "
-      "{%8, %9, %10, %11}, %12, add, 1, 1, 0;\n"
-      "}\n"
-      : CHATGLM_OCTET(0), CHATGLM_OCTET(1)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
-}
-template <>
-__device__ __forceinline__ void wgmma<4>(float (&d)[4][4], const uint32_t (&a)[4], uint64_t b, int add) {
-  asm volatile(
-      "{\n"
-      ".reg .pred add;\n"
-      "setp.ne.b32 add, %21, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
-      "{%16, %17, %18, %19}, %20, add, 1, 1, 0;\n"
-      "}\n"
-      : CHATGLM_OCTET(0), CHATGLM_OCTET(1), CHATGLM_OCTET(2), CHATGLM_OCTET(3)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
-}
-template <>
-__device__ __forceinline__ void wgmma<8>(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b, int add) {
-  asm volatile(
-      "{\n"
-      ".reg .pred add;\n"
-      "setp.ne.b32 add, %37, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,"
-      " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-      "{%32, %33, %34, %35}, %36, add, 1, 1, 0;\n"
-      "}\n"
-      : CHATGLM_OCTET(0), CHATGLM_OCTET(1), CHATGLM_OCTET(2), CHATGLM_OCTET(3), CHATGLM_OCTET(4), CHATGLM_OCTET(5),
-        CHATGLM_OCTET(6), CHATGLM_OCTET(7)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
-}
-template <>
-__device__ __forceinline__ void wgmma<16>(float (&d)[16][4], const uint32_t (&a)[4], uint64_t b, int add) {
-  asm volatile(
-      "{\n"
-      ".reg .pred add;\n"
-      "setp.ne.b32 add, %69, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,"
-      " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31,"
-      " %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47,"
-      " %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-      "{%64, %65, %66, %67}, %68, add, 1, 1, 0;\n"
-      "}\n"
-      : CHATGLM_OCTET(0), CHATGLM_OCTET(1), CHATGLM_OCTET(2), CHATGLM_OCTET(3), CHATGLM_OCTET(4), CHATGLM_OCTET(5),
-        CHATGLM_OCTET(6), CHATGLM_OCTET(7), CHATGLM_OCTET(8), CHATGLM_OCTET(9), CHATGLM_OCTET(10), CHATGLM_OCTET(11),
-        CHATGLM_OCTET(12), CHATGLM_OCTET(13), CHATGLM_OCTET(14), CHATGLM_OCTET(15)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
-}
-#undef CHATGLM_OCTET
-
-/// The compiler must not read results before the wait that was called before this.
-template <int kOctets>
-__device__ __forceinline__ void finish_registers(float (&d)[kOctets][4]) {
-#pragma unroll
-  for (int n = 0; n < kOctets; ++n) {
-    asm volatile("" : "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3])::"memory");
-  }
-}
 
 /// The ring: stages and their barriers.
 template <class S>
@@ -166,7 +47,7 @@ struct Ring {
   uint64_t *full, *empty;
 
   __device__ __forceinline__ explicit Ring(uint8_t* shared)
-      : activations(shared + (1024 - shared_address(shared) % 1024) % 1024),
+      : activations(align_matrix(shared)),
         weights(activations + S::kStages * S::kChunks * S::kActivationBytes),
         full(reinterpret_cast<uint64_t*>(weights + S::kStages * S::kWeightBytes)),
         empty(full + S::kStages) {}
@@ -202,7 +83,7 @@ class Consumer {
   float d[2][S::kOctets][4];  // of the units
 
   __device__ __forceinline__ Consumer(const Ring<S>& ring, int lane)
-      : ring_(ring), lane_(lane), descriptor_(matrix_descriptor(shared_address(ring.activations))) {}
+      : ring_(ring), lane_(lane), descriptor_(matrix_descriptor(ring.activations)) {}
 
   /// d[0], and with `two` d[1], become the products of so many chunks, from the next stage on, with the subtiles whose
   /// row tiles, of this warp, have the numbers `first` and `second`.
@@ -249,8 +130,8 @@ class Consumer {
       }
     }
     wgmma_wait<0>();
-    finish_registers(d[0]);
-    finish_registers(d[1]);
+    pin(d[0]);
+    pin(d[1]);
     release();
     place_.next();
     if constexpr (S::kSubtiles == 1) {
@@ -264,7 +145,7 @@ class Consumer {
     }
   }
 
-  /// Gives back so many stages without a look at them.
+  /// Gives back so many stages without using them.
   __device__ __forceinline__ void skip(int32_t stages) {
     for (int32_t i = 0; i < stages; ++i) {
       barrier_wait(ring_.full + place_.slot, place_.parity);
@@ -274,8 +155,8 @@ class Consumer {
   }
 
  private:
-  // Codes are loaded while the tensor cores work, before registers for them as f16 numbers are free. f16 numbers are
-  // loaded into those registers themselves, so only then.
+  // Codes are loaded while the tensor cores work, before the registers for their f16 numbers are free. Weights in f16
+  // are loaded into these registers themselves, so they are loaded later.
   static constexpr bool kLoadEarly = WeightBlock<S::kType>::kScaled;
 
   __device__ __forceinline__ void load(int unit) {
@@ -322,15 +203,15 @@ class Consumer {
   WeightBlock<S::kType> block_;  // of the unit that comes next
   RingPlace<S> place_;
   int in_stage_ = 0;  // chunk of the stage
-  int held_ = 0;      // the oldest stage that is not given back
+  int held_ = 0;      // the oldest stage that has not been given back
 };
 
 #endif
 
-/// Whether gemm_wgmma_few is the fastest way: for matrices whose rows give every multiprocessor about the same work,
-/// and at most 64 or 128 tokens.
+/// Whether gemm_wgmma_few is faster than gemm_wgmma: for matrices whose rows give every multiprocessor about the same
+/// work, and at most 64 or 128 tokens.
 bool gemm_wgmma_few_suits(const Device& device, const PackedMatrix& weights, int32_t tokens);
-/// gemm_wgmma for these.
+/// gemm_wgmma for the matrices and tokens that gemm_wgmma_few_suits.
 void gemm_wgmma_few(const Launch& launch, const PackedMatrix& weights, int32_t tokens, const Activations& x,
                     const LinearOutput& output);
 

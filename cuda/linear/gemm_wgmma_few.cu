@@ -1,25 +1,26 @@
+#include "cuda/launch.cuh"
 #include "cuda/linear/gemm_wgmma.cuh"
 #include "cuda/linear/stream_k.cuh"
 
 // A linear layer on 8 to 128 tokens with Hopper's tensor cores, for matrices with rows enough for every multiprocessor:
-// the same product as gemm_wgmma.cu, where what counts is to read the weights once, at full speed, with little before
-// and after.
+// the same product as gemm_wgmma.cu, for the case that its time is that of reading the weights once at full speed, so
+// that the kernel's beginning and end must be short.
 //
 // Launch: a block of 384 threads a multiprocessor. A block takes 9 to 16 row tiles at a time, as many as make all
 // shares the same, with all columns and all tokens: the up projection is 13 row tiles for each of 132 blocks, the
-// logits are two times 16. So nothing is added up between blocks. Matrices with fewer rows would need that; their
-// columns divided among the blocks of a cluster were slower than stream_k.h (39 us and 25 us for the down projection),
-// because clusters of blocks that take a multiprocessor each do not all find room at once.
+// logits are two times 16. So blocks have no sums to add up between them. Matrices with fewer rows would need such sums
+// (split-K); dividing their columns among the blocks of a cluster was slower than stream_k.h (39 us and 25 us for the
+// down projection), because clusters of blocks that take a multiprocessor each do not all find room at once.
 //
 // Bytes moved: the packed matrix, once, and for each block the activations, from L2. Bounds on an H100 (3.14 TB/s),
-// q4_0, for ChatGLM-6B: 20.1 us for the up projection, 48 us for the logits. From 64 tokens on the tensor cores take
-// about as long as the memory: 128 tokens of the up projection are 29 GFLOP, 36 us. Measured at 8, 16, 32, 64 and 128
-// tokens:
+// q4_0, for a 6B model: 20.1 us for the up projection, 48 us for the logits. From 64 tokens on the tensor cores take
+// about as long as the memory: 128 tokens of the up projection are 29 GFLOP, 36 us. Measured on an H100 at 8, 16, 32,
+// 64 and 128 tokens:
 //   up projection 32.4, 32.8, 35.0, 38.1,  56.9 us (gemm_wgmma.cu: 35.9, 34.4, 35.8, 41.0,  61.6)
 //   logits        64.0, 61.5, 66.1, 76.4, 122.4 us (gemm_wgmma.cu: 70.5, 67.9, 70.4, 81.5, 115.3)
 //
 // Registers and shared memory leave room for a block of the norm's kernel beside this one (up to 64 tokens), so that
-// either starts while the other one is still at work.
+// each of the two kernels can start while the other one is still at work.
 namespace chatglm::cuda {
 
 namespace {
@@ -65,10 +66,10 @@ __global__ void __launch_bounds__(Budget<kTokens>::kLaunchThreads, 1)
   const auto rows_of = [&](int32_t tile) { return min(p.tile, p.weights.row_tiles - tile * p.tile); };
 
   if (warp >= kConsumerWarps) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Budget<kTokens>::kLean ? 40 : 56));
+    give_up_registers<Budget<kTokens>::kLean ? 40 : 56>();
     // Each warp copies the weights of every fourth row tile, and one of the stage's chunks of activations, or none.
     const int producer = warp - kConsumerWarps;
-    const uint64_t policy = weight_policy(true);
+    const uint64_t policy = l2_evict_first();
     const int64_t row_tile_bytes = static_cast<int64_t>(chunks) * block_bytes(type);
     RingPlace<S> place;
     int32_t tile = first_tile, chunk = 0;
@@ -84,8 +85,8 @@ __global__ void __launch_bounds__(Budget<kTokens>::kLaunchThreads, 1)
 #pragma unroll
         for (int i = 0; i < S::kProducerTiles; ++i) {
           if (i < row_tiles) {
-            copy_bulk_hinted(target + i * kProducerWarps * S::kRunBytes, source + i * kProducerWarps * row_tile_bytes,
-                             run, ring.full + place.slot, policy);
+            copy_bulk(target + i * kProducerWarps * S::kRunBytes, source + i * kProducerWarps * row_tile_bytes, run,
+                      ring.full + place.slot, policy);
           }
         }
       }
@@ -127,7 +128,7 @@ __global__ void __launch_bounds__(Budget<kTokens>::kLaunchThreads, 1)
       next_step();
     }
   } else {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Budget<kTokens>::kLean ? 168 : 224));
+    take_registers<Budget<kTokens>::kLean ? 168 : 224>();
     wait_for_previous_kernel();
     Consumer<S> consumer(ring, lane);
     float(&d)[2][S::kOctets][4] = consumer.d;
@@ -139,11 +140,11 @@ __global__ void __launch_bounds__(Budget<kTokens>::kLaunchThreads, 1)
       // A warp without a row tile multiplies the last one's, for its warpgroup's sake.
       if (first_of_group < rows) {
         consumer.multiply(chunks, min(first, rows - 1), min(second, rows - 1), two);
-      } else {  // a warpgroup without any has to let the ring's stages go on
+      } else {  // a warpgroup without a row tile still has to give back the ring's stages
         consumer.skip((chunks + S::kChunks - 1) / S::kChunks);
       }
 
-      // Were the addresses of the results computed before the loop, they would take the registers that it needs.
+      // Were the addresses of the results computed before the loop, they would take registers that the loop needs.
       LinearOutput output = p.output;
       int lane_now = lane;
       asm volatile("" : "+r"(lane_now), "+l"(output.y_stride));
@@ -196,17 +197,8 @@ bool gemm_wgmma_few_suits(const Device& device, const PackedMatrix& weights, int
 
 void gemm_wgmma_few(const Launch& launch, const PackedMatrix& weights, int32_t tokens, const Activations& x,
                     const LinearOutput& output) {
-  Parameters p;
-  p.weights = weights;
-  p.x = x;
-  p.tokens = tokens;
-  p.output = output;
-  switch (weights.type) {
-    case DataType::q4_0: return launch_type<DataType::q4_0>(launch, p);
-    case DataType::q8_0: return launch_type<DataType::q8_0>(launch, p);
-    case DataType::f16: return launch_type<DataType::f16>(launch, p);
-    default: throw Error("ERR_INTERNAL", "gemm: a type that weights are never packed to");
-  }
+  Parameters p = {weights, x, tokens, output};
+  with_weight_type(weights.type, [&]<DataType type>() { launch_type<type>(launch, p); });
 }
 
 }  // namespace chatglm::cuda

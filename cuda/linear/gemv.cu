@@ -1,21 +1,26 @@
 #include <algorithm>
 
+#include "cuda/launch.cuh"
 #include "cuda/linear/fragments.cuh"
+#include "cuda/ptx/barrier.cuh"
+#include "cuda/ptx/cache.cuh"
+#include "cuda/ptx/copy.cuh"
+#include "cuda/ptx/mma.cuh"
 
-// gemv: a linear layer on 1 to 8 tokens, the kernel that decoding lives on: y = x . w, with the norm before it and the
-// addition or SwiGLU behind it in the same launch.
+// gemv: a linear layer on 1 to 8 tokens, y = x . w, which takes most of the time of decoding. The norm before the layer
+// and the epilogue behind it (addition or SwiGLU) are in the same launch.
 //
 // Launch: one block of 16 or 12 warps a multiprocessor (fewer if there are fewer row tiles); a block takes tiles of 16
 // rows, blockIdx.x, + gridDim.x, ..., its warps every 16th or 12th chunk (q4_0: pair of chunks) of each. Their sums are
 // added up in shared memory, in a fixed order.
 //
 // Bytes moved: those of the packed matrix, once; the activations (8 KB a token at 4096 columns) come from L2 into every
-// block's shared memory. So an H100 (3.06 TB/s of plain reads) is bound to 3.5 us for QKV, 3.1 us for the attention's
-// output, 20.6 us for ffn_up, 10.3 us for ffn_down and 49 us for the logits of ChatGLM-6B in q4_0. Measured there, from
-// the end of the kernel before to its own: 5.6, 4.2, 22.4, 12.2 and 50 us; before, with the kernels one after the
-// other, 7.4, 4.5, 23.2, 12.0 and 51 us.
+// block's shared memory. So an H100 (3.06 TB/s of plain reads) needs at least 3.5 us for QKV, 3.1 us for the
+// attention's output, 20.6 us for ffn_up, 10.3 us for ffn_down and 49 us for the logits of a 6B model in q4_0. Measured
+// on that GPU, from the end of the kernel before to the end of this one: 5.6, 4.2, 22.4, 12.2 and 50 us; when the
+// kernels did not yet overlap, 7.4, 4.5, 23.2, 12.0 and 51 us.
 //
-// What it takes:
+// The speed depends on three conditions:
 //  - Bytes under way. A multiprocessor's share of 24 bytes a nanosecond at 1 us of latency is 24 KB; each warp has a
 //    ring of its own in shared memory, 65 to 74 KB a block together, that bulk copies (sm_90; before, asynchronous
 //    copies) fill in the order in which the warp consumes. The rings run on across row tiles, and no warp waits for
@@ -89,8 +94,6 @@ struct Arguments {
 /// Pieces of 4 columns that a thread holds in registers: 4096 columns a block.
 template <int kWarps>
 constexpr int kCached = (1024 + 32 * kWarps - 1) / (32 * kWarps);
-
-__device__ __forceinline__ float squares(float4 x) { return x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w; }
 
 /// This thread's pieces of a row of `count` pieces; zeros behind them.
 template <int kWarps>
@@ -268,13 +271,13 @@ struct Ring {
     __syncwarp();
 #endif
   }
-  /// Starts to fill a slot. Nobody may still be reading it. Called once for each slot in turn, with 0 bytes when there
-  /// is nothing left.
+  /// Starts to fill a slot, which no lane may still be reading. Called once for each slot in turn, with 0 bytes behind
+  /// the end of the stream.
   __device__ __forceinline__ void fill(int slot, const uint8_t* source, int bytes) const {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     if (lane == 0 && bytes > 0) {
       barrier_arrive_expect(barriers + slot, static_cast<uint32_t>(bytes));
-      copy_bulk_once(data + slot * kSlotBytes, source, static_cast<uint32_t>(bytes), barriers + slot);
+      copy_bulk(data + slot * kSlotBytes, source, static_cast<uint32_t>(bytes), barriers + slot, l2_evict_first());
     }
 #else
 #pragma unroll
@@ -285,7 +288,7 @@ struct Ring {
     copy_async_commit();  // a group of nothing too, so that it is always the same number that may be under way
 #endif
   }
-  /// Until what the oldest fill() brought is there. `round`: how often the ring has gone round.
+  /// Waits until the bytes of the oldest fill() have come. `round`: how often the ring has gone round.
   __device__ __forceinline__ void wait(int slot, uint32_t round) const {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     barrier_wait(barriers + slot, round & 1);
@@ -358,11 +361,12 @@ __global__ void __maxnreg__(kMostRegisters) gemv_kernel(const __grid_constant__ 
     copy_activations<kWarps>(arguments.input.x, chunks, tokens, activations);
   }
 
-  // --- Adding up: two tokens' sums of a tile by one warp, each time by another; a lane has one of them.
+  // --- Adding up the warps' partial sums: one warp does two tokens of a tile, another warp in each tile; a lane does
+  // one sum.
   int tile = 0;
   const int row = lane % kTileRows;
   int token = 0;
-  float previous = 0;  // what is added to: loaded a tile ahead
+  float previous = 0;  // the old y, of Epilogue::add; loaded a tile ahead
   const auto next_sum = [&] {
     token = 2 * ((warp + tile) % kWarps) + lane / kTileRows;
     if constexpr (epilogue == Epilogue::add) {
@@ -377,7 +381,8 @@ __global__ void __maxnreg__(kMostRegisters) gemv_kernel(const __grid_constant__ 
       *reinterpret_cast<float2*>(mine) = make_float2(sum[0], sum[1]);
       *reinterpret_cast<float2*>(mine + 8 * kPartialPitch) = make_float2(sum[2], sum[3]);
     }
-    // One barrier a tile will do: whoever writes this buffer again has passed the next tile's, and so has the reader.
+    // One barrier a tile is enough: a warp that writes this buffer again has passed the next tile's barrier, and so has
+    // every warp that reads the buffer now.
     __syncthreads();
     if (token - lane / kTileRows < tokens) {
       float total = 0;
@@ -401,7 +406,8 @@ __global__ void __maxnreg__(kMostRegisters) gemv_kernel(const __grid_constant__ 
   next_sum();
   __syncthreads();  // the activations are complete
 
-  // --- The stream. Lanes of tokens that are not there multiply by the last one's, for nothing.
+  // --- The stream. Lanes of tokens behind the last one multiply by the last token's activations; their sums are not
+  // used.
   const uint8_t* const my_activations = activations + min(g, tokens - 1) * activation_pitch(chunks);
   int slot = 0;
   uint32_t round = 0;
@@ -480,11 +486,7 @@ void gemv(const Launch& launch, const PackedMatrix& weights, int32_t tokens, con
   arguments.tokens = tokens;
   arguments.input = input;
   arguments.output = output;
-  switch (weights.type) {
-    case DataType::q4_0: return gemv_type<DataType::q4_0>(launch, arguments);
-    case DataType::q8_0: return gemv_type<DataType::q8_0>(launch, arguments);
-    default: return gemv_type<DataType::f16>(launch, arguments);
-  }
+  with_weight_type(weights.type, [&]<DataType type>() { gemv_type<type>(launch, arguments); });
 }
 
 }  // namespace chatglm::cuda

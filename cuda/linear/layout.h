@@ -11,8 +11,8 @@
 #define CHATGLM_HD
 #endif
 
-// How the GPU's memory is laid out. Every layout serves the tensor cores' fragments, so that no kernel has to shuffle:
-// weights lie as the registers want them, activations and f16 keys and values as shared memory wants them.
+// The layouts of the GPU's memory. Every layout serves the tensor cores' fragments, so that no kernel has to shuffle:
+// weights have the order of registers, activations and f16 keys and values that of swizzled shared memory.
 namespace chatglm::cuda {
 
 // --- Weights: blocks of 16 rows x 64 columns, ordered (row tile, column chunk), each block in one piece.
@@ -37,6 +37,9 @@ namespace chatglm::cuda {
 constexpr int kTileRows = 16;
 constexpr int kChunkColumns = 64;
 constexpr int kRowPadding = 128;
+
+/// Chunks of so many columns.
+CHATGLM_HD constexpr int32_t chunks_of(int32_t columns) { return (columns + kChunkColumns - 1) / kChunkColumns; }
 
 CHATGLM_HD constexpr int code_bytes(DataType type) {  // of a block
   return type == DataType::q4_0 ? 512 : type == DataType::q8_0 ? 1024 : 2048;
@@ -68,7 +71,7 @@ inline PackedMatrix packed_shape(DataType type, int64_t rows, int64_t columns, b
   m.rows = static_cast<int32_t>(rows);
   m.columns = static_cast<int32_t>(columns);
   m.row_tiles = static_cast<int32_t>((rows + kRowPadding - 1) / kRowPadding * (kRowPadding / kTileRows));
-  m.chunks = static_cast<int32_t>((columns + kChunkColumns - 1) / kChunkColumns);
+  m.chunks = chunks_of(m.columns);
   m.gate_up = gate_up;
   return m;
 }
@@ -84,13 +87,34 @@ CHATGLM_HD inline int32_t source_row(bool gate_up, int32_t rows, int32_t packed_
 }
 
 // --- Activations: f16 (chunks, stride, 64): for each chunk of 64 columns the tokens' rows of 128 bytes, whose 16-byte
-// pieces are swapped about (piece ^ token % 8), as wgmma's 128-byte swizzle and a bank-free ldmatrix want it. A tile of
-// tokens of one chunk is one contiguous run of bytes. Columns beyond the matrix's are zero and never written.
+// pieces are swapped about (piece ^ token % 8): wgmma's 128-byte swizzle, with which ldmatrix, too, reads without bank
+// conflicts. A tile of tokens of one chunk is one contiguous run of bytes. Columns beyond the matrix's are zero and
+// never written.
+
+/// The least stride of so many tokens: a multiple of 8, for the swizzle.
+CHATGLM_HD constexpr int32_t least_stride(int32_t tokens) { return (tokens + 7) / 8 * 8; }
+
+/// Tiles of tokens are read up to so many tokens past the last one, into memory that must be there.
+constexpr int32_t kTokenSlack = 128;
+
+/// The stride of activations that have this slack in every chunk.
+CHATGLM_HD constexpr int32_t stride_with_slack(int32_t tokens) { return least_stride(tokens) + kTokenSlack; }
+
+/// Numbers in the activations of so many columns.
+CHATGLM_HD constexpr int64_t activation_count(int32_t columns, int32_t stride) {
+  return int64_t{chunks_of(columns)} * stride * kChunkColumns;
+}
 
 CHATGLM_HD inline int64_t activation_index(int64_t token, int32_t column, int64_t stride) {
   const int64_t chunk = column / kChunkColumns;
   const int piece = (column % kChunkColumns / 8) ^ static_cast<int>(token % 8);
   return (chunk * stride + token) * kChunkColumns + piece * 8 + column % 8;
+}
+
+/// Where in an array (columns / 64, rows, 64) of f16, swizzled like activations and f16 keys and values, 8 columns of a
+/// row begin: `piece` is the first of these columns / 8. In bytes.
+CHATGLM_HD constexpr int swizzled_offset(int rows, int row, int piece) {
+  return (piece / 8 * rows + row) * 128 + ((piece % 8) ^ (row % 8)) * 16;
 }
 
 // --- Keys and values. Memory order: (layers, groups, pages) of head pages. D is the head size filled up to 64 or 128;
@@ -101,6 +125,8 @@ CHATGLM_HD inline int64_t activation_index(int64_t token, int32_t column, int64_
 //   q8_0   keys: codes (64 tokens, D) int8, scales (64 tokens, D / 32) f16;
 //          values, transposed: codes (D, 64 tokens) int8, scales (D / 32, 64 tokens) f16: a block is still 32
 //          dimensions of one token.
+
+static_assert(kPageTokens == 64);  // a page's values of a dimension are one row of 128 bytes, which the swizzle needs
 
 enum class KvType : int32_t { f16, q8_0 };
 

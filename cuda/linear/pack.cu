@@ -1,14 +1,17 @@
-#include "cuda/ptx/ptx.cuh"
+#include "cuda/launch.cuh"
+#include "cuda/linear/layout.h"
 
 // pack: from rows as the model file has them to the blocks of layout.h.
 //
 // Launch: one block of 8 warps for 16 packed rows x 8 chunks (512 columns), grid (row tiles touched, chunks / 8). The
 // warps bring the rows' bytes, which begin anywhere, to shared memory in whole words; then each warp writes one block.
-// A row shares words, for q4_0 even bytes, with the row 8 below it. Where that one is not among the rows of this launch
-// (always so for the gate and up rows of ffn_up, unless both are uploaded at once), words are read and merged.
+// A row shares words, for q4_0 even bytes, with the row 8 below it. Where the row below is not among the rows of this
+// launch (always so for the gate and up rows of ffn_up, unless both are uploaded at once), the words that stand in the
+// target are read and merged.
 //
-// Bytes moved: those of the source and of the target once each, the target's twice more where rows are merged; on an
-// H100 bound by 3.14 TB/s. It runs once a load behind a PCIe or disk copy of a tenth of that: 500 GB/s would do.
+// Bytes moved: those of the source and of the target once each, the target's twice more where rows are merged; the
+// bound is an H100's 3.14 TB/s. The kernel runs once for each piece of a tensor, behind a copy over PCIe or from a disk
+// of at most a tenth of that rate: 500 GB/s are enough.
 namespace chatglm::cuda {
 
 namespace {
@@ -54,7 +57,7 @@ __device__ __forceinline__ uint32_t half_at(const uint8_t* row, int i, bool& ove
   return half_bits;
 }
 
-/// Writes the bits of `mask`, of every word; the other ones stay. `Words`: uint2 or uint4.
+/// Writes the bits of every word that `mask` has; the target's other bits stay. `Words`: uint2 or uint4.
 template <class Words>
 __device__ __forceinline__ void store_merged(uint8_t* target, Words words, Words mask) {
   constexpr int kCount = sizeof(Words) / 4;
@@ -166,7 +169,7 @@ __global__ void __launch_bounds__(32 * kWarps)
       }
     }
   }
-  if (too_large) *overflow = 1;  // whoever writes it writes the same
+  if (too_large) *overflow = 1;  // all threads that write, write the same
 }
 
 template <DataType type>

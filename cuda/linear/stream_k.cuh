@@ -1,9 +1,11 @@
 #pragma once
+#include "cuda/kernels.h"
 #include "cuda/linear/stream_k.h"
-#include "cuda/ptx/ptx.cuh"
+#include "cuda/ptx/math.cuh"
+#include "cuda/ptx/mma.cuh"
 
-// What both matrix products do with a finished tile: adding up the parts of a tile that several blocks share, and the
-// epilogues. All of it is a warp's own business: no warp waits for another.
+// The end of a tile in all matrix products (gemm): adding up the parts of a tile that several blocks share, and the
+// epilogues. A warp does both for its own part of the tile, so no warp waits for another.
 //
 // A warp holds the products of kRowTiles x 16 successive packed rows with kOctets x 8 successive tokens as
 // d[row tile][octet of tokens][4], the accumulators of mma.m16n8k16 (and wgmma): with g = lane / 4 and t = lane % 4
@@ -70,14 +72,6 @@ __device__ __forceinline__ bool stream_k_finish(const StreamK& split, const Stre
     }
   }
   return true;
-}
-
-/// Two neighbouring numbers of a row each, (row g, columns 2t and 2t + 1) of an 8 x 8 matrix of f16, become two of a
-/// column: (rows 2t and 2t + 1, column g).
-__device__ __forceinline__ uint32_t transpose_8x8(uint32_t x) {
-  uint32_t y;
-  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
-  return y;
 }
 
 /// The epilogue of a finished tile, whose first packed row and token are `row` (a multiple of 16) and `token` (of 8).

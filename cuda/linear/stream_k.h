@@ -6,10 +6,10 @@
 #include "cuda/linear/layout.h"
 
 // How the output tiles of a matrix product are dealt out to the blocks of a grid that fills the GPU once. Each tile
-// takes `steps` iterations over the columns. Tiles that come in full waves are done by one block each; the remainder is
-// put end to end to one long line of iterations, which is cut into equal ranges, one a block, wherever the cuts fall
-// (Osama et al., "Stream-K", 2023, arXiv:2301.03598). So all blocks finish together, whatever the number of tiles, and
-// a block shares at most two tiles with others: the first and the last of its range.
+// takes `steps` iterations over the columns. Tiles that come in full waves are done by one block each; the iterations
+// of the remaining tiles form one long line, which is cut into equal ranges, one a block, wherever the cuts fall (Osama
+// et al., "Stream-K", 2023, arXiv:2301.03598). So all blocks finish together, whatever the number of tiles, and a block
+// shares at most two tiles with others: the first and the last of its range.
 namespace chatglm::cuda {
 
 struct StreamK {
@@ -56,8 +56,8 @@ struct StreamKSegment {
   int32_t tile = 0, first = 0, count = 0;
 };
 
-/// The segments of a block, one after the other: its range of the line, then its whole tiles, so that what others wait
-/// for comes first and the blocks' last tiles, which lie side by side, share their operands in L2.
+/// The segments of a block, one after the other: its range of the line, then its whole tiles, so that the parts that
+/// other blocks wait for come first and the blocks' last tiles, which lie side by side, share their operands in L2.
 class StreamKBlock {
  public:
   CHATGLM_HD StreamKBlock(const StreamK& split, int32_t block)

@@ -2,31 +2,33 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "cuda/ptx/ptx.cuh"
+#include "cuda/launch.cuh"
+#include "cuda/ptx/cluster.cuh"
+#include "cuda/ptx/math.cuh"
 
 // The 64 largest logits of each row, the logarithm of the sum of the exponentials, and whether all logits are finite.
 //
 // A logit and its id make one 64-bit key, whose order is the order of the result: larger logits first, of equal ones
-// the lowest id. No two keys of a row are equal, so that "the 64 largest" is one set. It is found with hardly more than
-// one reading of the row:
+// the lowest id. No two keys of a row are equal, so that "the 64 largest" is one set, which is found with hardly more
+// than one reading of the row:
 //   1. Every thread reads its share of the row and keeps the largest key and the sum of exponentials.
-//   2. The threads form 128 groups; each has the largest key of its shares. The 64th largest of these is a floor: 64
-//      numbers reach it, so that the result does. Of a row of random order about 88 numbers do (half of the groups are
-//      free of them: (1 - 88 / n)^(n / 128) = 1 / 2).
+//   2. The threads form 128 groups; each has the largest key of its shares. The 64th largest of these keys is a floor:
+//      at least 64 numbers reach it, so that the 64 largest do. In a row of random order about 88 numbers reach it
+//      (half of the groups have none of them: (1 - 88 / n)^(n / 128) = 1 / 2).
 //   3. Threads whose largest key reaches the floor collect the candidates among their share.
 //   4. A candidate's rank is the number of larger ones; those below 64 are written.
 // Where too many reach the floor, because large logits crowd into a few groups, bisection of the keys' range first
-// raises it: each step looks at the row once more.
+// raises the floor: each step of the bisection reads the row once more.
 //
 // Launch: from sm_90 on a cluster of 8 blocks of 512 threads a row, which tell each other their groups and their
-// candidates through shared memory: 65,536 logits stay in registers between the phases. Else, and for short rows, one
-// block of 1024 threads a row, the same code. Operations, 65,024 logits: about 10 instructions each, so 0.4 us on the 8
-// multiprocessors of a cluster on an H100 at 1.755 GHz, and 0.3 us for 32 KB each from L2 at 64 bytes a cycle. The
-// latencies of the phases are more than that: some 700 cycles for the loads, 400 for each of two barriers of the
-// cluster with the stores before it, 500 for the ranks of the groups, 300 for those of the candidates, so 2 us in all,
-// and a launch. Expected: 4 us, and 25 us for 256 rows, whose 67 MB come from memory in 22 us. One block a row takes
-// 17.8 us. The result, 524 bytes a row, may go straight to mapped host memory.
-// Measured: 6.9 us for a row, 7.4 us for 8, 42.7 us for 256.
+// candidates through shared memory: 65,536 logits stay in registers between the phases. Before sm_90, and for short
+// rows or many, one block of 1024 threads a row runs the same code. Operations, 65,024 logits: about 10 instructions
+// each, so 0.4 us on the 8 multiprocessors of a cluster on an H100 at 1.755 GHz, and 0.3 us for 32 KB each from L2 at
+// 64 bytes a cycle. The latencies of the phases are more than that: some 700 cycles for the loads, 400 for each of two
+// barriers of the cluster with the stores before it, 500 for the ranks of the groups, 300 for those of the candidates,
+// so 2 us in all, and a launch. Expected: 4 us, and 25 us for 256 rows, whose 67 MB come from memory in 22 us. One
+// block a row takes 17.8 us. The result, 524 bytes a row, may go straight to mapped host memory. Measured on an
+// H100: 6.9 us for a row, 7.4 us for 8, 42.7 us for 256.
 namespace chatglm::cuda {
 
 namespace {
@@ -51,11 +53,7 @@ template <int parts>
 constexpr int kHeadOf = parts == 1 ? 8 : 16;
 
 /// e^x to about 2^-21. What underflows becomes 0: __expf would spend three more instructions on subnormal results.
-__device__ __forceinline__ float exp_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.44269504f));
-  return y;
-}
+__device__ __forceinline__ float exp_fast(float x) { return exp2_fast(x * 1.44269504f); }
 
 /// Larger for larger logits, -0 as 0; of equal logits larger for the lower id. Never 0, which stands for no logit.
 __device__ __forceinline__ uint64_t make_key(float logit, int32_t id) {
@@ -89,28 +87,24 @@ __device__ __forceinline__ uint64_t largest_key(uint64_t key) {
   }
 }
 
-// The blocks of a row. All that a block wrote before it arrives is there for those that have waited.
+// The blocks of a row: a cluster, or one block, whose barrier is __syncthreads.
 template <int parts>
 __device__ __forceinline__ void row_arrive() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  if constexpr (parts > 1) asm volatile("barrier.cluster.arrive.release;" ::: "memory");
-#endif
+  if constexpr (parts > 1) cluster_arrive();
 }
 template <int parts>
 __device__ __forceinline__ void row_wait() {
-  if constexpr (parts == 1) __syncthreads();
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  if constexpr (parts > 1) asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
-#endif
+  if constexpr (parts == 1) {
+    __syncthreads();
+  } else {
+    cluster_wait();
+  }
 }
 /// What lies at the place of `local`, in shared memory, in a block of the row.
 template <int parts, class T>
 __device__ __forceinline__ T* in_part(T* local, int part) {
-  T* remote = local;
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  if constexpr (parts > 1) asm("mapa.u64 %0, %1, %2;" : "=l"(remote) : "l"(local), "r"(part));
-#endif
-  return remote;
+  if constexpr (parts == 1) return local;
+  return in_block(local, part);
 }
 
 /// A thread's share of a row: ids first, first + stride, ...; the first head_count of them stay in registers.
@@ -220,8 +214,7 @@ __global__ void __launch_bounds__(kThreadsOf<parts>, parts == 1 ? 1 : 2)
     int32_t larger = 0;
 #pragma unroll 8
     for (int i = 0; i < kGroups; i += 4) larger += groups[i + thread % 4] > key;
-    larger += __shfl_xor_sync(0xffffffffu, larger, 1);
-    larger += __shfl_xor_sync(0xffffffffu, larger, 2);
+    larger = quad_sum(larger);
     // It stays 0 if fewer than 64 groups have logits.
     if (larger == kMost - 1 && key != 0 && thread % 4 == 0) shared_floor = key;
   }
@@ -333,8 +326,7 @@ __global__ void __launch_bounds__(kThreadsOf<parts>, parts == 1 ? 1 : 2)
     int32_t rank = 0;
 #pragma unroll 4
     for (int other = lane % 4; other < count; other += 4) rank += keys[other] > key;
-    rank += __shfl_xor_sync(0xffffffffu, rank, 1);
-    rank += __shfl_xor_sync(0xffffffffu, rank, 2);
+    rank = quad_sum(rank);
     if (lane % 4 == 0 && i < count && rank < wanted) {
       result[offsetof(TopLogits, ids) / 4 + rank] = ~static_cast<uint32_t>(key);
       result[offsetof(TopLogits, logits) / 4 + rank] = bits_of_key(key);

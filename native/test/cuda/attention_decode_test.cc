@@ -57,11 +57,12 @@ class Problem {
 
   /// Attends, twice or with `read_ahead`; both must give the same bits. (tokens, columns).
   std::vector<float> run(const cuda::Launch& launch) {
-    const int32_t tokens = qkv_->tokens(), tiles = shape_.groups * ((shape_.heads / shape_.groups + 15) / 16);
+    const int32_t tokens = qkv_->tokens();
     cuda::AttendDecodeWorkspace workspace;
     const DeviceArray<uint8_t> partial(
         cuda::attend_decode_workspace_bytes(*launch.device, shape_.heads, shape_.groups, shape_.head_size, tokens));
-    const DeviceArray<uint32_t> counters(static_cast<size_t>(tokens * tiles), 0);
+    const DeviceArray<uint32_t> counters(
+        static_cast<size_t>(cuda::attend_decode_counters(shape_.heads, shape_.groups, tokens)), 0);
     workspace.partial = reinterpret_cast<float*>(partial.data());
     workspace.counters = counters.data();
     kv_->upload();
@@ -95,9 +96,7 @@ class Problem {
         const int32_t length = qkv_->position(t) + 1;
         const TestContext context(*kv_, kLayer, group, qkv_->table(t), length);
         for (int32_t h = group * group_heads; h < (group + 1) * group_heads; ++h) {
-          std::vector<double> q;  // back to powers of e
-          for (const uint16_t x : qkv_->query(t, h)) q.push_back(half_to_float(x) * std::log(2.0));
-          const std::vector<double> head = context.attend(q.data(), length);
+          const std::vector<double> head = context.attend(natural_query(qkv_->query(t, h)).data(), length);
           expected.insert(expected.end(), head.begin(), head.end());
         }
       }

@@ -139,10 +139,8 @@ class Problem {
         for (int sample = 0; sample < 10; ++sample) {
           const auto t = sample < 2 ? sample * (s.count - 1) : static_cast<int32_t>(random_.integer(0, s.count - 1));
           const int32_t head = group * group_heads + static_cast<int32_t>(random_.integer(0, group_heads - 1));
-          std::vector<double> q;  // back to powers of e
-          for (int32_t d = 0; d < shape_.head_size; ++d) {
-            q.push_back(half_to_float(query(s.first + t, head)[d]) * std::log(2.0));
-          }
+          const std::vector<double> q =
+              natural_query({query(s.first + t, head), static_cast<size_t>(shape_.head_size)});
           const std::vector<double> row = context.attend(q.data(), s.position + t + 1);
           expected.insert(expected.end(), row.begin(), row.end());
           for (int32_t d = 0; d < shape_.head_size; ++d) actual.push_back(result(s.first + t, head, d));

@@ -4,7 +4,6 @@
 #include <set>
 
 #include "cuda/linear/stream_k.h"
-#include "model/quantize.h"
 #include "test/cuda/support.h"
 
 namespace chatglm::test {
@@ -91,42 +90,22 @@ TEST(StreamKTest, EveryTileHasAPlaceOfItsOwn) {
 
 // --- The kernels.
 
-/// A random matrix as a model file has it, and packed on the GPU.
-struct TestMatrix {
-  TestMatrix(const cuda::Launch& launch, DataType type, int32_t rows, int32_t columns, bool gate_up, Random& random)
-      : type(type), row_size(row_bytes(type, columns)), packed(cuda::packed_shape(type, rows, columns, gate_up)) {
-    if (type == DataType::f16) {
-      source.resize(static_cast<size_t>(rows * row_size));
-      for (size_t i = 0; i < source.size(); i += 2) store_u16(&source[i], float_to_half(random.normal(0.05f)));
-    } else {
-      // Any byte is a code, or two.
-      source = random.bytes(rows * row_size);
-      const BlockShape block = block_shape(type);
-      const float scale = type == DataType::q4_0 ? 0.01f : 0.0007f;
-      for (size_t i = 0; i < source.size(); i += static_cast<size_t>(block.bytes)) {
-        store_u16(&source[i], float_to_half(scale * static_cast<float>(1 + random.uniform())));
-      }
+/// A random matrix whose products with numbers of the size of 1 are of that size, too.
+TestMatrix random_matrix(const cuda::Launch& launch, DataType type, int32_t rows, int32_t columns, bool gate_up,
+                         Random& random) {
+  std::vector<uint8_t> source(static_cast<size_t>(rows * row_bytes(type, columns)));
+  if (type == DataType::f16) {
+    for (size_t i = 0; i < source.size(); i += 2) store_u16(&source[i], float_to_half(random.normal(0.05f)));
+  } else {
+    // Any byte is a code, or two.
+    source = random.bytes(static_cast<int64_t>(source.size()));
+    const float scale = type == DataType::q4_0 ? 0.01f : 0.0007f;
+    for (size_t i = 0; i < source.size(); i += static_cast<size_t>(block_shape(type).bytes)) {
+      store_u16(&source[i], float_to_half(scale * static_cast<float>(1 + random.uniform())));
     }
-    memory = DeviceArray<uint8_t>(static_cast<size_t>(packed.bytes()), 0);
-    const DeviceArray<uint8_t> raw(source);
-    DeviceArray<uint32_t> overflow(1, 0);
-    cuda::pack(launch, type, raw.data(), row_size, 0, rows, packed, memory.data(), overflow.data());
-    check(cudaStreamSynchronize(launch.stream));
-    packed.data = memory.data();
   }
-
-  std::vector<float> row(int32_t r) const {
-    std::vector<float> values(static_cast<size_t>(packed.columns));
-    to_float(type, source.data() + r * row_size, 1, packed.columns, values.data());
-    return values;
-  }
-
-  DataType type;
-  int64_t row_size;
-  cuda::PackedMatrix packed;
-  std::vector<uint8_t> source;
-  DeviceArray<uint8_t> memory;
-};
+  return {launch, type, rows, columns, gate_up, std::move(source)};
+}
 
 double root_mean_square(const std::vector<double>& x) {
   double sum = 0;
@@ -209,7 +188,7 @@ class GemmTest : public CudaTest, public testing::WithParamInterface<GemmCase> {
     const auto columns = static_cast<size_t>(matrix.packed.columns);
     std::vector<double> result(rows.size() * tokens.size());
     for (size_t r = 0; r < rows.size(); ++r) {
-      const std::vector<float> row = matrix.row(rows[r]);
+      const std::vector<float> row = matrix.rows(rows[r], 1);
       const std::vector<double> w(row.begin(), row.end());
       for (size_t t = 0; t < tokens.size(); ++t) {
         const double* const v = &x[static_cast<size_t>(tokens[t]) * columns];
@@ -226,7 +205,7 @@ class GemmTest : public CudaTest, public testing::WithParamInterface<GemmCase> {
     SCOPED_TRACE(testing::Message() << rows << " x " << columns << ", " << tokens << " tokens");
     Random random(static_cast<uint64_t>(rows) * 7919 + static_cast<uint64_t>(columns) * 31 +
                   static_cast<uint64_t>(tokens));
-    const TestMatrix matrix(launch_, type(), rows, columns, false, random);
+    const TestMatrix matrix = random_matrix(launch_, type(), rows, columns, false, random);
     verify(matrix, tokens, magnitude, random);
   }
   void verify(const TestMatrix& matrix, int32_t tokens, float magnitude, Random& random) {
@@ -270,7 +249,8 @@ class GemmTest : public CudaTest, public testing::WithParamInterface<GemmCase> {
 
 TEST_P(GemmTest, AnyNumberOfTokens) {
   Random random(1);
-  const TestMatrix small(launch_, type(), 160, 544, false, random), odd(launch_, type(), 96, 96, false, random);
+  const TestMatrix small = random_matrix(launch_, type(), 160, 544, false, random),
+                   odd = random_matrix(launch_, type(), 96, 96, false, random);
   for (const int32_t tokens : {1, 2, 7, 8, 9, 16, 17, 31, 33, 64, 65, 100, 127, 128, 129, 200, 257, 300}) {
     verify(small, tokens, 1, random);
     verify(odd, tokens, 1, random);
@@ -301,7 +281,7 @@ TEST_P(GemmTest, ManyTiles) {
 
 TEST_P(GemmTest, ManyTilesOfManyColumns) {  // more than the stages of a ring have room for
   Random random(2);
-  const TestMatrix matrix(launch_, type(), 17000, type() == DataType::f16 ? 544 : 1312, false, random);
+  const TestMatrix matrix = random_matrix(launch_, type(), 17000, type() == DataType::f16 ? 544 : 1312, false, random);
   for (const int32_t tokens : {9, 30, 50, 100}) verify(matrix, tokens, 1, random);
 }
 
@@ -314,7 +294,7 @@ TEST_P(GemmTest, GatedUnits) {
   for (const auto& [ffn, columns] :
        {std::pair{544, 96}, std::pair{37, 1056}, std::pair{2056, 544}, std::pair{8500, 96}}) {
     Random random(static_cast<uint64_t>(ffn + columns));
-    const TestMatrix matrix(launch_, type(), 2 * ffn, columns, true, random);
+    const TestMatrix matrix = random_matrix(launch_, type(), 2 * ffn, columns, true, random);
     for (const int32_t tokens : {1, 10, 30, 64, 130, 300}) {
       for (const float magnitude : {1.0f, 1e4f}) {
         SCOPED_TRACE(testing::Message() << ffn << " units, " << columns << " columns, " << tokens << " tokens, "
@@ -360,7 +340,7 @@ TEST_P(GemmTest, GatedUnits) {
 
 TEST_P(GemmTest, NanStaysInItsTokenAndIsNotLost) {
   Random random(5);
-  const TestMatrix matrix(launch_, type(), 160, 544, false, random);
+  const TestMatrix matrix = random_matrix(launch_, type(), 160, 544, false, random);
   for (const int32_t tokens : {6, 40, 129}) {
     SCOPED_TRACE(testing::Message() << tokens << " tokens");
     TestActivations x(tokens, 544);
@@ -383,7 +363,7 @@ TEST_P(GemmTest, NanStaysInItsTokenAndIsNotLost) {
 
 TEST_P(GemmTest, NanInAWeightIsNotLost) {
   Random random(6);
-  const TestMatrix matrix(launch_, type(), 160, 544, false, random);
+  const TestMatrix matrix = random_matrix(launch_, type(), 160, 544, false, random);
   std::vector<uint8_t> bytes = matrix.memory.read();
   // The first number of row 16 + 3, or the scale of its first block.
   const int64_t block = int64_t{matrix.packed.chunks} * cuda::block_bytes(matrix.packed.type);

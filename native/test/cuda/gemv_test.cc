@@ -26,39 +26,24 @@ std::vector<double> normalized(const float* x, const std::vector<float>& weight,
 
 class GemvTest : public CudaTest {
  protected:
-  struct Matrix {
-    PackedMatrix view;
-    std::vector<float> values;  // (rows, columns)
-    DeviceArray<uint8_t> memory;
-  };
-
-  /// A random matrix, packed; `break_row`, if not negative, has a NaN in it.
-  Matrix matrix(DataType type, int32_t rows, int32_t columns, bool gate_up = false, int32_t break_row = -1) {
-    Matrix m;
+  /// A random matrix; `break_row`, if not negative, has a NaN in it.
+  TestMatrix matrix(DataType type, int32_t rows, int32_t columns, bool gate_up = false, int32_t break_row = -1) {
     const int64_t count = static_cast<int64_t>(rows) * columns, row = row_bytes(type, columns);
     std::vector<uint8_t> source(static_cast<size_t>(rows * row));
     fill_random(type, source.data(), "weights", static_cast<uint64_t>(count), 0, count, {0.0f, 0.05f});
     if (break_row >= 0) store_u16(source.data() + break_row * row, 0x7e00);
-    m.values.resize(static_cast<size_t>(count));
-    to_float(type, source.data(), 1, count, m.values.data());
-    m.view = cuda::packed_shape(type, rows, columns, gate_up);
-    m.memory = DeviceArray<uint8_t>(static_cast<size_t>(m.view.bytes()), 0);
-    m.view.data = m.memory.data();
-    const DeviceArray<uint8_t> device_source(source);
-    const DeviceArray<uint32_t> overflow(1, 0);
-    cuda::pack(launch_, type, device_source.data(), row, 0, rows, m.view, m.memory.data(), overflow.data());
-    check(cudaStreamSynchronize(stream_));
-    return m;
+    return {launch_, type, rows, columns, gate_up, std::move(source)};
   }
 
   /// (tokens, rows): x (tokens, columns) times the matrix.
-  static std::vector<double> product(const Matrix& m, const std::vector<double>& x) {
-    const auto columns = static_cast<size_t>(m.view.columns);
+  static std::vector<double> product(const TestMatrix& m, const std::vector<double>& x) {
+    const std::vector<float> values = m.rows(0, m.packed.rows);
+    const auto columns = static_cast<size_t>(m.packed.columns);
     std::vector<double> y;
     for (size_t t = 0; t < x.size() / columns; ++t) {
-      for (size_t r = 0; r < static_cast<size_t>(m.view.rows); ++r) {
+      for (size_t r = 0; r < static_cast<size_t>(m.packed.rows); ++r) {
         double sum[4] = {};  // four chains of additions: this is most of the test's time
-        for (size_t c = 0; c < columns; ++c) sum[c % 4] += x[t * columns + c] * m.values[r * columns + c];
+        for (size_t c = 0; c < columns; ++c) sum[c % 4] += x[t * columns + c] * values[r * columns + c];
         y.push_back(sum[0] + sum[1] + sum[2] + sum[3]);
       }
     }
@@ -66,9 +51,9 @@ class GemvTest : public CudaTest {
   }
 
   /// y (tokens, rows) of the epilogues store and add; `before`: what is added to.
-  std::vector<float> run(const Matrix& m, int32_t tokens, const GemvInput& input,
+  std::vector<float> run(const TestMatrix& m, int32_t tokens, const GemvInput& input,
                          const std::vector<float>* before = nullptr) {
-    const int32_t rows = m.view.rows, stride = rows + 5;
+    const int32_t rows = m.packed.rows, stride = rows + 5;
     std::vector<float> memory(static_cast<size_t>(tokens * stride), NAN);
     for (int32_t t = 0; before && t < tokens; ++t) {
       std::copy_n(before->begin() + t * rows, rows, memory.begin() + t * stride);
@@ -78,8 +63,8 @@ class GemvTest : public CudaTest {
     output.epilogue = before ? Epilogue::add : Epilogue::store;
     output.y = y.data();
     output.y_stride = stride;
-    EXPECT_TRUE(cuda::gemv_fits(device_, m.view, tokens));
-    cuda::gemv(launch_, m.view, tokens, input, output);
+    EXPECT_TRUE(cuda::gemv_fits(device_, m.packed, tokens));
+    cuda::gemv(launch_, m.packed, tokens, input, output);
     memory = y.read();
     std::vector<float> result;
     for (int32_t t = 0; t < tokens; ++t) {
@@ -93,7 +78,7 @@ class GemvTest : public CudaTest {
   void verify(DataType type, int32_t rows, int32_t columns, int32_t tokens, float magnitude = 1) {
     SCOPED_TRACE(testing::Message() << name_of(type) << " " << rows << " x " << columns << ", " << tokens << " tokens");
     Random random(static_cast<uint64_t>(rows + columns + tokens));
-    const Matrix m = matrix(type, rows, columns);
+    const TestMatrix m = matrix(type, rows, columns);
     TestActivations x(tokens, columns);
     const std::vector<double> expected = product(m, x.fill(random.normals(tokens * columns, magnitude)));
     GemvInput input;
@@ -147,7 +132,7 @@ TEST_F(GemvTest, NormOnTheWay) {
     SCOPED_TRACE(testing::Message() << c.columns << " columns, " << c.tokens << " tokens");
     Random random(static_cast<uint64_t>(c.columns));
     const int32_t rows = 90, positions = 11;
-    const Matrix m = matrix(DataType::q4_0, rows, c.columns);
+    const TestMatrix m = matrix(DataType::q4_0, rows, c.columns);
     const std::vector<float> residual = random.normals(positions * c.columns, c.magnitude);
     std::vector<float> norm = random.normals(c.columns, 0.1f);
     for (float& weight : norm) weight += 1;
@@ -176,7 +161,7 @@ TEST_F(GemvTest, SwiGlu) {
     for (const auto& [ffn, columns, tokens] : {std::array{544, 96, 1}, {1056, 64, 3}, {61, 4096, 8}, {13696, 64, 1}}) {
       SCOPED_TRACE(testing::Message() << name_of(type) << ", ffn " << ffn << ", " << tokens << " tokens");
       Random random(static_cast<uint64_t>(ffn));
-      const Matrix m = matrix(type, 2 * ffn, columns, true);
+      const TestMatrix m = matrix(type, 2 * ffn, columns, true);
       TestActivations x(tokens, columns), activated(tokens, ffn);
       const std::vector<double> both = product(m, x.fill(random.normals(tokens * columns, 3)));
       std::vector<double> expected;
@@ -191,7 +176,7 @@ TEST_F(GemvTest, SwiGlu) {
       LinearOutput output;
       output.epilogue = Epilogue::swiglu;
       output.activated = activated.view();
-      cuda::gemv(launch_, m.view, tokens, input, output);
+      cuda::gemv(launch_, m.packed, tokens, input, output);
       EXPECT_LT(relative_error(activated.read(), expected), 1e-3);
     }
   }
@@ -201,7 +186,7 @@ TEST_F(GemvTest, NanSpoilsWhatDependsOnItAndNoMore) {
   constexpr int32_t kRows = 50, kColumns = 320, kTokens = 5;
   Random random(1);
   for (const DataType type : kTypes) {
-    const Matrix m = matrix(type, kRows, kColumns, false, 17);
+    const TestMatrix m = matrix(type, kRows, kColumns, false, 17);
     TestActivations x(kTokens, kColumns);
     std::vector<float> values = random.normals(kTokens * kColumns);
     values[2 * kColumns + 77] = NAN;

@@ -4,7 +4,6 @@
 #include <numeric>
 #include <vector>
 
-#include "model/quantize.h"
 #include "test/cuda/support.h"
 
 // Keys, values and attention as the host computes them, for the tests of the attention kernels.
@@ -172,6 +171,13 @@ struct TestContext {
   int32_t head_size;
   std::vector<double> keys, values;
 };
+
+/// A query as the kernels have it, f16 times log2(e), for softmax with powers of e.
+inline std::vector<double> natural_query(std::span<const uint16_t> query) {
+  std::vector<double> result;
+  for (const uint16_t x : query) result.push_back(half_to_float(x) * std::log(2.0));
+  return result;
+}
 
 /// A head of the product of the QKV matrix (head_size) with its bias, and its first `rope_dimension` numbers rotated
 /// (0: none); `rotations` has a cosine and a sine a pair. Rounds as the kernels do, so that caches compare bit for bit.

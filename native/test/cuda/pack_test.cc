@@ -1,4 +1,3 @@
-#include "model/quantize.h"
 #include "test/cuda/support.h"
 
 namespace chatglm::test {

@@ -11,47 +11,38 @@
 #include "base/half.h"
 #include "cuda/device.h"
 #include "cuda/kernels.h"
+#include "cuda/memory.h"
+#include "model/quantize.h"
 #include "test/random.h"
 
 namespace chatglm::test {
 
-inline void check(cudaError_t status) {
-  if (status != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(status));
-}
+inline void check(cudaError_t status) { cuda::check(status, "in a test"); }
 
 /// Device memory for a test. Poisoned, so that what a kernel should have written and did not shows up as NaN.
 template <class T>
 class DeviceArray {
  public:
   DeviceArray() = default;
-  explicit DeviceArray(size_t count, int fill = 0xff) : count_(count) {
-    check(cudaMalloc(&data_, std::max<size_t>(1, count) * sizeof(T)));
-    check(cudaMemset(data_, fill, std::max<size_t>(1, count) * sizeof(T)));
+  explicit DeviceArray(size_t count, int fill = 0xff) : memory_(std::max<size_t>(1, count) * sizeof(T)), count_(count) {
+    check(cudaMemset(memory_.data(), fill, memory_.size()));
   }
   explicit DeviceArray(const std::vector<T>& values) : DeviceArray(values.size()) { write(values); }
-  ~DeviceArray() { cudaFree(data_); }
-  DeviceArray(DeviceArray&& other) noexcept
-      : data_(std::exchange(other.data_, nullptr)), count_(std::exchange(other.count_, 0)) {}
-  DeviceArray& operator=(DeviceArray&& other) noexcept {
-    std::swap(data_, other.data_);
-    std::swap(count_, other.count_);
-    return *this;
-  }
 
-  T* data() const { return data_; }
+  T* data() const { return reinterpret_cast<T*>(memory_.data()); }
   size_t size() const { return count_; }
   void write(const std::vector<T>& values) {
-    if (!values.empty()) check(cudaMemcpy(data_, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice));
+    if (!values.empty()) check(cudaMemcpy(data(), values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice));
   }
   std::vector<T> read() const {
     std::vector<T> values(count_);
     check(cudaDeviceSynchronize());
-    if (count_ > 0) check(cudaMemcpy(values.data(), data_, count_ * sizeof(T), cudaMemcpyDeviceToHost));
+    if (count_ > 0) check(cudaMemcpy(values.data(), data(), count_ * sizeof(T), cudaMemcpyDeviceToHost));
     return values;
   }
 
  private:
-  T* data_ = nullptr;
+  cuda::DeviceMemory memory_;
   size_t count_ = 0;
 };
 
@@ -83,11 +74,10 @@ class CudaTest : public testing::Test {
 /// there, which nothing may depend on.
 struct TestActivations {
   TestActivations(int32_t tokens, int32_t columns)
-      : tokens(tokens), columns(columns), stride((tokens + 7) / 8 * 8 + 128) {
-    const int64_t chunks = (columns + cuda::kChunkColumns - 1) / cuda::kChunkColumns;
-    host.assign(static_cast<size_t>(chunks * stride * cuda::kChunkColumns), 0x7e00);
+      : tokens(tokens), columns(columns), stride(cuda::stride_with_slack(tokens)) {
+    host.assign(static_cast<size_t>(cuda::activation_count(columns, stride)), 0x7e00);
     for (int32_t t = 0; t < tokens; ++t) {
-      for (int64_t c = 0; c < chunks * cuda::kChunkColumns; ++c) at(t, static_cast<int32_t>(c)) = 0;
+      for (int32_t c = 0; c < padded_columns(); ++c) at(t, c) = 0;
     }
     memory = DeviceArray<uint16_t>(host);
   }
@@ -110,18 +100,47 @@ struct TestActivations {
   std::vector<float> read() {
     host = memory.read();
     std::vector<float> values;
-    const int32_t padded = (columns + cuda::kChunkColumns - 1) / cuda::kChunkColumns * cuda::kChunkColumns;
     for (int32_t t = 0; t < tokens; ++t) {
       for (int32_t c = 0; c < columns; ++c) values.push_back(half_to_float(at(t, c)));
-      for (int32_t c = columns; c < padded; ++c) EXPECT_EQ(at(t, c), 0) << "filling, token " << t << " column " << c;
+      for (int32_t c = columns; c < padded_columns(); ++c)
+        EXPECT_EQ(at(t, c), 0) << "filling, token " << t << " column " << c;
     }
     return values;
   }
   cuda::Activations view() const { return {reinterpret_cast<half*>(memory.data()), stride}; }
+  int32_t padded_columns() const { return cuda::chunks_of(columns) * cuda::kChunkColumns; }
 
   int32_t tokens, columns, stride;
   std::vector<uint16_t> host;
   DeviceArray<uint16_t> memory;
+};
+
+/// A matrix (rows, columns) as a model file has it, and packed on the GPU.
+struct TestMatrix {
+  TestMatrix(const cuda::Launch& launch, DataType type, int32_t rows, int32_t columns, bool gate_up,
+             std::vector<uint8_t> bytes)
+      : type(type),
+        source(std::move(bytes)),
+        packed(cuda::packed_shape(type, rows, columns, gate_up)),
+        memory(static_cast<size_t>(packed.bytes()), 0) {
+    const DeviceArray<uint8_t> raw(source);
+    const DeviceArray<uint32_t> overflow(1, 0);
+    cuda::pack(launch, type, raw.data(), row_bytes(type, columns), 0, rows, packed, memory.data(), overflow.data());
+    check(cudaStreamSynchronize(launch.stream));
+    packed.data = memory.data();
+  }
+
+  /// Rows [first, first + count) as f32: (count, columns).
+  std::vector<float> rows(int32_t first, int32_t count) const {
+    std::vector<float> values(static_cast<size_t>(count) * static_cast<size_t>(packed.columns));
+    to_float(type, source.data() + first * row_bytes(type, packed.columns), count, packed.columns, values.data());
+    return values;
+  }
+
+  DataType type;
+  std::vector<uint8_t> source;
+  cuda::PackedMatrix packed;
+  DeviceArray<uint8_t> memory;
 };
 
 /// ||actual - expected|| / ||expected||; NaN if anything is NaN.
