@@ -227,7 +227,7 @@ describe('synthesize', () => {
   test.each<[object, RegExp]>([
     [{ shape: '7b' }, /shape: 7b/],
     [{ shape: 'toString' }, /shape: toString/],
-    [{ shape: { ...smallConfig, heads: 3 } }, /no multiple of|heads of/],
+    [{ shape: { ...smallConfig, heads: 3 } }, /heads 3 times headSize 16 is 48/],
     [{ shape: { ...smallConfig, vocabSize: 100 } }, /vocabSize is 100/],
     [{ shape: 'micro', type: 'q6_k' }, /type: q6_k/],
     [{ shape: 'micro', seed: 0.5 }, /seed: 0.5/],
