@@ -227,7 +227,7 @@ describe('synthesize', () => {
   test.each<[object, RegExp]>([
     [{ shape: '7b' }, /shape must be one of 6b, tiny, micro, got "7b"/],
     [{ shape: 'toString' }, /got "toString"/],
-    [{ shape: { ...smallConfig, heads: 3 } }, /no multiple of|heads of|a multiple of 32/],
+    [{ shape: { ...smallConfig, heads: 3 } }, /heads 3 times headSize 16 is 48/],
     [{ shape: { ...smallConfig, vocabSize: 100 } }, /vocabSize is 100/],
     [{ shape: 'micro', type: 'q6_k' }, /type must be one of f32, f16, q8_0, q4_0, got "q6_k"/],
     [{ shape: 'micro', seed: 0.5 }, /seed must be a whole number of at least 0, got 0.5/],
