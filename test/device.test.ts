@@ -28,7 +28,7 @@ async function infoOf(options: LoadOptions) {
   return model.info;
 }
 
-test.each(['gpu', 'CUDA', 'cuda:', 'cuda:-1', 'cuda:x', 'cuda:01', 'cuda:1000', 'cuda 0', 'cpu:0', '', 5, null])(
+test.each(['gpu', 'CUDA', 'cuda:', 'cuda:-1', 'cuda:x', 'cuda:01', 'cuda:1000', 'cuda 0', 'cpu:0', '', 5, []])(
   'device %j is refused',
   async (device) => {
     const message = expect.stringMatching(/^device must be auto, cpu, cuda or cuda:N, got /);
