@@ -1,3 +1,4 @@
+import { atOnce } from '../lib/common/turns';
 import { familyNamed } from '../lib/families/index';
 import { PieceType, type TokenizerData } from '../lib/tokenizer/data';
 import { pieceTexts } from '../lib/tokenizer/pieces';
@@ -6,7 +7,7 @@ import { syntheticTokenizer } from '../lib/tokenizer/synthetic';
 import { protobuf, smallTokenizer, tokenizerModel } from './support/small-checkpoints';
 
 const refused = (bytes: Uint8Array, message: RegExp) => {
-  expect(() => parseSentencePiece(bytes, 'tokenizer.model')).toThrow(
+  expect(() => atOnce(parseSentencePiece(bytes, 'tokenizer.model'))).toThrow(
     expect.objectContaining({ code: 'ERR_CHECKPOINT_INVALID', message: expect.stringMatching(message) }),
   );
 };
@@ -14,7 +15,7 @@ const refused = (bytes: Uint8Array, message: RegExp) => {
 const copyOf = (data: TokenizerData): TokenizerData => structuredClone(data);
 
 test('reads pieces, scores and types', () => {
-  expect(parseSentencePiece(tokenizerModel(smallTokenizer), 'tokenizer.model')).toEqual(smallTokenizer);
+  expect(atOnce(parseSentencePiece(tokenizerModel(smallTokenizer), 'tokenizer.model'))).toEqual(smallTokenizer);
 });
 
 test('a synthetic tokenizer is the same whenever it is made, and has distinct pieces and falling scores', () => {
