@@ -1,10 +1,17 @@
-import { atOnce } from '../lib/common/turns';
+import type { Work } from '../lib/common/turns';
 import { familyNamed } from '../lib/families/index';
 import { PieceType, type TokenizerData } from '../lib/tokenizer/data';
 import { pieceTexts } from '../lib/tokenizer/pieces';
 import { parseSentencePiece } from '../lib/tokenizer/sentencepiece';
 import { syntheticTokenizer } from '../lib/tokenizer/synthetic';
 import { protobuf, smallTokenizer, tokenizerModel } from './support/small-checkpoints';
+
+function atOnce<T>(work: Work<T>): T {
+  for (;;) {
+    const step = work.next();
+    if (step.done) return step.value;
+  }
+}
 
 const refused = (bytes: Uint8Array, message: RegExp) => {
   expect(() => atOnce(parseSentencePiece(bytes, 'tokenizer.model'))).toThrow(

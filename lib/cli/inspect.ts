@@ -2,7 +2,7 @@ import { stat } from 'node:fs/promises';
 import { type Checkpoint, embeddedModelPath, openCheckpoint, type TensorEntry } from '../index.js';
 import type { CommandSpec, OptionValues } from './arguments.js';
 import { formatBytes, formatCount, formatFacts, formatTable } from './format.js';
-import { print, printJson } from './output.js';
+import { jsonText, print, printJson } from './output.js';
 
 const options = {
   tensors: { kind: 'flag', about: 'List all tensors' },
@@ -60,7 +60,7 @@ export async function run(given: OptionValues<typeof options>, [path]: readonly 
     ]),
   );
   if (given.tensors) print(`\n${tensorTable(tensors)}`);
-  if (given.metadata) print(`\n${JSON.stringify(metadata, null, 2)}`);
+  if (given.metadata) print(`\n${jsonText(metadata, 2)}`);
 }
 
 function rotary({ config }: Checkpoint): string {

@@ -36,11 +36,3 @@ export async function inTurns<T>(work: Work<T>, signal?: AbortSignal | undefined
     if (pace.isOver) await pace.rest();
   }
 }
-
-/** Does the work without interruption. */
-export function atOnce<T>(work: Work<T>): T {
-  for (;;) {
-    const step = work.next();
-    if (step.done) return step.value;
-  }
-}

@@ -24,9 +24,10 @@ const HEADER_LIMIT = 256 << 20;
 /** The window on the header grows from the first to the second size: small headers should cost little, too. */
 const WINDOW_BYTES = [4 << 10, 256 << 10] as const;
 const NAME_LIMIT = 4096;
-/** Of one string, and of all values that are kept together, the arrays that were asked for not counted. */
-const STRING_LIMIT = 8 << 20;
-const KEPT_LIMIT = 16 << 20;
+/** Bytes of a string; a chat template, the longest, has some 10 kB. */
+const STRING_LIMIT = 1 << 20;
+/** Bytes of all values that are kept together, the arrays that were asked for not counted. */
+const KEPT_LIMIT = 4 << 20;
 /** Bytes of the texts of a vocabulary; ChatGLM's have 1.2 MB. */
 const VOCABULARY_LIMIT = 32 << 20;
 /** llama.cpp's converter writes some 30 entries. */
