@@ -1,6 +1,21 @@
-import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { spawnSync } from 'node:child_process';
+import {
+  chmodSync,
+  closeSync,
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs';
 import { basename, join } from 'node:path';
 import { convertCheckpoint } from '../lib/checkpoint/convert';
+import { writeGguf } from '../lib/checkpoint/gguf/writer';
 import { openCheckpoint } from '../lib/checkpoint/open';
 import { type SyntheticType, synthesize, syntheticConfig, syntheticTensors } from '../lib/checkpoint/synth';
 import type { Checkpoint } from '../lib/checkpoint/types';
@@ -143,6 +158,131 @@ describe('convert', () => {
     expect((await openCheckpoint(target)).format).toBe('gguf');
     await convertCheckpoint(target, target, { type: 'q8_0', overwrite: true });
     expect(typeOf(await openCheckpoint(target), MATRIX)).toBe('q8_0');
+  });
+
+  const source = () => {
+    const path = fresh('.gguf');
+    writeSmallGguf(path);
+    return path;
+  };
+  const refused = (target: string, message: RegExp) =>
+    expect(convertCheckpoint(source(), target, { type: 'f16', overwrite: true })).rejects.toMatchObject({
+      code: 'ERR_INVALID_ARGUMENT',
+      message: expect.stringMatching(message),
+    });
+
+  test('what is no file is never replaced', async () => {
+    const folder = fresh();
+    mkdirSync(folder);
+    await refused(folder, /is a directory, and stays what it is/);
+    if (process.platform === 'win32') return;
+    await refused('/dev/null', /is a device/);
+    spawnSync('mkfifo', [join(folder, 'pipe')]);
+    await refused(join(folder, 'pipe'), /is a named pipe/);
+    symlinkSync('/dev/null', join(folder, 'link'));
+    await refused(join(folder, 'link'), /is a device/);
+    symlinkSync(join(folder, 'nowhere'), join(folder, 'broken'));
+    await refused(join(folder, 'broken'), /is a symbolic link to nothing/);
+    symlinkSync(join(folder, 'loop'), join(folder, 'loop'));
+    await refused(join(folder, 'loop'), /lead back to each other/);
+    expect(lstatSync(join(folder, 'broken')).isSymbolicLink()).toBe(true);
+    expect(statSync('/dev/null').isCharacterDevice()).toBe(true);
+    expect(readdirSync(folder).sort()).toEqual(['broken', 'link', 'loop', 'pipe']);
+  });
+
+  test('a link stays one: the file that it leads to is replaced', async () => {
+    const [folder, target, link] = [fresh(), fresh('.gguf'), fresh('.gguf')];
+    mkdirSync(folder);
+    writeFileSync(target, 'old');
+    symlinkSync(target, link);
+    await expect(convertCheckpoint(source(), link, { type: 'f16' })).rejects.toThrow(/exists already/);
+    await convertCheckpoint(source(), link, { type: 'f16', overwrite: true });
+    expect(lstatSync(link).isSymbolicLink()).toBe(true);
+    expect((await openCheckpoint(target)).format).toBe('gguf');
+  });
+
+  test("somebody's file of a similar name stays", async () => {
+    const target = fresh('.gguf');
+    writeFileSync(`${target}.part`, 'mine');
+    await convertCheckpoint(source(), target, { type: 'f16' });
+    expect(readFileSync(`${target}.part`, 'utf8')).toBe('mine');
+    expect(readdirSync(directory.path).filter((name) => name.startsWith(basename(target)))).toHaveLength(2);
+  });
+
+  test.each([false, true])('two at once to one target leave a whole file (overwrite %s)', async (overwrite) => {
+    const target = fresh('.gguf');
+    const path = source();
+    const types = ['f16', 'q8_0'] as const;
+    const results = await Promise.allSettled(types.map((type) => convertCheckpoint(path, target, { type, overwrite })));
+    const succeeded = results.filter(({ status }) => status === 'fulfilled');
+    expect(succeeded).toHaveLength(overwrite ? 2 : 1);
+    const type = typeOf(await openCheckpoint(target), MATRIX);
+    if (!overwrite) {
+      expect(type).toBe(types[results.findIndex(({ status }) => status === 'fulfilled')]);
+      const reason = results.find((result) => result.status === 'rejected')?.reason as Error;
+      expect(reason).toMatchObject({ code: 'ERR_INVALID_ARGUMENT', message: expect.stringMatching(/exists already/) });
+    }
+    expect(readdirSync(directory.path).filter((name) => name.startsWith(basename(target)))).toHaveLength(1);
+  });
+
+  test('a file that appears meanwhile stays, without overwrite', async () => {
+    const target = fresh('.gguf');
+    const onProgress = () => {
+      if (!existsSync(target)) writeFileSync(target, 'mine');
+    };
+    await expect(convertCheckpoint(source(), target, { type: 'f16', onProgress })).rejects.toThrow(/exists already/);
+    expect(readFileSync(target, 'utf8')).toBe('mine');
+  });
+
+  const onLinux = process.platform === 'linux' ? test : test.skip;
+  onLinux('errors of the system while writing have codes of their own', async () => {
+    const target = fresh('.gguf');
+    const failing = (fail: () => void) =>
+      writeGguf(target, { metadata: [], tensors: [{ name: 'a', type: 'f32', shape: [1] }], fill: async () => fail() });
+    const full = openSync('/dev/full', 'w');
+    await expect(failing(() => writeSync(full, 'x'))).rejects.toMatchObject({
+      code: 'ERR_DISK_FULL',
+      message: expect.stringMatching(/cannot be written: the disk is full \(ENOSPC\)/),
+      details: { file: target },
+    });
+    closeSync(full);
+    expect(readdirSync(directory.path).filter((name) => name.startsWith(basename(target)))).toEqual([]);
+    for (const [code, expected] of [
+      ['EDQUOT', 'ERR_DISK_FULL'],
+      ['EACCES', 'ERR_PERMISSION_DENIED'],
+      ['EPERM', 'ERR_PERMISSION_DENIED'],
+      ['EROFS', 'ERR_PERMISSION_DENIED'],
+      ['EMFILE', 'ERR_TOO_MANY_FILES'],
+      ['ENFILE', 'ERR_TOO_MANY_FILES'],
+      ['ENOMEM', 'ERR_OUT_OF_MEMORY'],
+      ['EIO', 'ERR_IO'],
+      ['EFBIG', 'ERR_IO'],
+    ]) {
+      const error = Object.assign(new Error(`${code}: no`), { code, syscall: 'write' });
+      const fail = () => {
+        throw error;
+      };
+      await expect(failing(fail)).rejects.toMatchObject({ code: expected, cause: error });
+    }
+  });
+
+  onLinux('a larger file than the system allows, and a folder that is closed', () => {
+    const target = fresh('.gguf');
+    const closed = fresh();
+    mkdirSync(closed, { mode: 0o555 });
+    const run = (limit: string, to: string) => {
+      const asNobody = process.getuid?.() === 0 ? 'process.seteuid(65534);' : '';
+      const code = `const { convertCheckpoint } = require('./dist'); ${asNobody}
+        convertCheckpoint(${JSON.stringify(readable)}, ${JSON.stringify(to)}, { type: 'f16' })
+          .then(() => console.log('written'), (e) => console.log(e.code))`;
+      const options = { cwd: join(__dirname, '..'), encoding: 'utf8' } as const;
+      return spawnSync('sh', ['-c', `${limit}; exec "$0" -e "$1"`, process.execPath, code], options).stdout.trim();
+    };
+    const readable = source();
+    chmodSync(directory.path, 0o777);
+    expect(run('ulimit -f 8', target)).toBe('ERR_IO');
+    expect(run(':', join(closed, 'x.gguf'))).toBe('ERR_PERMISSION_DENIED');
+    expect(existsSync(target)).toBe(false);
   });
 
   test.each([1, 5])('aborted after %i pieces, it leaves nothing behind', async (pieces) => {

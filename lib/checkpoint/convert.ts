@@ -83,7 +83,7 @@ export async function convertCheckpoint(
   const native = loadNative();
   const files: CheckpointFile[] = [];
   try {
-    for (const file of checkpoint.files) files.push(await CheckpointFile.open(file));
+    for (const file of checkpoint.files) files.push(await CheckpointFile.open(file, signal));
     const tensors = checkpoint.tensors.map((entry): Conversion => {
       return { name: entry.name, shape: entry.shape, type: targetType(entry, type), source: entry };
     });

@@ -3,7 +3,7 @@ import { type Checkpoint, embeddedModelPath, openCheckpoint, type TensorEntry } 
 import type { CommandSpec, OptionValues } from './arguments.js';
 import { formatBytes, formatCount, formatFacts, formatTable } from './format.js';
 import { familyOption, modelOption, modelPath, toFamily } from './model-options.js';
-import { print, printJson } from './output.js';
+import { jsonText, print, printJson } from './output.js';
 
 const options = {
   ...modelOption,
@@ -63,7 +63,7 @@ export async function run(given: OptionValues<typeof options>, [argument]: reado
     ]),
   );
   if (given.tensors) print(`\n${tensorTable(tensors)}`);
-  if (given.metadata) print(`\n${JSON.stringify(metadata, null, 2)}`);
+  if (given.metadata) print(`\n${jsonText(metadata, 2)}`);
 }
 
 function rotary({ config }: Checkpoint): string {

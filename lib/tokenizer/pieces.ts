@@ -2,13 +2,6 @@ import { isUtf8 } from 'node:buffer';
 import { invalid } from '../common/invalid.js';
 import { PieceType, type TokenizerData } from './data.js';
 
-/** One piece while a tokenizer is read. */
-export interface Piece {
-  text: Uint8Array;
-  score: number;
-  type: number;
-}
-
 const BYTE_PIECES = 256;
 /** `<unk>`, `<s>` and `</s>` come first. */
 export const FIRST_BYTE_PIECE = 3;
@@ -22,41 +15,76 @@ export function bytePiece(byte: number): string {
 
 const BYTE_TEXTS = Array.from({ length: BYTE_PIECES }, (_, byte) => bytePiece(byte));
 
-/**
- * Checks that the pieces are laid out as in every ChatGLM tokenizer (unknown, two control pieces, the 256 bytes, ordinary
- * pieces) and packs them. The tokenizer in C++ relies on it.
- */
-export function packPieces(pieces: readonly Piece[], file: string): TokenizerData {
-  if (pieces.length < FIRST_ORDINARY_PIECE) {
-    throw invalid(file, `the tokenizer has ${pieces.length} pieces; 3 special and 256 byte pieces are the least`);
-  }
-  const known = new Set<string>();
-  let bytes = 0;
-  pieces.forEach((piece, id) => {
-    // As Latin-1: every byte is one letter of a short string, which is quick to make and to compare.
-    const key = Buffer.from(piece.text.buffer, piece.text.byteOffset, piece.text.length).toString('latin1');
-    const problem = known.has(key) ? 'occurs twice' : problemOf(piece, id, key);
-    if (problem !== undefined) throw invalid(file, `piece ${id} of the tokenizer ${problem}`, { piece: id });
-    known.add(key);
-    bytes += piece.text.length;
-  });
+const FIRST_CAPACITY = 1024;
 
-  const data: TokenizerData = {
-    pieces: new Uint8Array(bytes),
-    offsets: new Uint32Array(pieces.length + 1),
-    scores: Float32Array.from(pieces, (piece) => piece.score),
-    types: Uint8Array.from(pieces, (piece) => piece.type),
-  };
-  let end = 0;
-  pieces.forEach(({ text }, id) => {
-    data.pieces.set(text, end);
-    end += text.length;
-    data.offsets[id + 1] = end;
-  });
-  return data;
+/**
+ * The pieces of a tokenizer while it is read. Checks that they are laid out as in every ChatGLM tokenizer (unknown, two
+ * control pieces, the 256 bytes, ordinary pieces), which the tokenizer in C++ relies on. All texts lie in one buffer.
+ */
+export class PieceList {
+  private readonly known = new Set<string>();
+  /** Of the first piece that does not fit. */
+  private problem: { id: number; text: string } | undefined;
+  private bytes = new Uint8Array(8 * FIRST_CAPACITY);
+  private end = 0;
+  private offsets = new Uint32Array(FIRST_CAPACITY + 1);
+  private scores = new Float32Array(FIRST_CAPACITY);
+  private types = new Uint8Array(FIRST_CAPACITY);
+  private length = 0;
+
+  /** `file` is for messages. */
+  constructor(private readonly file: string) {}
+
+  /** Adds a piece; one that does not fit is told by {@link pack}, so that better reasons to refuse the file come first. */
+  add(text: Uint8Array, score: number, type: number): void {
+    const id = this.length++;
+    if (this.problem !== undefined) return;
+    // As Latin-1: every byte is one letter of a short string, which is quick to make and to compare.
+    const key = Buffer.from(text.buffer, text.byteOffset, text.length).toString('latin1');
+    const problem = this.known.has(key) ? 'occurs twice' : problemOf(text, score, type, id, key);
+    if (problem !== undefined) {
+      this.problem = { id, text: problem };
+      return;
+    }
+    this.known.add(key);
+    if (id === this.scores.length) {
+      this.offsets = grown(this.offsets, new Uint32Array(2 * id + 1));
+      this.scores = grown(this.scores, new Float32Array(2 * id));
+      this.types = grown(this.types, new Uint8Array(2 * id));
+    }
+    const end = this.end + text.length;
+    if (end > this.bytes.length) this.bytes = grown(this.bytes, new Uint8Array(2 * end));
+    this.bytes.set(text, this.end);
+    this.end = end;
+    this.offsets[id + 1] = end;
+    this.scores[id] = score;
+    this.types[id] = type;
+  }
+
+  pack(): TokenizerData {
+    const { length, file, problem } = this;
+    if (problem !== undefined) {
+      throw invalid(file, `piece ${problem.id} of the tokenizer ${problem.text}`, { piece: problem.id });
+    }
+    if (length < FIRST_ORDINARY_PIECE) {
+      throw invalid(file, `the tokenizer has ${length} pieces; 3 special and 256 byte pieces are the least`);
+    }
+    return {
+      pieces: this.bytes.slice(0, this.end),
+      offsets: this.offsets.slice(0, length + 1),
+      scores: this.scores.slice(0, length),
+      types: this.types.slice(0, length),
+    };
+  }
 }
 
-function problemOf({ text, score, type }: Piece, id: number, key: string): string | undefined {
+/** The larger array with the contents of the smaller one. */
+function grown<T extends Uint8Array | Uint32Array | Float32Array>(from: T, to: T): T {
+  to.set(from);
+  return to;
+}
+
+function problemOf(text: Uint8Array, score: number, type: number, id: number, key: string): string | undefined {
   if (text.length === 0) return 'is empty';
   if (!isUtf8(text)) return 'is not UTF-8';
   if (!Number.isFinite(score)) return `has the score ${score}`;

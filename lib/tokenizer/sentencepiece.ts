@@ -1,8 +1,15 @@
-import { invalid } from '../common/invalid.js';
+import { invalid, shown } from '../common/invalid.js';
+import type { Work } from '../common/turns.js';
 import { PieceType, type TokenizerData } from './data.js';
-import { type Piece, packPieces } from './pieces.js';
+import { PieceList } from './pieces.js';
 
 const PIECE_LIMIT = 1 << 20;
+/** Fields of one message that are no pieces; trainer_spec has the most, some 50. */
+const FIELD_LIMIT = 1000;
+/** Fields between two looks at the clock. */
+const FIELDS_PER_YIELD = 64;
+
+const EMPTY = new Uint8Array(0);
 
 const MODEL_TYPES = ['', 'unigram', 'BPE', 'word', 'character'];
 const BPE = 2;
@@ -11,8 +18,10 @@ const BPE = 2;
  * Parses the bytes of a tokenizer.model, a protobuf ModelProto of
  * https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto. `file` is for messages.
  */
-export function parseSentencePiece(bytes: Uint8Array, file: string): TokenizerData {
-  const pieces: Piece[] = [];
+export function* parseSentencePiece(bytes: Uint8Array, file: string): Work<TokenizerData> {
+  const pieces = new PieceList(file);
+  let count = 0;
+  let others = 0;
   let modelType = 1;
   let normalizer: Normalizer = {
     name: '',
@@ -22,21 +31,25 @@ export function parseSentencePiece(bytes: Uint8Array, file: string): TokenizerDa
     escape: true,
   };
   for (const { number, value } of fields(bytes, file)) {
+    if ((count + others) % FIELDS_PER_YIELD === 0) yield;
     if (number === 1) {
-      if (pieces.length === PIECE_LIMIT) throw invalid(file, `has more than ${PIECE_LIMIT} pieces`);
-      pieces.push(parsePiece(message(value, file), file));
-    } else if (number === 2) {
+      if (++count > PIECE_LIMIT) throw invalid(file, `has more than ${PIECE_LIMIT} pieces`);
+      addPiece(message(value, file), pieces, file);
+      continue;
+    }
+    if (++others > FIELD_LIMIT) throw invalid(file, 'is damaged or no SentencePiece model');
+    if (number === 2) {
       modelType = parseModelType(message(value, file), file) ?? modelType;
     } else if (number === 3) {
       normalizer = parseNormalizer(message(value, file), normalizer, file);
     }
   }
-  if (pieces.length === 0) throw invalid(file, 'is no SentencePiece model: it has no pieces');
+  if (count === 0) throw invalid(file, 'is no SentencePiece model: it has no pieces');
   if (modelType !== BPE) {
     throw invalid(file, `is a SentencePiece model of type ${MODEL_TYPES[modelType] ?? modelType}; ChatGLM's are BPE`);
   }
   checkNormalizer(normalizer, file);
-  return packPieces(pieces, file);
+  return pieces.pack();
 }
 
 interface Normalizer {
@@ -50,32 +63,34 @@ interface Normalizer {
 /** The tokenizer in C++ does only what ChatGLM's model asks for. */
 function checkNormalizer(normalizer: Normalizer, file: string): void {
   const refuse = (what: string) => invalid(file, `its normalizer ${what}, which ChatGLM's does not`);
-  if (normalizer.charsmapBytes > 0) throw refuse(`rewrites characters (${normalizer.name})`);
-  if (normalizer.name !== '' && normalizer.name !== 'identity') throw refuse(`is ${normalizer.name}`);
+  if (normalizer.charsmapBytes > 0) throw refuse(`rewrites characters (${shown(normalizer.name)})`);
+  if (normalizer.name !== '' && normalizer.name !== 'identity') throw refuse(`is ${shown(normalizer.name)}`);
   if (!normalizer.addDummyPrefix) throw refuse('adds no dummy prefix');
   if (normalizer.removeExtraWhitespaces) throw refuse('removes whitespace');
   if (!normalizer.escape) throw refuse('does not escape whitespace');
 }
 
-function parsePiece(bytes: Uint8Array, file: string): Piece {
-  const piece: Piece = { text: new Uint8Array(0), score: 0, type: PieceType.normal };
-  for (const { number, value } of fields(bytes, file)) {
-    if (number === 1) piece.text = message(value, file);
-    else if (number === 2) piece.score = float(value, file);
-    else if (number === 3) piece.type = integer(value, file);
+function addPiece(bytes: Uint8Array, pieces: PieceList, file: string): void {
+  let text: Uint8Array = EMPTY;
+  let score = 0;
+  let type: number = PieceType.normal;
+  for (const { number, value } of fields(bytes, file, FIELD_LIMIT)) {
+    if (number === 1) text = message(value, file);
+    else if (number === 2) score = float(value, file);
+    else if (number === 3) type = integer(value, file);
   }
-  return piece;
+  pieces.add(text, score, type);
 }
 
 function parseModelType(trainerSpec: Uint8Array, file: string): number | undefined {
   let type: number | undefined;
-  for (const { number, value } of fields(trainerSpec, file)) if (number === 3) type = integer(value, file);
+  for (const { number, value } of fields(trainerSpec, file, FIELD_LIMIT)) if (number === 3) type = integer(value, file);
   return type;
 }
 
 function parseNormalizer(spec: Uint8Array, before: Normalizer, file: string): Normalizer {
   const normalizer = { ...before };
-  for (const { number, value } of fields(spec, file)) {
+  for (const { number, value } of fields(spec, file, FIELD_LIMIT)) {
     if (number === 1) normalizer.name = Buffer.from(message(value, file)).toString('latin1').slice(0, 40);
     else if (number === 2) normalizer.charsmapBytes = message(value, file).length;
     else if (number === 3) normalizer.addDummyPrefix = integer(value, file) !== 0;
@@ -92,9 +107,14 @@ const FIXED64 = 1;
 const LENGTH_DELIMITED = 2;
 const FIXED32 = 5;
 
-/** The fields of a protobuf message, https://protobuf.dev/programming-guides/encoding */
-function* fields(bytes: Uint8Array, file: string): Generator<{ number: number; value: FieldValue }> {
+/** The fields of a protobuf message, https://protobuf.dev/programming-guides/encoding. More than `most` are an error. */
+function* fields(
+  bytes: Uint8Array,
+  file: string,
+  most = Number.POSITIVE_INFINITY,
+): Generator<{ number: number; value: FieldValue }> {
   let at = 0;
+  let count = 0;
   const varint = (): number => {
     let value = 0;
     for (let factor = 1; factor < 2 ** 64; factor *= 128) {
@@ -109,7 +129,8 @@ function* fields(bytes: Uint8Array, file: string): Generator<{ number: number; v
     const tag = varint();
     const wire = tag % 8;
     const number = Math.floor(tag / 8);
-    if (number === 0 || number > 0x1fffffff) throw invalid(file, 'is damaged or no SentencePiece model');
+    if (number === 0 || number > 0x1fffffff || ++count > most)
+      throw invalid(file, 'is damaged or no SentencePiece model');
     if (wire === 0) {
       yield { number, value: varint() };
       continue;

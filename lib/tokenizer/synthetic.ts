@@ -1,6 +1,6 @@
 import { families } from '../families/index.js';
 import { PieceType, type TokenizerData } from './data.js';
-import { bytePiece, FIRST_BYTE_PIECE, type Piece, packPieces } from './pieces.js';
+import { bytePiece, FIRST_BYTE_PIECE, PieceList } from './pieces.js';
 
 /** SentencePiece's mark for a space. */
 const SPACE = '\u2581';
@@ -14,24 +14,23 @@ const IDEOGRAPHS = 20_902;
  * ones, so it takes any text; what it has not is a meaning.
  */
 export function syntheticTokenizer(count: number): TokenizerData {
-  const pieces: Piece[] = [
-    { text: Buffer.from('<unk>'), score: 0, type: PieceType.unknown },
-    { text: Buffer.from('<s>'), score: 0, type: PieceType.control },
-    { text: Buffer.from('</s>'), score: 0, type: PieceType.control },
-  ];
-  for (let byte = 0; byte < 256; byte++) {
-    pieces.push({ text: Buffer.from(bytePiece(byte)), score: 0, type: PieceType.byte });
-  }
+  const pieces = new PieceList('the synthetic tokenizer');
+  pieces.add(Buffer.from('<unk>'), 0, PieceType.unknown);
+  pieces.add(Buffer.from('<s>'), 0, PieceType.control);
+  pieces.add(Buffer.from('</s>'), 0, PieceType.control);
+  for (let byte = 0; byte < 256; byte++) pieces.add(Buffer.from(bytePiece(byte)), 0, PieceType.byte);
   const ordinary = FIRST_BYTE_PIECE + 256;
   const taken: ReadonlySet<string> = new Set(families.flatMap(({ specialTokens }) => specialTokens));
+  let id = ordinary;
   for (const text of ordinaryPieces()) {
-    if (pieces.length >= count) break;
+    if (id >= count) break;
     // "sop" and "eop" are names of special tokens, which must be unlike all pieces.
     if (taken.has(text)) continue;
     // Scores fall with the id: the pieces of the smallest ids are merged first.
-    pieces.push({ text: Buffer.from(text), score: ordinary - pieces.length, type: PieceType.normal });
+    pieces.add(Buffer.from(text), ordinary - id, PieceType.normal);
+    id++;
   }
-  return packPieces(pieces, 'the synthetic tokenizer');
+  return pieces.pack();
 }
 
 /** Distinct texts without end, the short ones first. */

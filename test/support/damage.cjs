@@ -3,6 +3,7 @@
 const fs = require('node:fs');
 const path = require('node:path');
 const { isMainThread, parentPort, workerData } = require('node:worker_threads');
+const { computes, errorProblem, rangeProblem, readAtOnce } = require('./hostile.cjs');
 
 /**
  * Damages a file at each of the positions in turn: all bits of the byte, one bit of it, and at last the file cut there.
@@ -35,9 +36,7 @@ async function forEachDamage(file, positions, check) {
  * the runtime must load it, or refuse it, and compute.
  */
 async function openDamaged({ target, file, positions }) {
-  const dist = path.join(__dirname, '..', '..', 'dist');
-  const { openCheckpoint } = require(path.join(dist, 'checkpoint', 'open.js'));
-  const { loadModel } = require(dist);
+  const { openCheckpoint } = require(path.join(__dirname, '..', '..', 'dist', 'checkpoint', 'open.js'));
   const outcome = { refused: 0, computed: 0, largestBuffer: 0, failures: [] };
   const { allocUnsafe } = Buffer;
   Buffer.allocUnsafe = (size) => {
@@ -45,46 +44,25 @@ async function openDamaged({ target, file, positions }) {
     return allocUnsafe(size);
   };
   await forEachDamage(file, positions, async (damage) => {
+    const fail = (problem) => outcome.failures.push(`${damage}: ${problem}`);
     try {
       const checkpoint = await openCheckpoint(target);
-      const sizes = checkpoint.files.map((name) => fs.statSync(name).size);
-      for (const { name, data, scale } of checkpoint.tensors) {
-        for (const { file: index, offset, length } of scale === undefined ? [data] : [data, scale]) {
-          const inside = offset >= 0 && length > 0 && offset + length <= sizes[index];
-          if (!inside) outcome.failures.push(`${damage}: ${name} lies outside`);
-        }
-      }
-      const model = await loadModel(target, { threads: 1, maxSequences: 1 });
-      try {
-        // Damaged weights may well overflow; that is an error of its own.
-        await model.logits([1, 2, 3]).catch(({ code }) => {
-          if (code !== 'ERR_INVALID_LOGITS') throw code;
-        });
-        outcome.computed++;
-      } finally {
-        await model.dispose();
-      }
+      const outside = rangeProblem(checkpoint, (name) => fs.statSync(name).size);
+      if (outside !== undefined) fail(outside);
     } catch (error) {
       outcome.refused++;
-      if (error.code !== 'ERR_CHECKPOINT_INVALID') outcome.failures.push(`${damage}: ${error.stack}`);
+      const problem = errorProblem(error);
+      if (problem !== undefined) fail(problem);
+      return;
+    }
+    try {
+      if (await computes(target)) outcome.computed++;
+      else outcome.refused++;
+    } catch (error) {
+      fail(error.stack);
     }
   });
   return outcome;
-}
-
-/** Lets node:fs/promises read at once: a hundred thousand trips to the thread pool take a minute, and test nothing. */
-function readAtOnce() {
-  const promises = require('node:fs/promises');
-  promises.stat = async (...args) => fs.statSync(...args);
-  promises.readdir = async (...args) => fs.readdirSync(...args);
-  promises.open = async (...args) => {
-    const fd = fs.openSync(...args);
-    return {
-      stat: async () => fs.fstatSync(fd),
-      read: async (...place) => ({ bytesRead: fs.readSync(fd, ...place) }),
-      close: async () => fs.closeSync(fd),
-    };
-  };
 }
 
 if (!isMainThread && workerData?.task === 'openDamaged') {

@@ -1,5 +1,5 @@
 import { basename } from 'node:path';
-import { invalid, invalidTensor, shown } from '../../common/invalid.js';
+import { invalid, invalidTensor, plainText, shown } from '../../common/invalid.js';
 import { FAMILY_HINT, familyOfVocabulary } from '../../families/detect.js';
 import { MODEL_FAMILIES, type ModelFamily } from '../../families/index.js';
 import type { TokenizerData } from '../../tokenizer/data.js';
@@ -7,8 +7,9 @@ import type { CheckpointFile } from '../file.js';
 import { EMBEDDING, OUTPUT, tensorLayout } from '../tensor-table.js';
 import type { Checkpoint, ModelConfig, TensorEntry } from '../types.js';
 import { type FieldNames, validateCheckpoint, validateConfig } from '../validate.js';
-import { type GgufHeader, GgufStrings, readGgufHeader } from './header.js';
-import { ggufTokenizer, hasToken } from './tokenizer.js';
+import { GgufStrings } from './arrays.js';
+import { type GgufHeader, readGgufHeader } from './header.js';
+import { ggufTokenizer, hasToken, TOKENIZER_ARRAYS } from './tokenizer.js';
 
 export const ARCHITECTURE = 'chatglm';
 
@@ -36,11 +37,8 @@ const FIELD_NAMES: FieldNames = {
   vocabSize: `rows of ${EMBEDDING}`,
 };
 
-/** Longer arrays (the tokenizer's, above all) are left out of {@link Checkpoint.metadata}. */
-const METADATA_ARRAY_LIMIT = 64;
-
 export async function openGguf(file: CheckpointFile, wantedFamily: ModelFamily | undefined): Promise<Checkpoint> {
-  const header = await readGgufHeader(file);
+  const header = await readGgufHeader(file, TOKENIZER_ARRAYS);
   refuseOtherModels(header, file);
   const config = parseConfig(header, wantedFamily ?? familyOf(header, file), file);
   return validateCheckpoint({
@@ -50,7 +48,7 @@ export async function openGguf(file: CheckpointFile, wantedFamily: ModelFamily |
     fileSizes: [file.size],
     config,
     tensors: completeTensors(header, config, file),
-    tokenizer: ggufTokenizer(header, file.path),
+    tokenizer: await file.inTurns(ggufTokenizer(header, file.path)),
     metadata: plainMetadata(header),
     nameInFile: (spec) => spec.name,
     tensorList: file.path,
@@ -59,11 +57,11 @@ export async function openGguf(file: CheckpointFile, wantedFamily: ModelFamily |
 
 export async function readGgufTokenizer(
   file: CheckpointFile,
-  wantedFamily?: ModelFamily,
+  wantedFamily?: ModelFamily | undefined,
 ): Promise<{ data: TokenizerData; family: ModelFamily }> {
-  const header = await readGgufHeader(file);
+  const header = await readGgufHeader(file, TOKENIZER_ARRAYS);
   refuseOtherModels(header, file);
-  const data = ggufTokenizer(header, file.path);
+  const data = await file.inTurns(ggufTokenizer(header, file.path));
   if (data === undefined) throw invalid(file.path, 'holds no tokenizer');
   return { data, family: wantedFamily ?? familyOf(header, file) };
 }
@@ -71,7 +69,11 @@ export async function readGgufTokenizer(
 function refuseOtherModels({ metadata }: GgufHeader, file: CheckpointFile): void {
   const architecture = metadata.get('general.architecture');
   if (architecture !== ARCHITECTURE) {
-    throw invalid(file.path, `holds a model of the architecture ${shown(String(architecture))}, not ${ARCHITECTURE}`);
+    throw invalid(file.path, `holds a model of the architecture ${shown(architecture)}, not ${ARCHITECTURE}`);
+  }
+  const type = metadata.get('general.type');
+  if (type !== undefined && type !== 'model') {
+    throw invalid(file.path, `holds no model, but is of the type ${shown(type)}; open the model that it belongs to`);
   }
   const splits = metadata.get('split.count');
   if (splits !== undefined && splits !== 0 && splits !== 1) {
@@ -83,7 +85,7 @@ function familyOf(header: GgufHeader, file: CheckpointFile): ModelFamily {
   const written = header.metadata.get(FAMILY_KEY);
   const known = MODEL_FAMILIES.find((family) => family === written);
   if (known !== undefined) return known;
-  if (written !== undefined) throw invalid(file.path, `${FAMILY_KEY} is ${shown(String(written))}`);
+  if (written !== undefined) throw invalid(file.path, `${FAMILY_KEY} is ${shown(written)}`);
   const name = header.metadata.get('general.name');
   const family = familyOfVocabulary((token) => hasToken(header, token), typeof name === 'string' ? name : '');
   if (family === undefined)
@@ -127,15 +129,18 @@ function ropeScale({ metadata }: GgufHeader, file: CheckpointFile): number {
   const type = metadata.get(KEYS.ropeScalingType) ?? 'none';
   const factor = metadata.get(KEYS.ropeScale) ?? 1;
   if (type === 'none') return 1;
-  if (type !== 'linear')
-    throw invalid(file.path, `${KEYS.ropeScalingType} is ${shown(String(type))}; "linear" is known`);
+  if (type !== 'linear') throw invalid(file.path, `${KEYS.ropeScalingType} is ${shown(type)}; "linear" is known`);
   if (typeof factor !== 'number') throw invalid(file.path, `${KEYS.ropeScale} is no number`);
   return decimalOfFloat32(factor);
 }
 
+/** Of a model's name that is kept, in characters. */
+const NAME_LENGTH = 256;
+
+/** Names are for people, who see them in a terminal. */
 function nameOf({ metadata }: GgufHeader, file: CheckpointFile): string {
   const name = metadata.get('general.name');
-  return typeof name === 'string' && name !== '' ? name : basename(file.path);
+  return plainText(typeof name === 'string' && name !== '' ? name.slice(0, NAME_LENGTH) : basename(file.path));
 }
 
 /** The tensors of the model, its output matrix in particular: under tied embeddings the file has none. */
@@ -157,17 +162,11 @@ function completeTensors({ tensors }: GgufHeader, config: ModelConfig, file: Che
   return complete;
 }
 
+/** The tokenizer is left out, and so are other long arrays. */
 function plainMetadata({ metadata }: GgufHeader): Record<string, unknown> {
-  const plain: [string, unknown][] = [];
-  for (const [key, value] of metadata) {
-    if (value instanceof GgufStrings) {
-      if (value.items.length <= METADATA_ARRAY_LIMIT)
-        plain.push([key, value.items.map((item) => Buffer.from(item).toString())]);
-    } else if (!Array.isArray(value) || value.length <= METADATA_ARRAY_LIMIT) {
-      plain.push([key, value]);
-    }
-  }
-  return Object.fromEntries(plain);
+  return Object.fromEntries(
+    [...metadata].filter(([, value]) => !(value instanceof GgufStrings || value instanceof Float64Array)),
+  );
 }
 
 /** The shortest decimal that rounds to the given float32: what the file's author wrote, such as 1e-5. */

@@ -1,20 +1,19 @@
 import { invalid, invalidTensor, shown } from '../../common/invalid.js';
+import type { Work } from '../../common/turns.js';
 import { type CheckpointFile, rangeFits } from '../file.js';
-import { checkOverlaps } from '../huggingface/safetensors.js';
-import { elementCount, rowsAndColumns, tensorBytes, typeOfGgml } from '../tensor-types.js';
+import { TENSOR_LIMIT } from '../huggingface/raw-tensor.js';
+import { checkOverlaps } from '../overlaps.js';
+import { elementCount, rowsAndColumns, TYPE_LAYOUTS, tensorBytes, typeOfGgml } from '../tensor-types.js';
 import type { TensorEntry } from '../types.js';
+import { GgufStrings, LENGTH_BYTES } from './arrays.js';
 import { alignUp, DEFAULT_ALIGNMENT, GGUF_MAGIC, VALUE_BYTES, ValueType } from './format.js';
 
 export type GgufScalar = number | boolean | string;
-export type GgufArray = number[] | boolean[] | GgufStrings;
-export type GgufValue = GgufScalar | GgufArray;
-
-/** Strings of a metadata array. They stay bytes: pieces of a tokenizer need not be whole characters. */
-export class GgufStrings {
-  constructor(readonly items: readonly Uint8Array[]) {}
-}
+/** A short array as plain values; one of many strings or numbers, of those that were asked for, in one piece. */
+export type GgufValue = GgufScalar | readonly GgufScalar[] | GgufStrings | Float64Array;
 
 export interface GgufHeader {
+  /** Without the long arrays that nobody asked for. */
   metadata: ReadonlyMap<string, GgufValue>;
   /** By name; `data.file` is 0. */
   tensors: ReadonlyMap<string, TensorEntry>;
@@ -23,13 +22,25 @@ export interface GgufHeader {
 /** A 6B model's header has 2 MB, nearly all of it the tokenizer. */
 const HEADER_LIMIT = 256 << 20;
 /** The window on the header grows from the first to the second size: small headers should cost little, too. */
-const WINDOW_BYTES = [4 << 10, 512 << 10] as const;
+const WINDOW_BYTES = [4 << 10, 256 << 10] as const;
 const NAME_LIMIT = 4096;
-const STRING_LIMIT = 8 << 20;
-const ENTRY_LIMIT = 65_536;
-const ARRAY_LIMIT = 2 << 20;
+/** Bytes of a string; a chat template, the longest, has some 10 kB. */
+const STRING_LIMIT = 1 << 20;
+/** Bytes of all values that are kept together, the arrays that were asked for not counted. */
+const KEPT_LIMIT = 4 << 20;
+/** Bytes of the texts of a vocabulary; ChatGLM's have 1.2 MB. */
+const VOCABULARY_LIMIT = 32 << 20;
+/** llama.cpp's converter writes some 30 entries. */
+const ENTRY_LIMIT = 4096;
+/** Of all arrays of a file together: texts, scores and types of the largest vocabulary, and its merges. */
+const ITEM_LIMIT = 4 << 20;
+/** Longer arrays are kept only where they are asked for. */
+const SHORT_ARRAY = 64;
+/** Items between two looks at the clock. */
+const ITEMS_PER_YIELD = 4096;
 /** Names of the types that GGUF knows and this package does not, for messages. */
 const OTHER_TYPES: Readonly<Record<number, string>> = {
+  9: 'Q8_1',
   10: 'Q2_K',
   11: 'Q3_K',
   15: 'Q8_K',
@@ -41,25 +52,45 @@ const OTHER_TYPES: Readonly<Record<number, string>> = {
   21: 'IQ3_S',
   22: 'IQ2_S',
   23: 'IQ4_XS',
+  24: 'I8',
+  25: 'I16',
+  26: 'I32',
+  27: 'I64',
   28: 'F64',
   29: 'IQ1_M',
+  31: 'Q4_0_4_4',
+  32: 'Q4_0_4_8',
+  33: 'Q4_0_8_8',
   34: 'TQ1_0',
   35: 'TQ2_0',
   39: 'MXFP4',
 };
+/** What to do with a file of another type. */
+const READ_TYPES = Object.entries(TYPE_LAYOUTS)
+  .filter(([, { ggml }]) => ggml !== undefined)
+  .map(([type]) => type.toUpperCase())
+  .join(', ');
+const TYPE_HINT = `read are ${READ_TYPES}; open the f16 original, or a file that llama-quantize made of it as Q8_0 or Q4_0`;
 
-/** Reads metadata and tensor table of a GGUF file, versions 2 and 3, little-endian. */
-export async function readGgufHeader(file: CheckpointFile): Promise<GgufHeader> {
+/**
+ * Reads metadata and tensor table of a GGUF file, versions 2 and 3, little-endian. Of long arrays only the `wanted` ones
+ * are kept; the others are passed over.
+ */
+export async function readGgufHeader(file: CheckpointFile, wanted: readonly string[]): Promise<GgufHeader> {
   const reader = new HeaderReader(file);
   await checkVersion(reader, file);
-  const tensorCount = await reader.count('tensors', ENTRY_LIMIT);
+  const tensorCount = await reader.count('tensors', TENSOR_LIMIT);
   const valueCount = await reader.count('metadata entries', ENTRY_LIMIT);
 
   const metadata = new Map<string, GgufValue>();
+  const keys = new Set<string>();
   for (let i = 0; i < valueCount; i++) {
     const key = (await reader.bytes(NAME_LIMIT)).toString('utf8');
-    if (metadata.has(key)) throw invalid(file.path, `has the key ${shown(key)} twice`);
-    metadata.set(key, await readValue(reader, key, file));
+    if (keys.has(key)) throw invalid(file.path, `has the key ${shown(key)} twice`);
+    keys.add(key);
+    const value = await readValue(reader, key, wanted.includes(key), file);
+    if (value !== undefined) metadata.set(key, value);
+    if (file.pace.isOver) await file.pace.rest();
   }
 
   const alignment = metadata.get('general.alignment') ?? DEFAULT_ALIGNMENT;
@@ -68,13 +99,14 @@ export async function readGgufHeader(file: CheckpointFile): Promise<GgufHeader> 
     !(alignment >= 1 && alignment <= 1 << 20) ||
     !Number.isInteger(Math.log2(alignment))
   ) {
-    throw invalid(file.path, `general.alignment is ${shown(String(alignment))}; it must be a power of two`);
+    throw invalid(file.path, `general.alignment is ${shown(alignment)}; it must be a power of two`);
   }
   const tensors = new Map<string, TensorEntry>();
   for (let i = 0; i < tensorCount; i++) {
     const tensor = await readTensorInfo(reader, alignment, file);
     if (tensors.has(tensor.name)) throw invalidTensor(file.path, tensor.name, 'occurs twice');
     tensors.set(tensor.name, tensor);
+    if (file.pace.isOver) await file.pace.rest();
   }
 
   const dataStart = alignUp(reader.position, alignment);
@@ -96,19 +128,57 @@ async function checkVersion(reader: HeaderReader, file: CheckpointFile): Promise
   if (version !== 2 && version !== 3) throw invalid(file.path, `is of GGUF version ${version}; 2 and 3 are known`);
 }
 
-async function readValue(reader: HeaderReader, key: string, file: CheckpointFile): Promise<GgufValue> {
+/** Undefined for a long array that nobody wants. */
+async function readValue(
+  reader: HeaderReader,
+  key: string,
+  isWanted: boolean,
+  file: CheckpointFile,
+): Promise<GgufValue | undefined> {
   const type = await reader.u32();
-  if (type === ValueType.string) return (await reader.bytes(STRING_LIMIT)).toString('utf8');
+  if (type === ValueType.string) {
+    const bytes = await reader.bytes(STRING_LIMIT);
+    reader.keep(bytes.length);
+    return bytes.toString('utf8');
+  }
   if (type !== ValueType.array) return readScalar(await reader.take(valueBytes(type, key, file)), 0, type, key, file);
 
   const itemType = await reader.u32();
-  const count = await reader.count(`values of ${shown(key)}`, ARRAY_LIMIT);
-  if (itemType === ValueType.string) return new GgufStrings(await reader.strings(count, STRING_LIMIT));
+  const count = await reader.items(key);
+  const isShort = count <= SHORT_ARRAY;
+  if (itemType === ValueType.string) {
+    if (!isWanted && !isShort) {
+      await reader.skipStrings(count, STRING_LIMIT);
+      return undefined;
+    }
+    const strings = await reader.strings(count, STRING_LIMIT, isWanted);
+    return isWanted ? strings : Array.from({ length: count }, (_, i) => strings.at(i).toString('utf8'));
+  }
   const itemBytes = valueBytes(itemType, key, file);
-  const items: GgufScalar[] = [];
+  if (!isWanted && !isShort) {
+    await reader.skip(count * itemBytes);
+    return undefined;
+  }
   const bytes = await reader.take(count * itemBytes);
-  for (let i = 0; i < count; i++) items.push(readScalar(bytes, i * itemBytes, itemType, key, file));
-  return items as number[] | boolean[];
+  if (!isWanted || itemType === ValueType.bool) {
+    return Array.from({ length: isShort ? count : 0 }, (_, i) => readScalar(bytes, i * itemBytes, itemType, key, file));
+  }
+  return file.inTurns(readNumbers(bytes, itemBytes, itemType, key, file));
+}
+
+function* readNumbers(
+  bytes: Buffer,
+  itemBytes: number,
+  type: number,
+  key: string,
+  file: CheckpointFile,
+): Work<Float64Array> {
+  const numbers = new Float64Array(bytes.length / itemBytes);
+  for (let i = 0; i < numbers.length; i++) {
+    if (i % ITEMS_PER_YIELD === 0) yield;
+    numbers[i] = Number(readScalar(bytes, i * itemBytes, type, key, file));
+  }
+  return numbers;
 }
 
 function valueBytes(type: number, key: string, file: CheckpointFile): number {
@@ -165,7 +235,9 @@ async function readTensorInfo(reader: HeaderReader, alignment: number, file: Che
   if (elements === undefined) throw fail(`has the shape ${shape.join(' x ')}`);
   const number = await reader.u32();
   const type = typeOfGgml(number);
-  if (type === undefined) throw fail(`has the type ${OTHER_TYPES[number] ?? number}, which is not supported`);
+  if (type === undefined) {
+    throw fail(`has the type ${OTHER_TYPES[number] ?? number}, which is not supported; ${TYPE_HINT}`);
+  }
   const offset = await reader.u64('an offset');
   if (offset % alignment !== 0) throw fail(`begins at ${offset}, which is no multiple of ${alignment}`);
   const length = tensorBytes(type, ...rowsAndColumns(shape));
@@ -181,6 +253,10 @@ class HeaderReader {
   private start = 0;
   private at = 0;
   private windowBytes: number = WINDOW_BYTES[0];
+  /** Of all arrays so far. */
+  private itemCount = 0;
+  /** Of all values so far that are kept. */
+  private keptBytes = 0;
 
   constructor(private readonly file: CheckpointFile) {}
 
@@ -217,19 +293,63 @@ class HeaderReader {
     return this.take(length);
   }
 
-  /** Like bytes(), `count` times, waiting only where the window ends: a vocabulary has 65,024 strings. */
-  async strings(count: number, limit: number): Promise<Uint8Array[]> {
-    const strings: Uint8Array[] = [];
-    for (let i = 0; i < count; i++) {
-      if (this.at + 8 > this.window.length) await this.fill(8);
-      const length = exact(this.window.readBigUInt64LE(this.at), 'the length of a string', this.file);
-      this.checkLength(length, limit);
-      this.at += 8;
-      if (this.at + length > this.window.length) await this.fill(length);
-      strings.push(this.window.subarray(this.at, this.at + length));
-      this.at += length;
+  /** The length of an array, which counts towards what a file may have of items. */
+  async items(key: string): Promise<number> {
+    const count = await this.count(`values of ${shown(key)}`, ITEM_LIMIT);
+    this.itemCount += count;
+    if (this.itemCount > ITEM_LIMIT) {
+      throw invalid(this.file.path, `is damaged: its arrays would have more than ${ITEM_LIMIT} items`);
     }
-    return strings;
+    return count;
+  }
+
+  /** Counts bytes of a value that is kept. */
+  keep(bytes: number): void {
+    this.keptBytes += bytes;
+    if (this.keptBytes > KEPT_LIMIT) {
+      throw invalid(this.file.path, `is damaged: its metadata would have more than ${KEPT_LIMIT} bytes`);
+    }
+  }
+
+  /** The strings of an array. They are passed over first, and then read in one piece. */
+  async strings(count: number, limit: number, isWanted: boolean): Promise<GgufStrings> {
+    if (count * LENGTH_BYTES > this.file.size - this.position) throw this.endsTooEarly();
+    const offsets = new Uint32Array(count + 1);
+    const begin = this.position;
+    await this.skipStrings(count, limit, offsets);
+    const length = this.position - begin;
+    if (!isWanted) this.keep(length);
+    if (length > VOCABULARY_LIMIT)
+      throw invalid(this.file.path, `is damaged: its vocabulary would have ${length} bytes`);
+    return new GgufStrings(await this.file.read(begin, length), offsets);
+  }
+
+  /** Passes over strings, waiting only where the window ends: a vocabulary has 65,024. Fills in where each begins. */
+  async skipStrings(count: number, limit: number, offsets?: Uint32Array): Promise<void> {
+    const begin = this.position;
+    for (let i = 0; i < count; i++) {
+      if (this.at + LENGTH_BYTES > this.window.length) await this.fill(LENGTH_BYTES);
+      const low = this.window.readUInt32LE(this.at);
+      const high = this.window.readUInt32LE(this.at + 4);
+      const length = high * 2 ** 32 + low;
+      this.checkLength(length, limit);
+      this.at += LENGTH_BYTES;
+      if (this.at + length > this.window.length) await this.skip(length);
+      else this.at += length;
+      if (offsets !== undefined) offsets[i + 1] = this.position - begin;
+    }
+  }
+
+  /** Passes over bytes without reading those that do not lie in the window. */
+  async skip(length: number): Promise<void> {
+    this.checkEnd(length);
+    if (this.at + length <= this.window.length) {
+      this.at += length;
+      return;
+    }
+    this.start = this.position + length;
+    this.at = 0;
+    this.window = Buffer.alloc(0);
   }
 
   private checkLength(length: number, limit: number): void {
@@ -238,13 +358,19 @@ class HeaderReader {
 
   private async fill(length: number): Promise<void> {
     const position = this.position;
-    if (length > Math.min(HEADER_LIMIT, this.file.size) - position) {
-      throw invalid(this.file.path, 'is damaged or cut short: its header ends too early');
-    }
+    this.checkEnd(length);
     this.windowBytes = Math.min(2 * this.windowBytes, WINDOW_BYTES[1]);
     const wanted = Math.min(Math.max(length, this.windowBytes), this.file.size - position);
     this.window = await this.file.read(position, wanted);
     this.start = position;
     this.at = 0;
+  }
+
+  private checkEnd(length: number): void {
+    if (length > Math.min(HEADER_LIMIT, this.file.size) - this.position) throw this.endsTooEarly();
+  }
+
+  private endsTooEarly() {
+    return invalid(this.file.path, 'is damaged or cut short: its header ends too early');
   }
 }

@@ -1,8 +1,20 @@
 import { invalid, shown } from '../../common/invalid.js';
+import type { Work } from '../../common/turns.js';
 import { CHATGLM2_TOKENS } from '../../families/family.js';
 import { PieceType, type TokenizerData } from '../../tokenizer/data.js';
-import { type Piece, packPieces } from '../../tokenizer/pieces.js';
-import { type GgufHeader, GgufStrings, type GgufValue } from './header.js';
+import { PieceList } from '../../tokenizer/pieces.js';
+import { GgufStrings } from './arrays.js';
+import type { GgufHeader, GgufValue } from './header.js';
+
+const TOKENS = 'tokenizer.ggml.tokens';
+const SCORES = 'tokenizer.ggml.scores';
+const TYPES = 'tokenizer.ggml.token_type';
+
+/** The long arrays that a tokenizer is made of. */
+export const TOKENIZER_ARRAYS = [TOKENS, SCORES, TYPES] as const;
+
+/** Pieces between two looks at the clock. */
+const PIECES_PER_YIELD = 256;
 
 /** llama.cpp's converter renames the first three pieces; theirs are the names in tokenizer.model. */
 const HEAD = [
@@ -15,52 +27,53 @@ const HEAD = [
  * Takes the SentencePiece pieces out of GGUF's `tokenizer.ggml` keys, as set_vocab_chatglm3() of llama.cpp's
  * convert_hf_to_gguf.py writes them: the pieces, the special tokens, then padding. The result equals tokenizer.model's.
  */
-export function ggufTokenizer({ metadata }: GgufHeader, file: string): TokenizerData | undefined {
+export function* ggufTokenizer({ metadata }: GgufHeader, file: string): Work<TokenizerData | undefined> {
   const model = metadata.get('tokenizer.ggml.model');
-  const tokens = metadata.get('tokenizer.ggml.tokens');
+  const tokens = metadata.get(TOKENS);
   if (model === undefined && tokens === undefined) return undefined;
   if (model !== 'llama') {
-    throw invalid(file, `has a tokenizer of the kind ${shown(String(model))}; ChatGLM2's and ChatGLM3's is "llama"`);
+    throw invalid(file, `has a tokenizer of the kind ${shown(model)}; ChatGLM2's and ChatGLM3's is "llama"`);
   }
-  if (!(tokens instanceof GgufStrings)) throw invalid(file, 'has no tokenizer.ggml.tokens');
-  const texts = tokens.items;
-  const scores = numbers(metadata.get('tokenizer.ggml.scores'), texts.length, 'tokenizer.ggml.scores', file);
-  const types = numbers(metadata.get('tokenizer.ggml.token_type'), texts.length, 'tokenizer.ggml.token_type', file);
+  if (!(tokens instanceof GgufStrings)) throw invalid(file, `has no ${TOKENS}`);
+  const scores = numbers(metadata.get(SCORES), tokens.length, SCORES, file);
+  const types = numbers(metadata.get(TYPES), tokens.length, TYPES, file);
 
-  const count = countPieces(texts, file);
-  const pieces: Piece[] = texts
-    .slice(0, count)
-    .map((text, id) => ({ text, score: scores[id] ?? 0, type: types[id] ?? PieceType.normal }));
-  HEAD.forEach(({ text, aliases, type }, id) => {
-    const found = Buffer.from(texts[id] ?? []).toString();
-    if (!aliases.some((alias) => alias === found))
-      throw invalid(file, `token ${id} is ${shown(found)} instead of ${text}`);
-    pieces[id] = { text: Buffer.from(text), score: pieces[id]?.score ?? 0, type };
-  });
-  return packPieces(pieces, file);
+  const count = countPieces(tokens, file);
+  const pieces = new PieceList(file);
+  for (let id = 0; id < count; id++) {
+    if (id % PIECES_PER_YIELD === 0) yield;
+    const text = tokens.at(id);
+    const head = HEAD[id];
+    if (head === undefined) {
+      pieces.add(text, scores[id] ?? 0, types[id] ?? PieceType.normal);
+      continue;
+    }
+    const found = text.toString('utf8');
+    if (!head.aliases.some((alias) => alias === found)) {
+      throw invalid(file, `token ${id} is ${shown(found)} instead of ${head.text}`);
+    }
+    pieces.add(Buffer.from(head.text), scores[id] ?? 0, head.type);
+  }
+  return pieces.pack();
 }
 
 /** Whether the vocabulary has a token of this text. */
 export function hasToken({ metadata }: GgufHeader, text: string): boolean {
-  const tokens = metadata.get('tokenizer.ggml.tokens');
-  const wanted = Buffer.from(text);
-  return tokens instanceof GgufStrings && tokens.items.some((token) => Buffer.compare(token, wanted) === 0);
+  const tokens = metadata.get(TOKENS);
+  return tokens instanceof GgufStrings && tokens.indexOf(text) >= 0;
 }
 
 /** Pieces end where the special tokens begin. */
-function countPieces(texts: readonly Uint8Array[], file: string): number {
-  const first = Buffer.from(CHATGLM2_TOKENS[0]);
-  const count = texts.findIndex((text) => Buffer.compare(text, first) === 0);
+function countPieces(tokens: GgufStrings, file: string): number {
+  const count = tokens.indexOf(CHATGLM2_TOKENS[0]);
   CHATGLM2_TOKENS.forEach((token, i) => {
-    const found = Buffer.from(texts[count + i] ?? []).toString();
-    if (count < 0 || found !== token) throw invalid(file, `the tokenizer lacks ${token} where ChatGLM's has it`);
+    const isThere = count >= 0 && count + i < tokens.length && tokens.at(count + i).toString('utf8') === token;
+    if (!isThere) throw invalid(file, `the tokenizer lacks ${token} where ChatGLM's has it`);
   });
   return count;
 }
 
-function numbers(value: GgufValue | undefined, length: number, key: string, file: string): readonly number[] {
-  if (!Array.isArray(value) || value.length !== length || !value.every((item) => typeof item === 'number')) {
-    throw invalid(file, `${key} does not have a number for each of the ${length} tokens`);
-  }
-  return value as number[];
+function numbers(value: GgufValue | undefined, length: number, key: string, file: string): Float64Array {
+  if (value instanceof Float64Array && value.length === length) return value;
+  throw invalid(file, `${key} does not have a number for each of the ${length} tokens`);
 }

@@ -1,7 +1,10 @@
-import { type FileHandle, open, rename, rm, stat } from 'node:fs/promises';
-import { resolve } from 'node:path';
+import { randomUUID } from 'node:crypto';
+import type { Stats } from 'node:fs';
+import { type FileHandle, link, lstat, open, realpath, rename, rm, stat } from 'node:fs/promises';
+import { dirname, resolve } from 'node:path';
 import { ChatGLMError, invalidArgument, throwIfAborted } from '../../common/errors.js';
 import { booleanOption, functionOption, signalOption } from '../../common/options.js';
+import { isSystemError, systemError } from '../../common/system-errors.js';
 import { rowsAndColumns, TYPE_LAYOUTS, tensorBytes } from '../tensor-types.js';
 import type { TensorEntry } from '../types.js';
 import { alignUp, DEFAULT_ALIGNMENT, GGUF_MAGIC, GGUF_VERSION } from './format.js';
@@ -54,37 +57,70 @@ export interface GgufContent<T extends GgufTensor> {
 }
 
 /**
- * Writes a GGUF file, version 3. It grows as `target.part` and gets its name when it is complete, so that whoever sees
- * `target` sees all of it.
+ * Writes a GGUF file, version 3. It grows under a name of its own beside the target and gets the target's name when it is
+ * complete and on the disk, so that whoever sees the target sees all of it, whoever else writes to it meanwhile. A target
+ * that is a symbolic link stays one: the file that it leads to is replaced.
  */
 export async function writeGguf<T extends GgufTensor>(
   target: string,
   content: GgufContent<T>,
   options: WriteOptions = {},
 ): Promise<WrittenFile> {
-  const path = resolve(target);
-  await refuseExisting(path, options);
-  throwIfAborted(options.signal);
-  const part = `${path}.part`;
-  const handle = await open(part, 'w').catch((error: unknown) => {
-    throw writeError(path, error);
-  });
-  let complete = false;
+  const given = resolve(target);
   try {
-    let bytes: number;
+    await refuseExisting(given, options);
+    throwIfAborted(options.signal);
+    const path = await followed(given);
+    const part = `${path}.${randomUUID()}.part`;
+    const handle = await open(part, 'wx');
     try {
-      bytes = await writeContent(handle, content, path, options);
+      let bytes: number;
+      try {
+        bytes = await writeContent(handle, content, given, options);
+        // Some file systems tell only now that the disk is full.
+        await handle.sync();
+      } finally {
+        await handle.close();
+      }
+      await publish(part, path, given, options);
+      return { path: given, bytes };
     } finally {
-      await handle.close();
+      await rm(part, { force: true });
     }
-    await refuseExisting(path, options);
-    await rename(part, path);
-    complete = true;
-    return { path, bytes };
   } catch (error) {
-    throw writeError(path, error);
-  } finally {
-    if (!complete) await rm(part, { force: true });
+    throw writeError(given, error);
+  }
+}
+
+/** Gives the complete file its name. Without `overwrite`, a file of this name that has appeared meanwhile stays. */
+async function publish(part: string, path: string, given: string, options: WriteOptions): Promise<void> {
+  if (options.overwrite) {
+    await refuseExisting(given, options);
+    await rename(part, path);
+    return;
+  }
+  try {
+    await link(part, path);
+  } catch (error) {
+    if (!isSystemError(error) || error.code === 'ENOENT') throw error;
+    // A file system without hard links: an empty file claims the name, unless there is one, and is replaced at once.
+    await (await open(path, 'wx')).close();
+    await rename(part, path);
+  }
+}
+
+/** The path that a symbolic link leads to; any other path as it is. */
+async function followed(path: string): Promise<string> {
+  try {
+    return await realpath(path);
+  } catch (error) {
+    if (!isSystemError(error) || error.code !== 'ENOENT') throw error;
+    const isThere = await lstat(path).then(
+      () => true,
+      () => false,
+    );
+    if (isThere) throw invalidArgument(`target: ${path} is a symbolic link to nothing, and stays what it is`);
+    return path;
   }
 }
 
@@ -100,7 +136,9 @@ async function writeContent<T extends GgufTensor>(
   const write = async (data: Uint8Array): Promise<void> => {
     throwIfAborted(signal);
     for (let done = 0; done < data.length; ) {
-      done += (await handle.write(data, done, data.length - done, bytes + done)).bytesWritten;
+      const { bytesWritten } = await handle.write(data, done, data.length - done, bytes + done);
+      if (bytesWritten === 0) throw new ChatGLMError('ERR_IO', `${path}: the system wrote nothing`, { file: path });
+      done += bytesWritten;
     }
     bytes += data.length;
     onProgress?.({ bytes, totalBytes });
@@ -146,15 +184,37 @@ function bytesOf({ name, type, shape }: GgufTensor): number {
   return bytes;
 }
 
+/** Refuses a target that may not be replaced: any without `overwrite`, and what is no file in any case. */
 async function refuseExisting(path: string, { overwrite = false }: WriteOptions): Promise<void> {
-  const existing = await stat(path).catch(() => undefined);
-  if (existing?.isDirectory()) throw invalidArgument(`target: ${path} is a directory`);
-  if (existing !== undefined && !overwrite)
-    throw invalidArgument(`target: ${path} exists already; overwrite: true, or --force, replaces it`);
+  const existing = await stat(path).catch((error: unknown) => {
+    if (isSystemError(error) && error.code === 'ENOENT') return undefined;
+    throw error;
+  });
+  if (existing === undefined) return;
+  if (!existing.isFile()) throw invalidArgument(`target: ${path} is ${kindOf(existing)}, and stays what it is`);
+  if (!overwrite) throw existsAlready(path);
 }
 
-/** A full disk or a missing folder is about the argument; the package has no code of its own for it. */
+function existsAlready(path: string): ChatGLMError {
+  return invalidArgument(`target: ${path} exists already; overwrite: true, or --force, replaces it`);
+}
+
+function kindOf(stats: Stats): string {
+  if (stats.isDirectory()) return 'a directory';
+  if (stats.isCharacterDevice() || stats.isBlockDevice()) return 'a device';
+  if (stats.isFIFO()) return 'a named pipe';
+  return stats.isSocket() ? 'a socket' : 'no regular file';
+}
+
+/** What is wrong with the target's path itself is about the argument; the rest is the system's. */
 function writeError(path: string, error: unknown): unknown {
-  if (error instanceof ChatGLMError || typeof (error as NodeJS.ErrnoException).syscall !== 'string') return error;
-  return new ChatGLMError('ERR_INVALID_ARGUMENT', `target: ${path} cannot be written: ${String(error)}`, {}, error);
+  if (error instanceof ChatGLMError || !isSystemError(error)) return error;
+  if (error.code === 'EEXIST') return existsAlready(path);
+  const refused = (problem: string) =>
+    new ChatGLMError('ERR_INVALID_ARGUMENT', `target: ${path} cannot be written: ${problem}`, { file: path }, error);
+  if (error.code === 'ENOENT') return refused(`there is no folder ${dirname(path)}`);
+  if (error.code === 'ENOTDIR') return refused('a part of the path is no folder');
+  if (error.code === 'ENAMETOOLONG') return refused('the name is too long');
+  if (error.code === 'ELOOP') return refused('its symbolic links lead back to each other');
+  return systemError(path, 'written', error);
 }

@@ -1,9 +1,10 @@
 import { basename } from 'node:path';
-import { invalid } from '../../common/invalid.js';
+import { invalid, plainText, shown } from '../../common/invalid.js';
 import { familyNamed, type ModelFamily } from '../../families/index.js';
+import { quantizationProblem } from '../foreign.js';
 import type { ModelConfig } from '../types.js';
 import { type FieldNames, validateConfig } from '../validate.js';
-import type { JsonObject } from './json.js';
+import { isObject, type JsonObject } from './json.js';
 
 const FIELD_NAMES: FieldNames = {
   layers: 'num_layers',
@@ -73,7 +74,7 @@ export function parseHuggingFaceConfig(
 function refuseOtherModels(json: JsonObject, file: string): void {
   const { model_type: type, vocab_size: vocab } = json;
   if (type !== undefined && type !== 'chatglm')
-    throw invalid(file, `describes a model of type ${String(type)}, not a ChatGLM`);
+    throw invalid(file, `describes a model of type ${shown(type)}, not a ChatGLM`);
   if ('position_encoding_2d' in json || 'inner_hidden_size' in json || vocab === 130_528 || vocab === 150_528) {
     throw invalid(
       file,
@@ -84,14 +85,27 @@ function refuseOtherModels(json: JsonObject, file: string): void {
     throw invalid(file, 'describes a GLM-4, which is not supported yet');
   }
   if (json.pre_seq_len !== undefined && json.pre_seq_len !== null) {
-    throw invalid(file, 'asks for a P-tuning prefix (pre_seq_len), which is not supported');
+    throw invalid(
+      file,
+      'asks for a P-Tuning v2 prefix (pre_seq_len; P-tuning), which is not supported; open the base model',
+    );
   }
+  refuseQuantization(json, file);
   for (const [name, supported] of Object.entries(FIXED_SETTINGS)) {
     const value = json[name];
     if (value !== undefined && value !== supported) {
-      throw invalid(file, `sets ${name} to ${String(value)}; only ${supported} is supported`);
+      throw invalid(file, `sets ${name} to ${shown(value)}; only ${supported} is supported`);
     }
   }
+}
+
+/** THUDM's own quantization is `quantization_bit`; these are what other tools write. */
+function refuseQuantization({ quantization_config: config, quantization }: JsonObject, file: string): void {
+  if (isObject(config)) {
+    const { quant_method: method, load_in_8bit: in8Bits, load_in_4bit: in4Bits } = config;
+    throw invalid(file, quantizationProblem(method ?? (in8Bits || in4Bits ? 'bitsandbytes' : 'an unnamed method')));
+  }
+  if (isObject(quantization)) throw invalid(file, quantizationProblem('MLX'));
 }
 
 function modelName(json: JsonObject, directory: string): string {
@@ -99,5 +113,5 @@ function modelName(json: JsonObject, directory: string): string {
   // Fine-tuned models often carry a path of the machine they were trained on.
   return typeof name === 'string' && /^[\w.-]+\/[\w.-]+$/.test(name) && !name.startsWith('.')
     ? name
-    : basename(directory);
+    : plainText(basename(directory));
 }

@@ -1,24 +1,23 @@
-import { readdir } from 'node:fs/promises';
-import { join } from 'node:path';
+import { basename, dirname, join } from 'node:path';
 import type { FileRange, TensorType } from '../../addon/native.js';
-import { throwIfAborted } from '../../common/errors.js';
 import { invalid, invalidTensor, shown } from '../../common/invalid.js';
 import { detectFamily, FAMILY_HINT } from '../../families/detect.js';
 import type { ModelFamily } from '../../families/index.js';
 import type { TokenizerData } from '../../tokenizer/data.js';
-import { readError, readSmallFile, readTokenizerModel, withFile } from '../file.js';
+import { type CheckpointFile, readTokenizerModel, withFile } from '../file.js';
+import { adapterProblem, contentOf, directoryProblem, tensorProblem } from '../foreign.js';
 import { EMBEDDING, OUTPUT, type TensorSpec, tensorLayout } from '../tensor-table.js';
 import type { FloatType } from '../tensor-types.js';
 import type { Checkpoint, TensorEntry } from '../types.js';
 import { validateCheckpoint } from '../validate.js';
 import { parseHuggingFaceConfig } from './config.js';
-import { isObject, type JsonObject, parseJsonObject } from './json.js';
+import type { JsonObject } from './json.js';
+import { Directory } from './listing.js';
 import type { RawTensor, RawTensorFile } from './raw-tensor.js';
-import { readSafetensors } from './safetensors.js';
-import { readTorchFile } from './torch.js';
+import { hasWeights, readWeights, readWeightsOf } from './weights.js';
 
-const CONFIG_LIMIT = 1 << 20;
-const TEXT_LIMIT = 16 << 20;
+/** Of every text beside the weights; THUDM's tokenization_chatglm.py, the longest, has 12 kB. */
+const TEXT_LIMIT = 1 << 20;
 
 /** What THUDM's names begin with; base models have been published without. */
 const PREFIX = 'transformer.';
@@ -27,27 +26,21 @@ const IGNORED = new Set(['rotary_pos_emb.inv_freq']);
 
 const FLOAT_TYPES: Readonly<Record<string, FloatType>> = { F32: 'f32', F16: 'f16', BF16: 'bf16' };
 
-interface Container {
-  format: 'safetensors' | 'torch';
-  single: string;
-  index: string;
-  read(path: string): Promise<RawTensorFile>;
+export interface DirectoryOptions {
+  /** Overrides what the files tell. */
+  family?: ModelFamily | undefined;
+  signal?: AbortSignal | undefined;
 }
 
-/** In the order of preference. */
-const CONTAINERS: readonly Container[] = [
-  { format: 'safetensors', single: 'model.safetensors', index: 'model.safetensors.index.json', read: readSafetensors },
-  { format: 'torch', single: 'pytorch_model.bin', index: 'pytorch_model.bin.index.json', read: readTorchFile },
-];
-
-/** Opens a directory as THUDM publishes it on Hugging Face. */
+/** Opens a directory as THUDM publishes it on Hugging Face; of its weights the set that the file belongs to, if one is given. */
 export async function openHuggingFace(
   path: string,
-  wantedFamily: ModelFamily | undefined,
-  signal: AbortSignal | undefined,
+  { family: wantedFamily, signal }: DirectoryOptions,
+  weightFile?: string | undefined,
 ): Promise<Checkpoint> {
-  const directory = await Directory.list(path);
-  const config = await directory.json('config.json', CONFIG_LIMIT);
+  const directory = await Directory.list(path, signal);
+  await refuseForeignDirectory(directory, weightFile);
+  const config = await directory.json('config.json', TEXT_LIMIT);
   if (config === undefined) throw invalid(path, 'has no config.json, so it is no checkpoint');
   const family = wantedFamily ?? (await familyOfDirectory(directory, config));
   if (family === undefined) {
@@ -56,7 +49,8 @@ export async function openHuggingFace(
   const configPath = join(path, 'config.json');
   const modelConfig = parseHuggingFaceConfig(config, family, configPath, path);
 
-  const { format, files, list } = await readWeightFiles(directory, signal);
+  const weights = weightFile === undefined ? readWeights(directory) : readWeightsOf(weightFile, directory);
+  const { format, files, list } = await weights;
   const tensors = namedTensors(files);
   const quantizationBit = readQuantizationBit(config, configPath);
   const fileIndex = new Map(files.map((file, i) => [file.path, i]));
@@ -85,17 +79,51 @@ export async function openHuggingFace(
   });
 }
 
+/** Opens the checkpoint that a file of weights, an index or another file of a directory belongs to. */
+export async function openFileOfDirectory(file: CheckpointFile, options: DirectoryOptions): Promise<Checkpoint> {
+  const name = basename(file.path);
+  const isWeights = !name.endsWith('.json') || name.endsWith('.index.json');
+  return openHuggingFace(dirname(file.path), options, isWeights ? file.path : undefined);
+}
+
+/** Refuses directories of other tools, and what downloads left behind, before something in them is found to be missing. */
+async function refuseForeignDirectory(directory: Directory, weightFile: string | undefined): Promise<void> {
+  const { path } = directory;
+  const isAdapterFile = weightFile !== undefined && basename(weightFile).startsWith('adapter_model.');
+  if (directory.has('adapter_config.json') && (isAdapterFile || (weightFile === undefined && !hasWeights(directory)))) {
+    const json = await directory.json('adapter_config.json', TEXT_LIMIT);
+    throw invalid(path, adapterProblem({ peftType: json?.peft_type, base: json?.base_model_name_or_path }));
+  }
+  if (directory.has('config.json') && (weightFile !== undefined || hasWeights(directory))) return;
+  const problem = weightFile === undefined ? (directoryProblem(directory.names) ?? (await fileProblem(directory))) : '';
+  if (problem) throw invalid(path, problem);
+}
+
+/** What the first file of a directory whose content is of a known other kind is. */
+async function fileProblem(directory: Directory): Promise<string | undefined> {
+  const candidates = directory.names.filter((name) => /\.(bin|pt|safetensors|dat)$/i.test(name)).sort();
+  for (const name of candidates.slice(0, 4)) {
+    const content = contentOf(await withFile(directory.file(name), directory.signal, (file) => file.head()));
+    if (content !== undefined) return `holds ${shown(name)}, which ${content}`;
+  }
+  return undefined;
+}
+
 /** The tokenizer alone; a config.json is not needed for it. */
 export async function readDirectoryTokenizer(
   path: string,
+  { family, signal }: DirectoryOptions,
 ): Promise<{ data: TokenizerData | undefined; family: ModelFamily | undefined }> {
-  const directory = await Directory.list(path);
-  const config = await directory.json('config.json', CONFIG_LIMIT);
-  return { data: await tokenizerOfDirectory(directory), family: await familyOfDirectory(directory, config) };
+  const directory = await Directory.list(path, signal);
+  const data = await tokenizerOfDirectory(directory);
+  if (family !== undefined) return { data, family };
+  return { data, family: await familyOfDirectory(directory, await directory.json('config.json', TEXT_LIMIT)) };
 }
 
 async function tokenizerOfDirectory(directory: Directory): Promise<TokenizerData | undefined> {
-  return directory.has('tokenizer.model') ? withFile(directory.file('tokenizer.model'), readTokenizerModel) : undefined;
+  return directory.has('tokenizer.model')
+    ? withFile(directory.file('tokenizer.model'), directory.signal, readTokenizerModel)
+    : undefined;
 }
 
 async function familyOfDirectory(
@@ -114,55 +142,13 @@ async function familyOfDirectory(
   });
 }
 
-async function readWeightFiles(
-  directory: Directory,
-  signal: AbortSignal | undefined,
-): Promise<{ format: Container['format']; files: RawTensorFile[]; list: string }> {
-  for (const container of CONTAINERS) {
-    const { format, single, index, read } = container;
-    if (directory.has(single)) {
-      const path = directory.file(single);
-      return { format, files: [await read(path)], list: path };
-    }
-    if (directory.has(index)) {
-      return { format, files: await readShards(directory, container, signal), list: directory.file(index) };
-    }
-  }
-  const wanted = CONTAINERS.map(({ single, index }) => `${single} or ${index}`).join(', ');
-  throw invalid(directory.path, `holds no weights: none of ${wanted}`);
-}
-
-async function readShards(
-  directory: Directory,
-  { index, read }: Container,
-  signal: AbortSignal | undefined,
-): Promise<RawTensorFile[]> {
-  const indexPath = directory.file(index);
-  const weightMap = (await directory.json(index, TEXT_LIMIT))?.weight_map;
-  if (!isObject(weightMap)) throw invalid(indexPath, 'has no weight_map');
-  const shards = new Map<string, RawTensorFile>();
-  for (const shard of new Set(Object.values(weightMap))) {
-    throwIfAborted(signal);
-    if (typeof shard !== 'string' || !/^[\w-][\w.-]*$/.test(shard)) {
-      throw invalid(indexPath, `names ${shown(String(shard))} as a shard`);
-    }
-    if (!directory.has(shard)) throw invalid(indexPath, `the shard ${shard} is missing`, { shard });
-    shards.set(shard, await read(directory.file(shard)));
-  }
-  for (const [tensor, shard] of Object.entries(weightMap)) {
-    const file = shards.get(String(shard));
-    if (file !== undefined && !file.tensors.some(({ name }) => name === tensor)) {
-      throw invalidTensor(file.path, tensor, `is missing, although ${index} says that it is here`);
-    }
-  }
-  return [...shards.values()];
-}
-
 /** All tensors by THUDM's name without its prefix. */
 function namedTensors(files: readonly RawTensorFile[]): Map<string, RawTensor> {
   const tensors = new Map<string, RawTensor>();
   for (const file of files) {
     for (const tensor of file.tensors) {
+      const problem = tensorProblem(tensor.name);
+      if (problem !== undefined) throw invalidTensor(tensor.file, tensor.name, problem);
       const name = tensor.name.startsWith(PREFIX) ? tensor.name.slice(PREFIX.length) : tensor.name;
       const before = tensors.get(name);
       if (before !== undefined) throw invalidTensor(tensor.file, tensor.name, `is in ${shown(before.file)} too`);
@@ -175,7 +161,7 @@ function namedTensors(files: readonly RawTensorFile[]): Map<string, RawTensor> {
 function readQuantizationBit(config: JsonObject, file: string): 0 | 4 | 8 {
   const bits = config.quantization_bit ?? 0;
   if (bits === 0 || bits === 4 || bits === 8) return bits;
-  throw invalid(file, `quantization_bit is ${shown(String(bits))}; 4 and 8 are known`);
+  throw invalid(file, `quantization_bit is ${shown(bits)}; 4 and 8 are known`);
 }
 
 /** Takes the spec's tensor, and its scales, out of `tensors`. */
@@ -221,6 +207,10 @@ function toEntry(
 function quantizedType(raw: RawTensor, quantizationBit: 0 | 4 | 8): TensorType {
   if (raw.dtype === 'I8' && quantizationBit === 8) return 'int8';
   if ((raw.dtype === 'I8' || raw.dtype === 'U8') && quantizationBit === 4) return 'int4';
+  if (raw.dtype !== 'I8' && raw.dtype !== 'U8') {
+    const read = Object.keys(FLOAT_TYPES).join(', ');
+    throw invalidTensor(raw.file, raw.name, `has the dtype ${raw.dtype}; ${read} and THUDM's int8 and int4 are read`);
+  }
   const config = quantizationBit === 0 ? 'names no quantization_bit' : `has quantization_bit ${quantizationBit}`;
   throw invalidTensor(raw.file, raw.name, `has the dtype ${raw.dtype}, but config.json ${config}`);
 }
@@ -229,43 +219,6 @@ function quantizedType(raw: RawTensor, quantizationBit: 0 | 4 | 8): TensorType {
 function refuseUnknown(tensors: ReadonlyMap<string, RawTensor>): void {
   for (const [name, { file, name: nameInFile }] of tensors) {
     if (IGNORED.has(name)) continue;
-    if (name.startsWith('prefix_encoder.')) {
-      throw invalidTensor(file, nameInFile, 'belongs to a P-tuning prefix, which is not supported');
-    }
     throw invalidTensor(file, nameInFile, 'is not part of a model of this config');
-  }
-}
-
-/** A directory and what is in it. */
-class Directory {
-  private constructor(
-    readonly path: string,
-    private readonly names: ReadonlySet<string>,
-  ) {}
-
-  static async list(path: string): Promise<Directory> {
-    try {
-      return new Directory(path, new Set(await readdir(path)));
-    } catch (error) {
-      throw readError(path, error);
-    }
-  }
-
-  has(name: string): boolean {
-    return this.names.has(name);
-  }
-
-  file(name: string): string {
-    return join(this.path, name);
-  }
-
-  /** Undefined where there is no such file. */
-  async bytes(name: string, limit: number): Promise<Buffer | undefined> {
-    return this.has(name) ? readSmallFile(this.file(name), limit) : undefined;
-  }
-
-  async json(name: string, limit: number): Promise<JsonObject | undefined> {
-    const bytes = await this.bytes(name, limit);
-    return bytes === undefined ? undefined : parseJsonObject(bytes, this.file(name));
   }
 }

@@ -1,4 +1,5 @@
 import { invalid, shown } from '../../common/invalid.js';
+import type { Work } from '../../common/turns.js';
 
 /** A class or function that a pickle names. It is only ever compared with the few known ones, never looked up. */
 export class PickleGlobal {
@@ -58,7 +59,13 @@ export interface PickleOptions {
 
 /** The pickle of a 6B model has 30 kB and 1,500 memo entries; no sensible one comes near these. */
 const STACK_LIMIT = 100_000;
-const MEMO_LIMIT = 100_000;
+const MEMO_LIMIT = 150_000;
+/** Of all values that are ever on the stack. */
+const VALUE_LIMIT = 1_000_000;
+/** A dict of tensors opens five marks within each other. */
+const MARK_LIMIT = 1000;
+/** Steps between two looks at the clock. */
+const STEPS_PER_YIELD = 256;
 
 /** The opcodes that torch.save writes for a dict of tensors (protocol 2 to 4), Python's pickletools.py. */
 const Op = {
@@ -105,7 +112,7 @@ const Op = {
  * Reads a pickle without executing anything: a stack machine over plain data in which the only "calls" are those that
  * `options.call` stands in for. Time and memory are bounded by the pickle's length.
  */
-export function parsePickle(bytes: Buffer, options: PickleOptions): PickleValue {
+export function parsePickle(bytes: Buffer, options: PickleOptions): Work<PickleValue> {
   return new PickleMachine(bytes, options).run();
 }
 
@@ -122,8 +129,9 @@ class PickleMachine {
     private readonly options: PickleOptions,
   ) {}
 
-  run(): PickleValue {
-    for (;;) {
+  *run(): Work<PickleValue> {
+    for (let steps = 1; ; steps++) {
+      if (steps % STEPS_PER_YIELD === 0) yield;
       const op = this.take(1)[0];
       if (op === Op.stop) return this.pop();
       this.step(op ?? 0);
@@ -141,7 +149,7 @@ class PickleMachine {
         this.take(8);
         return;
       case Op.mark:
-        if (this.below.length === STACK_LIMIT) throw this.damaged('a pickle that nests too deep');
+        if (this.below.length === MARK_LIMIT) throw this.damaged('a pickle that nests too deep');
         this.below.push(this.stack);
         this.stack = [];
         return;
@@ -230,7 +238,7 @@ class PickleMachine {
         return;
       case Op.stackGlobal: {
         const [module, name] = this.popMany(2);
-        this.pushGlobal(`${String(module)} ${String(name)}`);
+        this.pushGlobal(`${typeof module === 'string' ? module : '?'} ${typeof name === 'string' ? name : '?'}`);
         return;
       }
       case Op.binPersId:
@@ -293,7 +301,7 @@ class PickleMachine {
 
   private push(value: PickleValue): void {
     // Counts what was ever pushed rather than what is: a list may outlive its place on the stack.
-    if (++this.values > 10 * STACK_LIMIT || this.stack.length === STACK_LIMIT) throw this.damaged('too many values');
+    if (++this.values > VALUE_LIMIT || this.stack.length === STACK_LIMIT) throw this.damaged('too many values');
     this.stack.push(value);
   }
 

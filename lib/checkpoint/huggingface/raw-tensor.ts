@@ -16,3 +16,6 @@ export interface RawTensorFile {
   size: number;
   tensors: RawTensor[];
 }
+
+/** Tensors of one file. A model of the most layers that are allowed, quantized by THUDM, has some 11,000. */
+export const TENSOR_LIMIT = 16_384;

@@ -1,8 +1,11 @@
 import { invalid, invalidTensor, shown } from '../../common/invalid.js';
-import { withFile } from '../file.js';
+import type { Work } from '../../common/turns.js';
+import type { CheckpointFile } from '../file.js';
+import { contentOf } from '../foreign.js';
+import { checkOverlaps } from '../overlaps.js';
 import { elementCount } from '../tensor-types.js';
 import { isObject, parseJsonObject } from './json.js';
-import type { RawTensor, RawTensorFile } from './raw-tensor.js';
+import { type RawTensor, type RawTensorFile, TENSOR_LIMIT } from './raw-tensor.js';
 
 /** The header of a ChatGLM shard has some 60 kB. */
 const HEADER_LIMIT = 16 << 20;
@@ -30,21 +33,29 @@ const DTYPE_BYTES: ReadonlyMap<unknown, number> = new Map([
  * Lists the tensors of a safetensors file, https://github.com/huggingface/safetensors#format: the header's length as u64,
  * the header in JSON, the data.
  */
-export function readSafetensors(path: string): Promise<RawTensorFile> {
-  return withFile(path, async (file) => {
-    if (file.size < 8) throw invalid(file.path, `is no safetensors file: it has ${file.size} bytes`);
-    const length = (await file.read(0, 8)).readBigUInt64LE(0);
-    if (length > BigInt(Math.min(HEADER_LIMIT, file.size - 8))) {
-      throw invalid(file.path, `is damaged or no safetensors file: its header would have ${length} bytes`);
-    }
-    const dataStart = 8 + Number(length);
-    const header = parseJsonObject(await file.read(8, Number(length)), file.path, 'its header');
-    const tensors = Object.entries(header)
-      .filter(([name]) => name !== '__metadata__')
-      .map(([name, entry]) => parseEntry(name, entry, file.path, dataStart, file.size));
-    checkOverlaps(tensors);
-    return { path: file.path, size: file.size, tensors };
-  });
+export async function readSafetensors(file: CheckpointFile): Promise<RawTensorFile> {
+  if (file.size < 8) throw invalid(file.path, `is no safetensors file: it has ${file.size} bytes`);
+  const head = await file.head();
+  const length = head.readBigUInt64LE(0);
+  if (length > BigInt(Math.min(HEADER_LIMIT, file.size - 8))) {
+    const problem = contentOf(head) ?? `is damaged or no safetensors file: its header would have ${length} bytes`;
+    throw invalid(file.path, problem);
+  }
+  const tensors = await file.inTurns(parseHeader(await file.read(8, Number(length)), file));
+  return { path: file.path, size: file.size, tensors };
+}
+
+function* parseHeader(bytes: Buffer, file: CheckpointFile): Work<RawTensor[]> {
+  const header = yield* parseJsonObject(bytes, file.path, 'its header');
+  const tensors: RawTensor[] = [];
+  for (const [name, entry] of Object.entries(header)) {
+    if (name === '__metadata__') continue;
+    if (tensors.length === TENSOR_LIMIT) throw invalid(file.path, `has more than ${TENSOR_LIMIT} tensors`);
+    tensors.push(parseEntry(name, entry, file.path, 8 + bytes.length, file.size));
+    if (tensors.length % 256 === 0) yield;
+  }
+  checkOverlaps(tensors);
+  return tensors;
 }
 
 function parseEntry(name: string, entry: unknown, file: string, dataStart: number, fileSize: number): RawTensor {
@@ -52,7 +63,7 @@ function parseEntry(name: string, entry: unknown, file: string, dataStart: numbe
   if (!isObject(entry)) throw fail('is described by no object');
   const { dtype, shape, data_offsets: offsets } = entry;
   const itemBytes = DTYPE_BYTES.get(dtype);
-  if (typeof dtype !== 'string' || itemBytes === undefined) throw fail(`has the unknown dtype ${shown(String(dtype))}`);
+  if (typeof dtype !== 'string' || itemBytes === undefined) throw fail(`has the unknown dtype ${shown(dtype)}`);
   if (!isNumbers(shape) || shape.length > MAX_DIMENSIONS) throw fail('has no valid shape');
   const elements = elementCount(shape);
   if (elements === undefined) throw fail(`has the shape [${shape.join(', ')}]`);
@@ -69,15 +80,4 @@ function parseEntry(name: string, entry: unknown, file: string, dataStart: numbe
 
 function isNumbers(value: unknown): value is number[] {
   return Array.isArray(value) && value.every((item) => typeof item === 'number');
-}
-
-/** Neither safetensors nor GGUF let tensors share bytes, so an overlap is damage. */
-export function checkOverlaps(tensors: readonly Pick<RawTensor, 'name' | 'file' | 'offset' | 'length'>[]): void {
-  const sorted = tensors.toSorted((a, b) => a.offset - b.offset);
-  sorted.forEach((tensor, i) => {
-    const before = sorted[i - 1];
-    if (before !== undefined && before.offset + before.length > tensor.offset) {
-      throw invalidTensor(tensor.file, tensor.name, `overlaps ${shown(before.name)}`);
-    }
-  });
 }

@@ -1,5 +1,6 @@
 import { invalid, invalidTensor, shown } from '../../common/invalid.js';
-import { type CheckpointFile, withFile } from '../file.js';
+import type { CheckpointFile } from '../file.js';
+import { contentOf } from '../foreign.js';
 import { elementCount } from '../tensor-types.js';
 import {
   type PickleCall,
@@ -11,7 +12,7 @@ import {
   type PickleValue,
   parsePickle,
 } from './pickle.js';
-import type { RawTensor, RawTensorFile } from './raw-tensor.js';
+import { type RawTensor, type RawTensorFile, TENSOR_LIMIT } from './raw-tensor.js';
 import { readZipDirectory, type ZipEntry, zipDataOffset } from './zip.js';
 
 /** The pickle of a 6B model has 30 kB. */
@@ -54,44 +55,48 @@ class TorchTensor implements PickleObject {
  * Lists the tensors of a file that torch.save wrote for a state_dict: a zip file of `data.pkl` and one record for each
  * storage, https://github.com/pytorch/pytorch/blob/main/torch/serialization.py. Nothing in it is executed.
  */
-export function readTorchFile(path: string): Promise<RawTensorFile> {
-  return withFile(path, async (file) => {
-    await checkMagic(file);
-    const entries = await readZipDirectory(file);
-    const root = findRoot(entries, file);
-    await checkByteOrder(file, entries.get(`${root}/byteorder`));
+export async function readTorchFile(file: CheckpointFile): Promise<RawTensorFile> {
+  await checkMagic(file);
+  const entries = await readZipDirectory(file);
+  const root = findRoot(entries, file);
+  await checkByteOrder(file, entries.get(`${root}/byteorder`));
 
-    const pickle = await readEntry(file, entries.get(`${root}/data.pkl`), PICKLE_LIMIT);
-    const stateDict = parsePickle(pickle, {
-      file: file.path,
-      globals: GLOBALS,
-      call: (call) => rebuild(call, file.path),
-    });
-    if (!(stateDict instanceof PickleDict)) throw invalid(file.path, 'holds no dict of tensors');
+  const pickle = await readEntry(file, entries.get(`${root}/data.pkl`), PICKLE_LIMIT);
+  const stateDict = await file.inTurns(
+    parsePickle(pickle, { file: file.path, globals: GLOBALS, call: (call) => rebuild(call, file.path) }),
+  );
+  if (!(stateDict instanceof PickleDict)) throw invalid(file.path, 'holds no dict of tensors');
+  if (stateDict.entries.length > TENSOR_LIMIT) throw invalid(file.path, `has more than ${TENSOR_LIMIT} tensors`);
 
-    const tensors: RawTensor[] = [];
-    const dataOffsets = new Map<string, number>();
-    const names = new Set<string>();
-    for (const [name, value] of stateDict.entries) {
-      if (typeof name !== 'string') throw invalid(file.path, 'holds something other than a dict of tensors by name');
-      if (names.has(name)) throw invalidTensor(file.path, name, 'occurs twice');
-      names.add(name);
-      if (!(value instanceof TorchTensor)) throw invalid(file.path, `${shown(name)} in it is no tensor`);
-      tensors.push(await locate(name, value, root, entries, dataOffsets, file));
-    }
-    return { path: file.path, size: file.size, tensors };
-  });
+  const tensors: RawTensor[] = [];
+  const dataOffsets = new Map<string, number>();
+  const names = new Set<string>();
+  for (const [name, value] of stateDict.entries) {
+    if (typeof name !== 'string') throw invalid(file.path, 'holds something other than a dict of tensors by name');
+    if (names.has(name)) throw invalidTensor(file.path, name, 'occurs twice');
+    names.add(name);
+    if (value instanceof PickleDict) throw invalid(file.path, `${shown(name)} in it is a dict, ${TRAINING_RUN}`);
+    if (!(value instanceof TorchTensor)) throw invalid(file.path, `${shown(name)} in it is no tensor`);
+    tensors.push(await locate(name, value, root, entries, dataOffsets, file));
+    if (file.pace.isOver) await file.pace.rest();
+  }
+  return { path: file.path, size: file.size, tensors };
 }
 
+/** What torch.save of a whole training run's state gives. */
+const TRAINING_RUN =
+  "no tensor, as in checkpoints of training runs; save the model's weights alone, with save_pretrained()";
+
 async function checkMagic(file: CheckpointFile): Promise<void> {
-  const magic = await file.magic();
+  const head = await file.head();
+  const magic = head.toString('latin1', 0, 4);
   if (magic.startsWith('\x80')) {
     throw invalid(
       file.path,
       'was written by a torch before 1.6, which is not supported; load and save it with a newer one',
     );
   }
-  if (magic !== 'PK\x03\x04') throw invalid(file.path, 'is damaged or no file of torch.save');
+  if (magic !== 'PK\x03\x04') throw invalid(file.path, contentOf(head) ?? 'is damaged or no file of torch.save');
 }
 
 /** The folder that all records lie in: torch names it after the file. */
@@ -133,7 +138,11 @@ function rebuild({ callee, args }: PickleCall, file: string): PickleValue {
 }
 
 function isNumbers(value: PickleValue | undefined): value is PickleTuple & { items: number[] } {
-  return value instanceof PickleTuple && value.items.every((item) => typeof item === 'number');
+  return (
+    value instanceof PickleTuple &&
+    value.items.length <= MAX_DIMENSIONS &&
+    value.items.every((item) => typeof item === 'number')
+  );
 }
 
 async function locate(
@@ -158,9 +167,7 @@ async function locate(
   }
 
   const elements = elementCount(tensor.shape);
-  if (elements === undefined || tensor.shape.length > MAX_DIMENSIONS) {
-    throw fail(`has the shape (${tensor.shape.slice(0, MAX_DIMENSIONS).join(', ')})`);
-  }
+  if (elements === undefined) throw fail(`has the shape (${tensor.shape.join(', ')})`);
   if (!isContiguous(tensor.shape, tensor.strides)) throw fail('is not contiguous; save a contiguous copy of it');
   if (!Number.isSafeInteger(tensor.offset) || tensor.offset < 0 || tensor.offset + elements > numbers) {
     throw fail('lies outside of its storage');

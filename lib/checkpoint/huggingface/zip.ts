@@ -1,4 +1,5 @@
 import { invalid, shown } from '../../common/invalid.js';
+import type { Work } from '../../common/turns.js';
 import type { CheckpointFile } from '../file.js';
 import { rangeFits } from '../file.js';
 
@@ -24,7 +25,8 @@ const COMMENT_LIMIT = 0xffff;
 /** "Look into the zip64 record": what stands in a 32-bit field that is too narrow. */
 const IN_ZIP64 = 0xffffffff;
 /** A shard of a ChatGLM checkpoint has some 300 entries of 60 bytes. */
-const DIRECTORY_LIMIT = 16 << 20;
+const DIRECTORY_LIMIT = 4 << 20;
+const ENTRY_LIMIT = 32_768;
 
 /**
  * Reads a zip file's central directory, https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT. Only what torch.save
@@ -32,13 +34,17 @@ const DIRECTORY_LIMIT = 16 << 20;
  */
 export async function readZipDirectory(file: CheckpointFile): Promise<Map<string, ZipEntry>> {
   const { offset, size, count } = await findDirectory(file);
-  if (size > DIRECTORY_LIMIT || count * CENTRAL_ENTRY_BYTES > size) {
+  if (size > DIRECTORY_LIMIT || count > ENTRY_LIMIT || count * CENTRAL_ENTRY_BYTES > size) {
     throw invalid(file.path, `is damaged: its zip directory would have ${count} entries in ${size} bytes`);
   }
-  const directory = await file.read(offset, size);
+  return file.inTurns(parseDirectory(await file.read(offset, size), count, file));
+}
+
+function* parseDirectory(directory: Buffer, count: number, file: CheckpointFile): Work<Map<string, ZipEntry>> {
   const entries = new Map<string, ZipEntry>();
   let at = 0;
   for (let i = 0; i < count; i++) {
+    if (i % 256 === 255) yield;
     const fixed = directory.subarray(at, at + CENTRAL_ENTRY_BYTES);
     if (fixed.length < CENTRAL_ENTRY_BYTES || fixed.readUInt32LE(0) !== CENTRAL_ENTRY) {
       throw invalid(file.path, 'is damaged: its zip directory is broken');
