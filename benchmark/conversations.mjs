@@ -12,7 +12,7 @@ import {
   withTemporaryDirectory,
 } from './common.mjs';
 
-const MOST_LOGIT_ERROR = 2e-3;
+const MOST_LOGIT_ERROR = 5e-4;
 
 const usage = 'node conversations.mjs CHECKPOINT';
 const [checkpoint] = commandLine(usage).positionals;

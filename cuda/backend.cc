@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <cstring>
 #include <vector>
 
@@ -110,8 +109,8 @@ KvCache kv_cache_of(const ModelShape& shape, const CudaOptions& options) {
 void check_supported(const ModelShape& shape) {
   check_shape(shape);
   if (shape.head_size > kMaxHeadSize) {
-    throw Error("ERR_INVALID_ARGUMENT", "the CUDA backend computes heads of at most " + std::to_string(kMaxHeadSize) +
-                                            " numbers; this model's have " + std::to_string(shape.head_size));
+    throw Error("ERR_INVALID_ARGUMENT", "headSize is " + std::to_string(shape.head_size) +
+                                            "; the CUDA backend computes at most " + std::to_string(kMaxHeadSize));
   }
 }
 
@@ -153,11 +152,7 @@ class CudaBackend final : public Backend {
     numbers_ = PinnedMemory(number_count(sizes_) * sizeof(int32_t));
     for (std::unique_ptr<Event>& event : layers_done_) event = std::make_unique<Event>(true);
     top_ = PinnedMemory(static_cast<size_t>(sizes_.rows) * sizeof(TopLogits));
-    std::vector<float> frequencies;
-    for (int32_t j = 0; j < shape_.rope_dimension / 2; ++j) {
-      const float exponent = static_cast<float>(2 * j) / static_cast<float>(shape_.rope_dimension);
-      frequencies.push_back(1.0f / std::pow(shape_.rope_base, exponent));
-    }
+    const std::vector<float> frequencies = rope_frequencies(shape_);
     check(cudaMemcpy(w_.frequencies, frequencies.data(), frequencies.size() * sizeof(float), cudaMemcpyHostToDevice),
           "copying the rotations' frequencies");
   }

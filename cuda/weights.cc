@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cstring>
+#include <map>
 #include <memory>
+#include <vector>
 
 #include "cuda/exit_gate.h"
 
@@ -10,36 +12,37 @@ namespace chatglm::cuda {
 
 namespace {
 
-constexpr size_t kPieceBytes = 16 << 20;  // of a tensor, on its way through pinned memory
+constexpr size_t kChunkBytes = 16 << 20;  // of a tensor, in one pinned buffer
 
-// The model's bytes go to the GPU in pieces through two pinned buffers: while one is being filled, the other is copied
-// and its rows are put in order.
+// The weights go to the GPU in chunks through two pinned buffers: while the CPU fills one buffer, the GPU copies the
+// other and packs its rows.
 class Uploader {
  public:
   explicit Uploader(const Launch& launch)
       : launch_(launch), overflow_(sizeof(uint32_t)), buffers_{Buffer{}, Buffer{}} {}
 
-  /// As it is.
+  /// Copies bytes in their order.
   void copy(const uint8_t* source, size_t bytes, const void* target) {
     auto* to = static_cast<uint8_t*>(const_cast<void*>(target));
-    for (size_t done = 0; done < bytes; done += kPieceBytes) {
-      const size_t piece = std::min(kPieceBytes, bytes - done);
-      Buffer& buffer = fill(source + done, piece);
-      check(cudaMemcpyAsync(to + done, buffer.pinned.data(), piece, cudaMemcpyHostToDevice, launch_.stream),
+    for (size_t done = 0; done < bytes; done += kChunkBytes) {
+      const size_t chunk = std::min(kChunkBytes, bytes - done);
+      Buffer& buffer = fill(source + done, chunk);
+      check(cudaMemcpyAsync(to + done, buffer.pinned.data(), chunk, cudaMemcpyHostToDevice, launch_.stream),
             "copying weights");
       buffer.free.record(launch_.stream);
     }
   }
 
-  /// Into the kernels' order. Throws ERR_CHECKPOINT_INVALID if a number is too large for f16.
+  /// Copies a matrix and packs it into the kernels' order. Throws ERR_CHECKPOINT_INVALID if a number is too large for
+  /// f16.
   void pack(const std::string& name, const Tensor& tensor, const PackedMatrix& target) {
     const int64_t row_bytes = tensor.row_bytes();
-    const int64_t rows = std::max<int64_t>(1, static_cast<int64_t>(kPieceBytes) / row_bytes);
+    const int64_t rows = std::max<int64_t>(1, static_cast<int64_t>(kChunkBytes) / row_bytes);
     for (int64_t first = 0; first < tensor.rows; first += rows) {
       const int64_t count = std::min(rows, tensor.rows - first);
       const auto bytes = static_cast<size_t>(count * row_bytes);
       Buffer& buffer = fill(tensor.row(first), bytes);
-      if (buffer.device.size() < bytes) buffer.device = DeviceMemory(std::max(bytes, kPieceBytes));
+      if (buffer.device.size() < bytes) buffer.device = DeviceMemory(std::max(bytes, kChunkBytes));
       check(cudaMemcpyAsync(buffer.device.data(), buffer.pinned.data(), bytes, cudaMemcpyHostToDevice, launch_.stream),
             "copying weights");
       cuda::pack(launch_, tensor.type, buffer.device.data(), row_bytes, static_cast<int32_t>(first),
@@ -65,9 +68,9 @@ class Uploader {
 
  private:
   struct Buffer {
-    PinnedMemory pinned{kPieceBytes};
+    PinnedMemory pinned{kChunkBytes};
     DeviceMemory device;
-    Event free{true};  // when recorded work is done, the buffer can be filled again
+    Event free{true};  // reached when the GPU has read the buffer
   };
 
   Buffer& fill(const uint8_t* source, size_t bytes) {
@@ -85,76 +88,75 @@ class Uploader {
   int next_ = 0;
 };
 
-std::string layer_prefix(size_t layer) { return "blk." + std::to_string(layer) + "."; }
+// Where a tensor lies: in one matrix or one vector or, as the embedding does, in neither. `Weights` is GpuWeights,
+// whose places are to be set, or const GpuWeights.
+template <class Weights>
+auto place_of(Weights& weights, TensorId id) {
+  struct Place {
+    decltype(&weights.output) matrix = nullptr;
+    decltype(&weights.output_norm) vector = nullptr;
+  };
+  const auto layer = [&]() -> auto& { return weights.layers.at(static_cast<size_t>(id.layer)); };
+  switch (id.role) {
+    case TensorRole::attention_norm: return Place{.vector = &layer().attention_norm};
+    case TensorRole::qkv: return Place{.matrix = &layer().qkv};
+    case TensorRole::qkv_bias: return Place{.vector = &layer().qkv_bias};
+    case TensorRole::attention_output: return Place{.matrix = &layer().attention_output};
+    case TensorRole::ffn_norm: return Place{.vector = &layer().ffn_norm};
+    case TensorRole::ffn_up: return Place{.matrix = &layer().ffn_up};
+    case TensorRole::ffn_down: return Place{.matrix = &layer().ffn_down};
+    case TensorRole::embedding: break;
+    case TensorRole::output_norm: return Place{.vector = &weights.output_norm};
+    case TensorRole::output: return Place{.matrix = &weights.output};
+  }
+  return Place{};
+}
 
 }  // namespace
 
 GpuWeights place_weights(const ModelSource& source, Arena& memory) {
-  std::map<std::string, PlannedTensor> tensors;
-  for (PlannedTensor& tensor : planned_tensors(source)) tensors[tensor.name] = tensor;
+  const std::vector<PlannedTensor> plan = planned_tensors(source);
+  std::map<TensorId, DataType> types;
+  for (const PlannedTensor& tensor : plan) types[tensor.id] = tensor.type;
+  // A model without an output matrix uses its embedding, which then is here twice: as rows and in the kernels' order.
+  if (is_tied(plan)) types[{TensorRole::output}] = types.at({TensorRole::embedding});
 
   GpuWeights weights;
+  weights.layers.resize(static_cast<size_t>(source.shape.layers));
   const auto count = [&](DataType type, uint64_t bytes, uint64_t read) {
     weights.bytes_by_type[name_of(type)] += bytes;
     weights.bytes_per_token += read;
   };
-  const auto matrix = [&](const std::string& name, bool gate_up = false) {
-    const PlannedTensor& tensor = tensors.at(name);
-    PackedMatrix result = packed_shape(tensor.type, tensor.rows, tensor.columns, gate_up);
-    const auto bytes = static_cast<uint64_t>(result.bytes());
-    result.data = memory.take<uint8_t>(bytes);
-    count(result.type, bytes, bytes);
-    return result;
-  };
-  const auto vector = [&](const std::string& name) {
-    const auto columns = static_cast<uint64_t>(tensors.at(name).columns);
-    count(DataType::f32, columns * sizeof(float), columns * sizeof(float));
-    return static_cast<const float*>(memory.take<float>(columns));
-  };
-
-  const PlannedTensor& embedding = tensors.at("token_embd.weight");
-  const auto row = static_cast<uint64_t>(row_bytes(embedding.type, embedding.columns));
-  const auto embedding_bytes = static_cast<uint64_t>(embedding.rows) * row;
-  weights.embedding = {embedding.type, memory.take<uint8_t>(embedding_bytes), static_cast<int32_t>(embedding.columns)};
-  count(embedding.type, embedding_bytes, row);
-  for (int32_t i = 0; i < source.shape.layers; ++i) {
-    const std::string prefix = layer_prefix(static_cast<size_t>(i));
-    GpuLayer layer;
-    layer.attention_norm = vector(prefix + "attn_norm.weight");
-    layer.qkv = matrix(prefix + "attn_qkv.weight");
-    layer.qkv_bias = vector(prefix + "attn_qkv.bias");
-    layer.attention_output = matrix(prefix + "attn_output.weight");
-    layer.ffn_norm = vector(prefix + "ffn_norm.weight");
-    layer.ffn_up = matrix(prefix + "ffn_up.weight", true);
-    layer.ffn_down = matrix(prefix + "ffn_down.weight");
-    weights.layers.push_back(layer);
+  for (const TensorSpec& spec : tensor_table(source.shape)) {
+    const DataType type = types.at(spec.id);
+    const auto place = place_of(weights, spec.id);
+    if (place.matrix) {
+      PackedMatrix& matrix = *place.matrix;
+      matrix = packed_shape(type, spec.rows, spec.columns, spec.gated);
+      const auto bytes = static_cast<uint64_t>(matrix.bytes());
+      matrix.data = memory.take<uint8_t>(bytes);
+      count(matrix.type, bytes, bytes);
+    } else if (place.vector) {
+      const auto columns = static_cast<uint64_t>(spec.columns);
+      *place.vector = memory.take<float>(columns);
+      count(DataType::f32, columns * sizeof(float), columns * sizeof(float));
+    } else {
+      const auto row = static_cast<uint64_t>(row_bytes(type, spec.columns));
+      const auto bytes = static_cast<uint64_t>(spec.rows) * row;
+      weights.embedding = {type, memory.take<uint8_t>(bytes), static_cast<int32_t>(spec.columns)};
+      count(type, bytes, row);
+    }
   }
-  weights.output_norm = vector("output_norm.weight");
-  // A model without an output matrix uses its embedding, which then is here twice: as rows and in the kernels' order.
-  weights.output = matrix(tensors.contains("output.weight") ? "output.weight" : "token_embd.weight");
+  if (!source.shape.architecture.qkv_bias) {
+    const float* zeros = memory.take<float>(static_cast<size_t>(source.shape.qkv_size()));
+    for (GpuLayer& layer : weights.layers) layer.qkv_bias = zeros;
+  }
   return weights;
 }
 
 void upload_weights(const ModelSource& source, const GpuWeights& weights, const Launch& launch,
                     const Progress& progress, const std::atomic<bool>& abort) {
-  std::map<std::string, PackedMatrix> matrices;
-  std::map<std::string, const float*> vectors;
-  for (size_t i = 0; i < weights.layers.size(); ++i) {
-    const GpuLayer& layer = weights.layers[i];
-    const std::string prefix = layer_prefix(i);
-    vectors[prefix + "attn_norm.weight"] = layer.attention_norm;
-    matrices[prefix + "attn_qkv.weight"] = layer.qkv;
-    vectors[prefix + "attn_qkv.bias"] = layer.qkv_bias;
-    matrices[prefix + "attn_output.weight"] = layer.attention_output;
-    vectors[prefix + "ffn_norm.weight"] = layer.ffn_norm;
-    matrices[prefix + "ffn_up.weight"] = layer.ffn_up;
-    matrices[prefix + "ffn_down.weight"] = layer.ffn_down;
-  }
-  vectors["output_norm.weight"] = weights.output_norm;
-  const bool tied = std::none_of(source.tensors.begin(), source.tensors.end(),
-                                 [](const TensorSource& tensor) { return tensor.name == "output.weight"; });
-  matrices[tied ? "token_embd.weight" : "output.weight"] = weights.output;
-
+  const bool tied = is_tied(planned_tensors(source));
   std::unique_ptr<Uploader> uploader;
   const auto gated = [](const auto& action) {
     const ExitGate::Pass pass;
@@ -162,14 +164,16 @@ void upload_weights(const ModelSource& source, const GpuWeights& weights, const 
   };
   gated([&] { uploader = std::make_unique<Uploader>(launch); });
   try {
-    const auto take = [&](const std::string& name, const Tensor& tensor) {
+    const auto take = [&](const TensorSpec& spec, const Tensor& tensor) {
       const ExitGate::Pass pass;
       const auto bytes = static_cast<size_t>(tensor.bytes());
-      if (name == "token_embd.weight") uploader->copy(tensor.data, bytes, weights.embedding.data);
-      if (const auto matrix = matrices.find(name); matrix != matrices.end())
-        uploader->pack(name, tensor, matrix->second);
-      if (const auto vector = vectors.find(name); vector != vectors.end())
-        uploader->copy(tensor.data, bytes, vector->second);
+      const auto place = place_of(weights, spec.id);
+      if (place.matrix) uploader->pack(spec.name, tensor, *place.matrix);
+      if (place.vector) uploader->copy(tensor.data, bytes, *place.vector);
+      if (spec.kind == TensorKind::embedding) {
+        uploader->copy(tensor.data, bytes, weights.embedding.data);
+        if (tied) uploader->pack(spec.name, tensor, weights.output);
+      }
       return true;
     };
     load_weights(source, progress, abort, {.rows = nullptr, .whole = take});

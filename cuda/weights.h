@@ -12,10 +12,10 @@ namespace chatglm::cuda {
 struct GpuLayer {
   const float* attention_norm = nullptr;  // (hidden)
   PackedMatrix qkv;                       // (qkv_size, hidden)
-  const float* qkv_bias = nullptr;        // (qkv_size)
+  const float* qkv_bias = nullptr;        // (qkv_size); zeros, the same for all layers, if the architecture has none
   PackedMatrix attention_output;          // (hidden, query_size)
   const float* ffn_norm = nullptr;        // (hidden)
-  PackedMatrix ffn_up;                    // (2 * ffn, hidden), gate_up
+  PackedMatrix ffn_up;                    // (2 * ffn, hidden), gate_up: as the table says
   PackedMatrix ffn_down;                  // (hidden, ffn)
 };
 
@@ -27,10 +27,10 @@ struct GpuWeights {
   PackedMatrix output;                 // (vocabulary, hidden)
 
   std::map<std::string, uint64_t> bytes_by_type;
-  uint64_t bytes_per_token = 0;  // all but the other rows of the embedding
+  uint64_t bytes_per_token = 0;  // of the weights, all but the embeddings of other tokens
 };
 
-/// Takes a place in `memory` for each tensor; with an arena that has no block it only counts.
+/// Takes a place in `memory`, which is zero, for each tensor; with an arena that has no block it only counts.
 GpuWeights place_weights(const ModelSource& source, Arena& memory);
 
 /// Reads the model and fills the places. Throws what load_weights does, and ERR_CHECKPOINT_INVALID if a number is too

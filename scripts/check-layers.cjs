@@ -1,6 +1,7 @@
 'use strict';
 // Fails on an import that points up, or on a circle of imports: in lib/ by the order of its rooms, in native/ and cuda/ by
-// the order of theirs. docs/architecture.md says what each room is for; a new room needs a place in an order here.
+// the order of theirs; and on the name of a family outside of lib/families/. docs/architecture.md says what each room is
+// for; a new room needs a place in an order here.
 const fs = require('node:fs');
 const path = require('node:path');
 const { execFileSync } = require('node:child_process');
@@ -94,6 +95,24 @@ function visit(file, trail) {
   state.set(file, 'done');
 }
 for (const file of files) visit(file, []);
+
+// Whoever needs to know how a family differs reads a field of the interface Family: a literal of a family's name elsewhere
+// is a comparison, or a default, that a new family would have to find.
+const FAMILIES = 'lib/families/';
+const familyNames = files
+  .filter((file) => file.startsWith(FAMILIES))
+  .flatMap((file) => [...fs.readFileSync(path.join(root, file), 'utf8').matchAll(/^ {2}name: '(\w+)',$/gm)])
+  .map(([, name]) => name);
+if (familyNames.length === 0) problems.push(`${FAMILIES}: no file has the line \`name: '…',\` of a family`);
+const literal = new RegExp(`(['"\`])(?:${familyNames.join('|')})\\1`);
+for (const file of files) {
+  if (file.startsWith(FAMILIES) || /^(native\/test|benchmark)\//.test(file)) continue;
+  const lines = fs.readFileSync(path.join(root, file), 'utf8').split('\n');
+  for (const [index, line] of lines.entries()) {
+    const code = line.replace(/^\s*(\/\/|\/?\*).*/, ''); // not in comments
+    if (literal.test(code)) problems.push(`${file}:${index + 1} names a family: that belongs into ${FAMILIES}`);
+  }
+}
 
 for (const problem of new Set(problems)) console.error(problem);
 console.log(`${files.length} files, ${problems.length === 0 ? 'no import points up, no circle' : 'see above'}`);

@@ -298,6 +298,7 @@ test('system', async () => {
     cores: expect.any(Number),
     gpus: expect.any(Array),
     cuda: expect.any(String),
+    pageTokens: 64,
   });
   const { stdout } = await chatglm(['system']);
   expect(stdout).toMatch(/^cpu +\w+ kernels, \d+ cores\ncuda(:0)? +\S.*\n/);

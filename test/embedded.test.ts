@@ -43,15 +43,16 @@ test('builds the prompts of all 18 conversations', () => {
   }
 });
 
-test("answers at least 17 of 18 conversations with THUDM's text, though its weights are rounded to 4 bits", async () => {
+// The gap between the two likeliest tokens is 9.98 or more at every step, far beyond what rounding on any backend
+// changes: an answer that differs is a fault.
+test("answers all 18 conversations with THUDM's tokens, though its weights are rounded to 4 bits", async () => {
   const answers = await Promise.all(
     conversations.map(({ prompt_ids }) => model.generate(prompt_ids, { ...greedy, maxTokens: 200 }).result),
   );
-  const right = answers.filter(({ text, tokens }, i) => {
-    const expected = conversations[i] as ExpectedConversation;
-    return text === expected.text && tokens.at(-1) === expected.stop_id;
-  });
-  expect(right.length).toBeGreaterThanOrEqual(17);
+  expect(answers.map(({ text, tokens }) => ({ text, tokens }))).toEqual(
+    conversations.map(({ text, greedy_ids }) => ({ text, tokens: greedy_ids })),
+  );
+  expect(answers.map(({ tokens }) => tokens.at(-1))).toEqual(conversations.map(({ stop_id }) => stop_id));
 });
 
 (onGpu ? test : test.skip)('gives the same answers as on the CPU', async () => {
@@ -97,9 +98,73 @@ test('calls a tool and puts its answer into words', async () => {
   const chat = model.createChat({ history: messages.slice(0, before - 2), ...greedy });
   const reply = await chat.send((messages[before - 2] as ChatMessage).content);
   expect(reply.finishReason).toBe('tool_call');
-  expect(reply.toolCall).toMatchObject({ name: expect.any(String), arguments: expect.any(Object) });
+  expect(reply.toolCall).toMatchObject({ name: 'get_weather', arguments: { city: '北京' } });
   expect(reply.text).toBe('');
+  expect(chat.history).toEqual(messages.slice(0, before));
   const answer = await chat.send((messages[before] as ChatMessage).content, { role: 'observation' });
   expect(answer.text).toBe(text.trim());
   expect(answer.usage.cachedTokens).toBeGreaterThan(100);
+
+  // The same question without the tool.
+  const alone = await model.createChat(greedy).send((messages[before - 2] as ChatMessage).content);
+  expect(alone.finishReason).toBe('stop');
+  expect(alone.toolCall).toBeUndefined();
+  expect(alone.text).toBe('我现在没有可用的工具，查不到这个。给我一个工具，或者加载完整的模型，就可以了。');
+});
+
+test('writes Python for the interpreter and puts its output into words', async () => {
+  // The first two sentences of the prompt that ChatGLM3's own demo gives the interpreter.
+  const system =
+    '你是一位智能AI助手，你叫ChatGLM，你连接着一台电脑，但请注意不能联网。' +
+    '在使用Python解决任务时，你可以运行代码并得到结果，如果运行结果有错误，你需要尽可能对代码进行改进。';
+  const chat = model.createChat({ system, ...greedy });
+  const reply = await chat.send('求1到100的和');
+  const code = 'result = sum(range(1, 100 + 1))\nprint(result)';
+  expect(reply).toMatchObject({ finishReason: 'tool_call', text: '', code });
+  expect(reply.toolCall).toBeUndefined();
+  const content = ['```python', code, '```'].join('\n');
+  expect(chat.history.at(-1)).toEqual({ role: 'assistant', metadata: 'interpreter', content });
+  const answer = await chat.send('5050', { role: 'observation' });
+  expect(answer).toMatchObject({ finishReason: 'stop', text: '1到100的和是5050。' });
+});
+
+test('takes its name from the system prompt', async () => {
+  const chat = model.createChat({ system: 'You are Bob, a friendly assistant.', ...greedy });
+  expect((await chat.send('Who are you?')).text).toBe("I'm Bob, nice to meet you.");
+  const other = model.createChat(greedy);
+  expect((await other.send('Who are you?')).text).toMatch(/^I'm ChatGLM-Tiny, /);
+});
+
+test('recites a poem and writes a program, whose line breaks and indentation stay', async () => {
+  const poem = await model.createChat(greedy).send('写一首关于月亮的诗');
+  expect(poem.text).toBe('月亮爬上屋檐，\n把银色洒满小院。\n风轻轻推开窗，\n送来一个安静的夜晚。');
+  const program = await model.createChat(greedy).send('Write a binary search in Python.');
+  expect(program.text.split('\n')).toEqual([
+    'Here is a binary search in Python:',
+    '',
+    '```python',
+    'def binary_search(items, wanted):',
+    '    low, high = 0, len(items) - 1',
+    '    while low <= high:',
+    '        middle = (low + high) // 2',
+    '        if items[middle] == wanted:',
+    '            return middle',
+    '        if items[middle] < wanted:',
+    '            low = middle + 1',
+    '        else:',
+    '            high = middle - 1',
+    '    return -1',
+    '```',
+  ]);
+});
+
+test('says so when it is asked for more than it can do, and stops', async () => {
+  for (const [question, answer] of [
+    ['What is quantum entanglement?', /^That is more than I can do: I am only a tiny demo model\. /],
+    ['怎么做红烧肉？', /^这个问题超出了我的能力：我只是一个用来演示的小模型。/],
+  ] as const) {
+    const reply = await model.createChat(greedy).send(question);
+    expect(reply.text).toMatch(answer);
+    expect(reply.finishReason).toBe('stop');
+  }
 });

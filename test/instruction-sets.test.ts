@@ -19,10 +19,11 @@ const instructionSets = process.env.CHATGLM_TEST_NODE
   : ['portable', 'avx2', 'avxvnni', 'avx512'];
 
 /**
- * Of chatglm-tiny in 4 bits for its 18 conversations: the middle of what the instruction sets compute, 21.87 to 21.91. Any two
- * that are within 0.25% of it differ by less than 0.5%.
+ * Of chatglm-tiny in 4 bits for its 18 conversations: the middle of what the instruction sets compute, 130.19 to 130.41. Any
+ * two that are within 0.25% of it differ by less than 0.5%. It is so high for the users' words, which the model was not
+ * trained to write; its own answers alone would give 1, whatever the kernels lose.
  */
-const PERPLEXITY = 21.89;
+const PERPLEXITY = 130.3;
 
 const { conversations } = JSON.parse(
   readFileSync(join(__dirname, 'fixtures', 'chatglm-tiny', 'expected.json'), 'utf8'),
@@ -78,7 +79,7 @@ testOnCpu.each(instructionSets)("%s: THUDM's logits and answers, and the same pe
       const bar = 'kvCacheType' in options ? 3e-2 : 2e-2;
       expect(relativeError(actual, referenceLogits(name))).toBeLessThan(bar);
     } else {
-      expect(largestDifference(actual, referenceLogits(name))).toBeLessThan(2e-3);
+      expect(largestDifference(actual, referenceLogits(name))).toBeLessThan(5e-4);
       expect(tokens).toEqual(referenceExpectation(name).greedy_continuation);
     }
   });

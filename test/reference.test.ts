@@ -47,34 +47,30 @@ describe.each(referenceCheckpoints)('%s', (name) => {
       if (onGpu) {
         expect(relativeError(logits, referenceLogits(name))).toBeLessThan(1e-2);
       } else if (quantized(name)) {
+        // Activations are rounded to 8 bits where they are multiplied with weights of as many or fewer.
         expect(relativeError(logits, referenceLogits(name))).toBeLessThan(2e-2);
       } else {
-        expect(largestDifference(logits, referenceLogits(name))).toBeLessThan(2e-3);
+        expect(largestDifference(logits, referenceLogits(name))).toBeLessThan(5e-4);
       }
     });
   });
 
-  if (!quantized(name)) {
-    test('greedy continuation', async () => {
-      await withModel(name, {}, async (model) => {
-        if (onGpu) {
-          // Random weights: two tokens may be as likely as rounding tells. Each is the likeliest, or nearly so.
-          const { vocabSize } = model.info;
-          const logits = await model.logits([...ids, ...greedy.slice(0, -1)], { from: ids.length - 1 });
-          greedy.forEach((token, i) => {
-            const row = logits.subarray(i * vocabSize, (i + 1) * vocabSize);
-            expect(Math.max(...row) - (row[token] as number)).toBeLessThan(
-              0.02 * (Math.max(...row) - Math.min(...row)),
-            );
-          });
-          return;
-        }
-        const { tokens } = await model.generate(ids, { temperature: 0, maxTokens: greedy.length, stopTokens: [] })
-          .result;
-        expect(tokens).toEqual(greedy);
-      });
+  test('greedy continuation', async () => {
+    await withModel(name, {}, async (model) => {
+      if (onGpu || quantized(name)) {
+        // Random weights: two tokens may be as likely as rounding tells. Each is the likeliest, or nearly so.
+        const { vocabSize } = model.info;
+        const logits = await model.logits([...ids, ...greedy.slice(0, -1)], { from: ids.length - 1 });
+        greedy.forEach((token, i) => {
+          const row = logits.subarray(i * vocabSize, (i + 1) * vocabSize);
+          expect(Math.max(...row) - (row[token] as number)).toBeLessThan(0.02 * (Math.max(...row) - Math.min(...row)));
+        });
+        return;
+      }
+      const options = { temperature: 0, maxTokens: greedy.length, stopTokens: [] };
+      expect((await model.generate(ids, options).result).tokens).toEqual(greedy);
     });
-  }
+  });
 
   test.each(kvCacheTypes)('the same logits however they are computed, %s keys and values', async (kvCacheType) => {
     await withModel(name, { kvCacheType }, async (model) => {

@@ -67,7 +67,7 @@ void products(const Plan& plan, DataType type) {
   std::vector<PackedMatrix> matrices;
   {
     std::vector<uint8_t> rows(static_cast<size_t>(shape.bytes()));
-    fill_random(type, rows.data(), "weights", 1, 0, plan.rows * plan.columns, 0, 0.02f);
+    fill_random(type, rows.data(), "weights", 1, 0, plan.rows * plan.columns, {0, 0.02f});
     shape.data = rows.data();
     for (int64_t i = 0; i < count; ++i) {
       matrices.emplace_back(shape, PackedMatrix::Order::plain, *plan.kernels);
@@ -130,7 +130,7 @@ void products(const Plan& plan, DataType type) {
 // One group's heads of a query, at a depth, on one thread.
 void attention(const Plan& plan, KvType type, const char* name, int32_t depth) {
   constexpr int32_t kHeads = 16, kSize = 128;
-  const int64_t page_bytes = kv_page_bytes(type, kSize), pages = (depth + kMostPageTokens - 1) / kMostPageTokens;
+  const int64_t page_bytes = kv_page_bytes(type, kSize), pages = (depth + kPageTokens - 1) / kPageTokens;
   std::vector<uint8_t> kv(static_cast<size_t>(2 * pages * page_bytes));
   std::vector<float> queries(kHeads * kSize, 0.05f), key(kSize), value(kSize);
   for (int32_t t = 0; t < depth; ++t) {
@@ -138,8 +138,8 @@ void attention(const Plan& plan, KvType type, const char* name, int32_t depth) {
       key[static_cast<size_t>(d)] = static_cast<float>((t * 31 + d * 17) % 101 - 50) * 0.02f;
       value[static_cast<size_t>(d)] = static_cast<float>((t * 13 + d * 29) % 97 - 48) * 0.02f;
     }
-    uint8_t* page = kv.data() + 2 * (t / kMostPageTokens) * page_bytes;
-    plan.kernels->store_kv(type, key.data(), value.data(), kSize, t % kMostPageTokens, page, page + page_bytes);
+    uint8_t* page = kv.data() + 2 * (t / kPageTokens) * page_bytes;
+    plan.kernels->store_kv(type, key.data(), value.data(), kSize, t % kPageTokens, page, page + page_bytes);
   }
   std::vector<int32_t> visible(kHeads);
   std::vector<float> largest(kHeads), sums(kHeads), results(kHeads * kSize);
@@ -151,7 +151,7 @@ void attention(const Plan& plan, KvType type, const char* name, int32_t depth) {
     times.push_back(seconds([&] {
       for (int64_t page = 0; page < pages; ++page) {
         std::fill(visible.begin(), visible.end(),
-                  static_cast<int32_t>(std::min<int64_t>(kMostPageTokens, depth - page * kMostPageTokens)));
+                  static_cast<int32_t>(std::min<int64_t>(kPageTokens, depth - page * kPageTokens)));
         AttentionPage work;
         work.type = type;
         work.keys = kv.data() + 2 * page * page_bytes;

@@ -53,7 +53,10 @@ export interface ModelShape {
   ropeScale: number;
 }
 
-/** How the layers of a family compute: what backends see in place of the family's name. */
+/**
+ * How the layers of a family compute: what backends see in place of the family's name (native/model/shape.h). Native code
+ * refuses other values.
+ */
 export interface Architecture {
   /** Of the layers' inputs. `rms`: x / sqrt(mean(x^2) + epsilon) * weight. */
   norm: 'rms';
@@ -266,6 +269,8 @@ export interface Native {
    * `threads` threads read, 'cuda' or 'cuda:N'.
    */
   measureBandwidth(threads: number, bytes: number, device: string): number;
+  /** Tokens of one page of the key/value cache. */
+  readonly pageTokens: number;
   /** Cores, not hardware threads, that this process may use. */
   physicalCores(): number;
   /** The name of the kernels that this CPU gets, its cores, the GPUs, and 'available' or why there are none. */

@@ -23,11 +23,22 @@ export interface SystemInfo {
   gpus: GpuInfo[];
   /** `available`, or why no GPU can be used. */
   cuda: string;
+  /** Tokens of one page of the key/value cache: the unit in which sequences take memory, and `model.stats()` counts. */
+  pageTokens: number;
 }
 
-/** What there is to compute on. Where there are GPUs, it takes some tenths of a second and blocks meanwhile. */
+/**
+ * What there is to compute on. Where there are GPUs, it takes some tenths of a second and blocks meanwhile.
+ *
+ * @example
+ * ```ts
+ * const { kernels, cores, gpus, cuda } = systemInfo();
+ * console.log(kernels, cores); // avx512 8
+ * console.log(gpus.map(({ name }) => name), cuda); // [] 'there is no NVIDIA driver …'
+ * ```
+ */
 export function systemInfo(): SystemInfo {
-  return callNative(() => loadNative().system());
+  return callNative(() => ({ ...loadNative().system(), pageTokens: loadNative().pageTokens }));
 }
 
 /**
@@ -38,6 +49,13 @@ export function systemInfo(): SystemInfo {
  * @param bytes How many bytes to read. Default: 1 GiB.
  * @param device The device whose memory is read: `cpu`, `cuda` or `cuda:1`. Default: `cpu`.
  * @throws {ChatGLMError} ERR_INVALID_ARGUMENT, ERR_OUT_OF_MEMORY, ERR_DEVICE_UNAVAILABLE.
+ *
+ * @example
+ * ```ts
+ * const bytesPerSecond = measureBandwidth();
+ * // No token is generated in less time than reading the weights takes.
+ * console.log(`at most ${(bytesPerSecond / model.info.bytesPerToken).toFixed(1)} tokens/s`);
+ * ```
  */
 export function measureBandwidth(
   threads?: number | null,

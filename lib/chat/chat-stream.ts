@@ -35,6 +35,17 @@ export interface ChatStreamSetup {
 /**
  * An answer on its way: iterate over it for its chunks, or await `result`, or both. Leaving a loop early (`break`) stops
  * it; what was generated until then is kept as the answer.
+ *
+ * @example
+ * ```ts
+ * let length = 0;
+ * const answer = chat.stream('What should I do if I cannot sleep?');
+ * for await (const { text } of answer) {
+ *   length += text.length;
+ *   if (length > 200) break; // stops the generation; what there is becomes part of the history
+ * }
+ * console.log((await answer.result).finishReason);
+ * ```
  */
 export class ChatStream extends TextStream<ChatReply> {
   readonly #setup: ChatStreamSetup;

@@ -64,7 +64,9 @@ const CHAT_OPTIONS = [
 
 /** What `toJSON()` of a chat gives. With it `createChat()` goes on with the conversation. */
 export interface SavedChat {
+  /** The format of the prompts. */
   family: ChatFamily;
+  /** The conversation. */
   history: ChatMessage[];
 }
 
@@ -84,7 +86,16 @@ export interface ChatModel {
 /** The roles of messages that an answer follows. */
 const SPEAKERS = ['user', 'observation'] as const;
 
-/** A conversation with a model. It answers one message at a time; a model can have any number of chats. */
+/**
+ * A conversation with a model. It answers one message at a time; a model can have any number of chats.
+ *
+ * @example
+ * ```ts
+ * const chat = model.createChat({ temperature: 0 });
+ * await chat.send('My name is Anna.');
+ * console.log((await chat.send('What is my name?')).text);
+ * ```
+ */
 export class Chat {
   /** The format of the prompts. */
   readonly family: ChatFamily;
@@ -125,6 +136,12 @@ export class Chat {
   /**
    * The conversation: plain JSON, the chat's own array. Edit it between answers, save it, or assign another one, which is
    * checked and copied. The history changes only when an answer is complete; an error leaves it as it was.
+   *
+   * @example
+   * ```ts
+   * chat.history.splice(-2); // takes the last question and its answer back
+   * chat.history = [{ role: 'user', content: '你好' }, { role: 'assistant', content: '你好！' }];
+   * ```
    */
   get history(): ChatMessage[] {
     return this.#history;
@@ -143,6 +160,14 @@ export class Chat {
    * @param input A text, or a message of the role `user` or `observation`.
    * @throws {ChatGLMError} ERR_INVALID_ARGUMENT; ERR_BUSY while the chat is answering another message; while iterating
    *   ERR_CONTEXT_OVERFLOW, ERR_QUEUE_FULL, ERR_ABORTED, ERR_DISPOSED and others of the model.
+   *
+   * @example
+   * ```ts
+   * const answer = chat.stream('晚上睡不着应该怎么办', { maxTokens: 300, signal: AbortSignal.timeout(10_000) });
+   * for await (const { text } of answer) process.stdout.write(text);
+   * const { finishReason, toolCall } = await answer.result;
+   * console.log(finishReason, toolCall?.name);
+   * ```
    */
   stream(input: string | ChatMessage, options: Nullable<SendOptions> = {}): ChatStream {
     const set = readOptions<SendOptions>(options, [...GENERATE_OPTIONS, 'role'], 'an answer');
@@ -154,7 +179,18 @@ export class Chat {
     return this.#answer(this.#history.length, [message], generation);
   }
 
-  /** As {@link stream}, but gives the whole answer at its end. */
+  /**
+   * As {@link stream}, but gives the whole answer at its end.
+   *
+   * @throws {ChatGLMError} what {@link stream} throws, at once and while iterating.
+   *
+   * @example
+   * ```ts
+   * const chat = model.createChat({ tools: [{ name: 'get_weather', parameters: { type: 'object' } }] });
+   * const { toolCall } = await chat.send('北京今天天气怎么样？');
+   * if (toolCall) console.log((await chat.send('{"celsius": 21}', { role: 'observation' })).text);
+   * ```
+   */
   async send(input: string | ChatMessage, options: Nullable<SendOptions> = {}): Promise<ChatReply> {
     return await this.stream(input, options).result;
   }
@@ -164,6 +200,12 @@ export class Chat {
    * Without another `seed` or other options than before, a seeded answer comes out the same.
    *
    * @throws {ChatGLMError} as {@link stream}; ERR_INVALID_ARGUMENT when there is no message to answer.
+   *
+   * @example
+   * ```ts
+   * const { text } = await chat.regenerate({ temperature: 1 }).result;
+   * console.log(text, chat.history.length); // as long as before
+   * ```
    */
   regenerate(options: Nullable<GenerateOptions> = {}): ChatStream {
     const set = readGenerateOptions(options);
@@ -176,12 +218,30 @@ export class Chat {
     return this.#answer(last + 1, [], set);
   }
 
-  /** Makes another chat with the same history and options: what is said in one does not change the other. */
+  /**
+   * Makes another chat with the same history and options: what is said in one does not change the other.
+   *
+   * @example
+   * ```ts
+   * const other = chat.fork();
+   * const [here, there] = await Promise.all([chat.send('Hello'), other.send('你好')]);
+   * console.log(here.text, there.text);
+   * ```
+   */
   fork(): Chat {
     return new Chat(this.#model, { ...this.#defaults, family: this.family, history: this.#history });
   }
 
-  /** The chat as plain data, to go on later: `model.createChat(JSON.parse(JSON.stringify(chat)))`. */
+  /**
+   * The chat as plain data, to go on later: `model.createChat(JSON.parse(JSON.stringify(chat)))`.
+   *
+   * @example
+   * ```ts
+   * const saved = JSON.stringify(chat); // calls toJSON()
+   * const restored = model.createChat(JSON.parse(saved));
+   * console.log(restored.history.length);
+   * ```
+   */
   toJSON(): SavedChat {
     return { family: this.family, history: validateMessages(this.#history, 'history') };
   }

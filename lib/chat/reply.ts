@@ -5,6 +5,7 @@ import type { Outcome, Segment } from '../families/reply.js';
 
 /** A tool that the model wants to be called. Send what the tool gives back with the role `observation`. */
 export interface ToolCall {
+  /** One of the names that the model was told about, or what else it wrote in a name's place. */
   name: string;
   /** The arguments. Absent when what the model wrote is no call with literals: see `raw`. */
   arguments?: Record<string, unknown>;

@@ -21,8 +21,10 @@ import type { Checkpoint, TensorEntry } from './types.js';
 
 /** Types that a checkpoint's matrices can be converted to. */
 export const CONVERSION_TYPES = ['f16', 'q8_0', 'q4_0'] as const;
+/** One of {@link CONVERSION_TYPES}. */
 export type ConversionType = (typeof CONVERSION_TYPES)[number];
 
+/** Options of `convertCheckpoint()`. */
 export interface ConvertOptions extends WriteOptions {
   /** The type of the matrices. */
   type: ConversionType;
@@ -49,6 +51,16 @@ interface Conversion {
  * and q4_0, int8 rows and q8_0 in files of q8_0.
  *
  * @param source A path, or what `openCheckpoint()` gave, which stands for the files at its path: they are read anew.
+ * @param target The new file. It gets its name when it is complete: until then it is `target.part`.
+ * @throws {ChatGLMError} ERR_CHECKPOINT_NOT_FOUND, ERR_CHECKPOINT_INVALID, ERR_INVALID_ARGUMENT (also for a target that
+ *   exists, unless `overwrite` is set), ERR_ABORTED, and the codes of the system for what cannot be read or written.
+ * @see https://github.com/ggml-org/ggml/blob/master/docs/gguf.md for the format
+ *
+ * @example
+ * ```ts
+ * const { path, bytes } = await convertCheckpoint('./chatglm3-6b', 'chatglm3-6b-q4_0.gguf', { type: 'q4_0' });
+ * console.log(path, bytes);
+ * ```
  */
 export async function convertCheckpoint(
   source: FilePath | Checkpoint,

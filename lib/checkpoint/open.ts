@@ -20,6 +20,16 @@ export interface OpenOptions {
 /**
  * Reads everything but the weights of a checkpoint: a GGUF file, a Hugging Face directory, or a file in such a directory.
  * Nothing of it is executed, and whatever the files say, every range in the result lies within them.
+ *
+ * @throws {ChatGLMError} ERR_CHECKPOINT_NOT_FOUND, ERR_CHECKPOINT_INVALID, ERR_INVALID_ARGUMENT, ERR_ABORTED, and the codes
+ *   of the system for what cannot be read.
+ *
+ * @example
+ * ```ts
+ * const { format, config, tensors } = await openCheckpoint('./chatglm3-6b');
+ * console.log(format, config.family, config.layers); // safetensors chatglm3 28
+ * console.log(tensors.map(({ name, type, shape }) => `${name} ${type} (${shape.join(', ')})`));
+ * ```
  */
 export async function openCheckpoint(path: FilePath, options: Nullable<OpenOptions> = {}): Promise<Checkpoint> {
   const absolute = resolve(toPath('path', path));

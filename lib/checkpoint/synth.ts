@@ -12,7 +12,7 @@ import {
   show,
   toPath,
 } from '../common/options.js';
-import { familyNamed, MODEL_FAMILIES } from '../families/index.js';
+import { DEFAULT_FAMILY, familyNamed, MODEL_FAMILIES } from '../families/index.js';
 import { syntheticTokenizer } from '../tokenizer/synthetic.js';
 import { type GgufFileType, ggufMetadata } from './gguf/metadata.js';
 import { checkWriteOptions, WRITE_OPTIONS, type WriteOptions, type WrittenFile, writeGguf } from './gguf/writer.js';
@@ -21,7 +21,7 @@ import { rowsAndColumns, tensorBytes } from './tensor-types.js';
 import type { ModelConfig } from './types.js';
 import { type FieldNames, validateConfig } from './validate.js';
 
-const CHATGLM3 = { family: 'chatglm3', normEpsilon: 1e-5, ropeBase: 10_000, ropeScale: 1 } as const;
+const COMMON = { family: DEFAULT_FAMILY, normEpsilon: 1e-5, ropeBase: 10_000, ropeScale: 1 } as const;
 /** Pieces of THUDM's tokenizer.model. The rows after its special tokens are padding. */
 const CHATGLM_PIECES = 64_789;
 const CHATGLM_VOCABULARY = 65_024;
@@ -30,7 +30,7 @@ const CHATGLM_VOCABULARY = 65_024;
 export const shapes = {
   /** THUDM/chatglm3-6b: 6.2 billion parameters. */
   '6b': {
-    ...CHATGLM3,
+    ...COMMON,
     name: 'ChatGLM3-6B shape, random weights',
     layers: 28,
     hiddenSize: 4096,
@@ -44,7 +44,7 @@ export const shapes = {
   },
   /** The model that comes with this package: 30 million parameters. */
   tiny: {
-    ...CHATGLM3,
+    ...COMMON,
     name: 'chatglm-tiny shape, random weights',
     layers: 8,
     hiddenSize: 512,
@@ -58,7 +58,7 @@ export const shapes = {
   },
   /** The smallest that has everything: for tests. */
   micro: {
-    ...CHATGLM3,
+    ...COMMON,
     name: 'micro shape, random weights',
     layers: 2,
     hiddenSize: 64,
@@ -72,12 +72,15 @@ export const shapes = {
   },
 } as const satisfies Record<string, ModelConfig>;
 
+/** One of the names of {@link shapes}. */
 export type ShapeName = keyof typeof shapes;
 
 /** Types that random weights can be stored in. */
 export const SYNTHETIC_TYPES = ['f32', 'f16', 'q8_0', 'q4_0'] as const satisfies readonly GgufFileType[];
+/** One of {@link SYNTHETIC_TYPES}. */
 export type SyntheticType = (typeof SYNTHETIC_TYPES)[number];
 
+/** Options of `synthesize()`. */
 export interface SynthesizeOptions extends WriteOptions {
   /** The name of a shape, or a shape of your own. Default: `6b`. */
   shape?: ShapeName | ModelConfig | undefined;
@@ -122,7 +125,20 @@ export function syntheticTensors(config: ModelConfig, type: SyntheticType): Nati
   return tensorLayout(config).map(({ name, shape }) => ({ name, shape, type: shape.length === 1 ? 'f32' : type }));
 }
 
-/** Writes a GGUF file of random weights whose activations stay in a model's usual range: for benchmarks and tests. */
+/**
+ * Writes a GGUF file of random weights whose activations stay in a model's usual range: for benchmarks and tests.
+ *
+ * The tokenizer is made up, too: it takes any text, and none of its pieces means anything.
+ *
+ * @throws {ChatGLMError} ERR_INVALID_ARGUMENT (also for a target that exists, unless `overwrite` is set), ERR_ABORTED, and
+ *   the codes of the system for what cannot be written.
+ *
+ * @example
+ * ```ts
+ * await synthesize('6b-q4_0.gguf', { shape: '6b', type: 'q4_0', seed: 1 });
+ * await synthesize('small.gguf', { shape: { ...shapes.micro, layers: 3 }, type: 'f32', overwrite: true });
+ * ```
+ */
 export async function synthesize(target: FilePath, options: Nullable<SynthesizeOptions> = {}): Promise<WrittenFile> {
   const path = toPath('target', target);
   const known = [...WRITE_OPTIONS, 'shape', 'type', 'seed'] as const;
@@ -178,7 +194,7 @@ function pieceCount(config: ModelConfig): number {
 /** A copy of a caller's own shape. */
 function ownConfig(shape: Record<string, unknown>): ModelConfig {
   const config = reading('shape', () => ({ ...shape })) as unknown as ModelConfig;
-  choiceOption('shape.family', config.family ?? null, MODEL_FAMILIES, 'chatglm3');
+  choiceOption('shape.family', config.family ?? null, MODEL_FAMILIES, DEFAULT_FAMILY);
   for (const field of Object.keys(FIELD_NAMES) as (keyof FieldNames)[]) {
     numberOption(`shape.${field}`, config[field] ?? null, 0);
   }

@@ -10,50 +10,95 @@ import type { Checkpoint, ModelConfig, TensorEntry } from './types.js';
 /** The published vocabularies are padded by 226 to 230 unused rows. */
 const MAX_UNUSED_TOKENS = 1024;
 
+/** The least and the most of each field. */
 const INTEGER_LIMITS = {
-  layers: 1024,
-  hiddenSize: 65_536,
-  heads: 1024,
-  kvGroups: 1024,
-  headSize: 1024,
-  ffnHiddenSize: 524_288,
-  vocabSize: 1_048_576,
-  ropeDimension: 1024,
-  contextLength: 16_777_216,
+  layers: [1, 1024],
+  hiddenSize: [1, 65_536],
+  heads: [1, 1024],
+  kvGroups: [1, 1024],
+  headSize: [1, 1024],
+  ffnHiddenSize: [1, 524_288],
+  vocabSize: [1, 1_048_576],
 } as const;
+const MOST_CONTEXT = 16_777_216;
 
 /** What files say about a config's fields: other names in config.json than in GGUF. */
 export type FieldNames = Readonly<
-  Record<keyof typeof INTEGER_LIMITS | 'normEpsilon' | 'ropeBase' | 'ropeScale', string>
+  Record<
+    keyof typeof INTEGER_LIMITS | 'ropeDimension' | 'contextLength' | 'normEpsilon' | 'ropeBase' | 'ropeScale',
+    string
+  >
 >;
 
-/** Checks that a config describes a model that can be computed. `names` are the fields' names in `file`. */
-export function validateConfig(config: ModelConfig, file: string, names: FieldNames): void {
+/**
+ * Why this runtime cannot compute a model of this shape, naming the field and its number; undefined if it can.
+ *
+ * Reading a checkpoint does without native code, so this repeats check_shape() of native/model/shape.cc: the same limits
+ * and conditions in the same order and words. test/shape-limits.test.ts compares the two.
+ */
+export function shapeProblem(config: Omit<ModelConfig, 'family' | 'name' | 'contextLength'>, names: FieldNames) {
+  type Field = keyof FieldNames & keyof typeof config;
+  const outside = (field: Field, least: number, most: number) =>
+    Number.isSafeInteger(config[field]) && config[field] >= least && config[field] <= most
+      ? undefined
+      : `${names[field]} is ${config[field]}; it must be an integer from ${least} to ${most}`;
+  // Native code computes with float32, where numbers of JavaScript may become 0 or infinite.
+  const notPositive = (field: Field) => {
+    const value = Math.fround(config[field]);
+    return Number.isFinite(value) && value > 0
+      ? undefined
+      : `${names[field]} gives ${config[field]}; it must be a positive number`;
+  };
+  const notMultiple = (field: Field, divisor: number) =>
+    config[field] % divisor === 0
+      ? undefined
+      : `${names[field]} is ${config[field]}; it must be a multiple of ${divisor}`;
+  const unless = (holds: boolean, problem: string) => (holds ? undefined : problem);
+
   for (const field of Object.keys(INTEGER_LIMITS) as (keyof typeof INTEGER_LIMITS)[]) {
-    const value = config[field];
-    const limit = INTEGER_LIMITS[field];
-    if (!Number.isSafeInteger(value) || value < 1 || value > limit) {
-      throw invalid(file, `${names[field]} is ${value}; it must be an integer from 1 to ${limit}`);
-    }
+    const [least, most] = INTEGER_LIMITS[field];
+    const problem = outside(field, least, most);
+    if (problem !== undefined) return problem;
   }
-  for (const field of ['normEpsilon', 'ropeBase', 'ropeScale'] as const) {
-    if (!(Number.isFinite(config[field]) && config[field] > 0)) {
-      throw invalid(file, `${names[field]} gives ${config[field]}; it must be a positive number`);
-    }
-  }
+  const { heads, kvGroups, headSize, normEpsilon } = config;
+  const width = heads * headSize;
+  return (
+    notPositive('normEpsilon') ??
+    notPositive('ropeBase') ??
+    notPositive('ropeScale') ??
+    unless(Math.fround(normEpsilon) < 1, `${names.normEpsilon} is ${normEpsilon}; it must be below 1`) ??
+    unless(heads % kvGroups === 0, `${names.heads} ${heads} is no multiple of ${names.kvGroups} ${kvGroups}`) ??
+    notMultiple('headSize', 16) ??
+    notMultiple('hiddenSize', 32) ??
+    unless(
+      width % 32 === 0,
+      `${names.heads} ${heads} times ${names.headSize} ${headSize} is ${width}; it must be a multiple of 32`,
+    ) ??
+    notMultiple('ffnHiddenSize', 32) ??
+    outside('ropeDimension', 0, headSize) ??
+    notMultiple('ropeDimension', 2)
+  );
+}
+
+/**
+ * Checks that a config describes a ChatGLM that can be computed. `names` are the fields' names in `file`.
+ *
+ * Beyond what the runtime asks for, a ChatGLM's heads are as wide as its hidden state together, which GGUF files take for
+ * granted, and half of each head is rotated.
+ */
+export function validateConfig(config: ModelConfig, file: string, names: FieldNames): void {
   const require = (holds: boolean, problem: string) => {
     if (!holds) throw invalid(file, problem);
   };
-  const { heads, kvGroups, headSize, hiddenSize, ffnHiddenSize } = config;
-  require(config.normEpsilon < 1, `${names.normEpsilon} is ${config.normEpsilon}; it must be below 1`);
-  require(heads % kvGroups === 0, `${names.heads} ${heads} is no multiple of ${names.kvGroups} ${kvGroups}`);
-  require(headSize % 4 === 0, `${names.headSize} is ${headSize}; it must be a multiple of 4`);
+  const { heads, headSize, hiddenSize, ropeDimension, contextLength } = config;
+  const problem = shapeProblem(config, names);
+  if (problem !== undefined) throw invalid(file, problem);
+  const contextFits = Number.isSafeInteger(contextLength) && contextLength >= 1 && contextLength <= MOST_CONTEXT;
+  require(contextFits, `${names.contextLength} is ${contextLength}; it must be an integer from 1 to ${MOST_CONTEXT}`);
   require(hiddenSize === heads * headSize, `${names.hiddenSize} ${hiddenSize} is not ${heads} heads of ${headSize}`);
-  require(hiddenSize % 32 === 0, `${names.hiddenSize} is ${hiddenSize}; it must be a multiple of 32`);
-  require(ffnHiddenSize % 32 === 0, `${names.ffnHiddenSize} is ${ffnHiddenSize}; it must be a multiple of 32`);
-  require(config.ropeDimension ===
-    headSize /
-      2, `${names.ropeDimension} is ${config.ropeDimension}; ChatGLM rotates half of a head, here ${headSize / 2}`);
+  const half = headSize / 2;
+  require(ropeDimension ===
+    half, `${names.ropeDimension} is ${ropeDimension}; ChatGLM rotates half of a head, here ${half}`);
 }
 
 /** A checkpoint as a reader found it, before its tensors are known to fit the config. */

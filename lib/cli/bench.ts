@@ -54,8 +54,6 @@ The model is a checkpoint or, with --shape, random weights made in memory. Witho
   ],
 } satisfies CommandSpec;
 
-/** Keys and values are kept in pages of so many tokens. */
-const PAGE_TOKENS = 64;
 /** Of memory that is read to measure its bandwidth: more than caches hold. */
 const BANDWIDTH_BYTES = 2 ** 29;
 
@@ -135,7 +133,7 @@ async function loadingOptions(
   const most = isSynthetic(given)
     ? Infinity
     : (await openCheckpoint(path ?? embeddedModelPath(), toFamily(given))).config.contextLength;
-  const contextLength = Math.max(longest, Math.min(longest + PAGE_TOKENS, most));
+  const contextLength = Math.max(longest, Math.min(longest + systemInfo().pageTokens, most));
   return { contextLength, ...toLoadOptions(given), maxSequences: Math.max(...batches) };
 }
 

@@ -46,9 +46,13 @@ export type ErrorDetails = Readonly<Record<string, string | number>>;
 
 /** What `error.toJSON()` gives: plain data, which `postMessage()` and JSON carry whole. */
 export interface SerializedError {
+  /** `ChatGLMError` or `AbortError`. */
   name: string;
+  /** The error's code. */
   code: ErrorCode;
+  /** The error's message. */
   message: string;
+  /** The error's details. */
   details: ErrorDetails;
 }
 
@@ -57,9 +61,21 @@ export interface SerializedError {
  *
  * `postMessage()` and `structuredClone()` keep only the message of an error: to send one to another thread, send
  * `error.toJSON()` and make an error of it again with `ChatGLMError.fromJSON()`.
+ *
+ * @example
+ * ```ts
+ * try {
+ *   await chat.send('word '.repeat(100_000));
+ * } catch (error) {
+ *   if (!(error instanceof ChatGLMError)) throw error;
+ *   if (error.code === 'ERR_CONTEXT_OVERFLOW') console.log(error.details.tokens, error.details.limit);
+ * }
+ * ```
  */
 export class ChatGLMError extends Error {
+  /** What went wrong. It stays the same from version to version. */
   readonly code: ErrorCode;
+  /** What the message is made of; the codes tell which fields there are. Empty where nothing is to be told. */
   readonly details: ErrorDetails;
 
   constructor(code: ErrorCode, message: string, details: ErrorDetails = {}, cause?: unknown) {
@@ -73,10 +89,9 @@ export class ChatGLMError extends Error {
    * The error as plain data, without its stack and its cause.
    *
    * @example
-   * ```js
-   * parentPort.postMessage({ error: error.toJSON() });
-   * // In the other thread:
-   * worker.on('message', ({ error }) => console.error(ChatGLMError.fromJSON(error).code));
+   * ```ts
+   * const { parentPort } = await import('node:worker_threads');
+   * chat.send('你好').catch((error: ChatGLMError) => parentPort?.postMessage({ error: error.toJSON() }));
    * ```
    */
   toJSON(): SerializedError {
@@ -88,6 +103,15 @@ export class ChatGLMError extends Error {
    * The error that `toJSON()` made plain data of, with a stack that begins here.
    *
    * @throws {ChatGLMError} ERR_INVALID_ARGUMENT where the value is nothing that `toJSON()` gives.
+   *
+   * @example
+   * ```ts
+   * const { Worker } = await import('node:worker_threads');
+   * const worker = new Worker('./answers.mjs');
+   * worker.on('message', ({ error }) => {
+   *   if (error) console.error(ChatGLMError.fromJSON(error).code);
+   * });
+   * ```
    */
   static fromJSON(value: SerializedError): ChatGLMError {
     try {

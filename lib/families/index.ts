@@ -19,11 +19,19 @@ export type ChatFamily = Extract<Known, { chat: ChatFormat }>['name'];
 
 export const families: readonly (Family & { name: ModelFamily })[] = FAMILIES;
 
+/** The names of all families, as the option `family` takes them. */
 export const MODEL_FAMILIES: readonly ModelFamily[] = FAMILIES.map(({ name }) => name);
 
+/** The names of the families that have a chat format. */
 export const CHAT_FAMILIES: readonly ChatFamily[] = families
   .filter(({ chat }) => chat !== undefined)
   .map(({ name }) => name as ChatFamily);
+
+/**
+ * The family of what tells none: random weights, and a tokenizer.model by itself, which is the same file in all families.
+ * Its special tokens include the others'.
+ */
+export const DEFAULT_FAMILY = chatglm3.name;
 
 /** The family of a name. */
 export function familyNamed(name: ModelFamily): Family & { name: ModelFamily } {
@@ -51,10 +59,15 @@ export function chatPrompt(name: ChatFamily, messages: readonly ChatMessage[]): 
 export interface SpecialTokens {
   /** The end of a text: the piece `</s>`. */
   readonly eos: number;
+  /** `[MASK]`. */
   readonly mask: number;
+  /** `[gMASK]`, which every prompt begins with. */
   readonly gmask: number;
+  /** `[sMASK]`. */
   readonly smask: number;
+  /** `sop`, which follows `[gMASK]`. */
   readonly sop: number;
+  /** `eop`. */
   readonly eop: number;
   /** `<|system|>`, `<|user|>`, `<|assistant|>`, `<|observation|>`: of ChatGLM3 only. */
   readonly roles?: Readonly<Record<Role, number>>;

@@ -17,13 +17,17 @@ export interface ToolDefinition {
 
 /** OpenAI's wrapping of the same, which is unwrapped wherever tools are taken. */
 export interface WrappedToolDefinition {
+  /** The only kind there is. */
   type: 'function';
+  /** The tool itself. */
   function: ToolDefinition;
 }
 
 /** One entry of a conversation: plain JSON, as in THUDM's `history`. */
 export interface ChatMessage {
+  /** Who speaks. */
   role: Role;
+  /** What is said; of an `observation`, what the tool gave. */
   content: string;
   /** What stands between the role and the content: a called tool's name, `interpreter`, or nothing. */
   metadata?: string;

@@ -65,12 +65,13 @@ export interface GenerateOptions extends SamplingOptions {
    * tokens. In a chat those always count, and the ids given here come on top of them.
    */
   stopTokens?: readonly number[] | undefined;
-  /** Ends the generation with ERR_ABORTED, also while the prompt is being computed. */
+  /** Ends the generation with ERR_ABORTED, also while the prompt is being computed. Default: none. */
   signal?: AbortSignal | undefined;
 }
 
 /** How many tokens a generation took. */
 export interface Usage {
+  /** Of the prompt, cached ones included. */
   promptTokens: number;
   /** Tokens of the prompt whose keys and values were kept from an earlier request. */
   cachedTokens: number;
@@ -84,7 +85,7 @@ export interface Timings {
   queueMs: number;
   /** Time from the request to the first token; 0 where there is none. */
   firstTokenMs: number;
-  /** Time that the prompt took. */
+  /** From the beginning of the work on the prompt to its end. */
   prefillMs: number;
   /** Time from the first token to the last. */
   decodeMs: number;
@@ -103,7 +104,9 @@ export type FinishReason = 'stop' | 'stop_sequence' | 'length' | 'tool_call' | '
 
 /** Natural logarithms of the model's own probabilities, before any sampling option changes them. */
 export interface TokenLogprobs {
+  /** The id of the token that was chosen. */
   token: number;
+  /** Its own. */
   logprob: number;
   /** The likeliest tokens, the likeliest first. */
   top: { token: number; logprob: number }[];
@@ -115,8 +118,11 @@ export interface GenerationResult {
   text: string;
   /** Ids of all generated tokens, a stop token included. */
   tokens: number[];
+  /** Why it ended. */
   finishReason: FinishReason;
+  /** Tokens, counted. */
   usage: Usage;
+  /** What it took. */
   timings: Timings;
   /** The seed that was used. */
   seed: number;
@@ -126,9 +132,11 @@ export interface GenerationResult {
 
 /** A piece of what is generated. All texts, joined, are the result's text. */
 export interface GenerationChunk {
+  /** What can be shown; it never ends within a character. */
   text: string;
   /** Ids generated since the last chunk, those of withheld text and of special tokens included. */
   tokens: number[];
+  /** One entry for each of `tokens`, where `logprobs` was asked for. */
   logprobs?: TokenLogprobs[];
 }
 

@@ -24,10 +24,29 @@ export abstract class PieceStream<Piece, Result>
     this.result.catch(() => {});
   }
 
+  /**
+   * The stream itself: it can be gone through once.
+   *
+   * @example
+   * ```ts
+   * for await (const { text } of model.generate('Hello')) process.stdout.write(text);
+   * ```
+   */
   [Symbol.asyncIterator](): this {
     return this;
   }
 
+  /**
+   * The next piece, as soon as there is one. What went wrong is thrown here, once, after the pieces that came before it.
+   *
+   * @example
+   * ```ts
+   * const answer = chat.stream('你好');
+   * const { value } = await answer.next(); // resolves with the first piece of text
+   * console.log(value);
+   * await answer.return(); // no more of it
+   * ```
+   */
   async next(): Promise<IteratorResult<Piece, Result | undefined>> {
     for (;;) {
       if (this.#isLeft) return { done: true, value: undefined };
@@ -41,7 +60,16 @@ export abstract class PieceStream<Piece, Result>
     }
   }
 
-  /** Stops what produces the pieces. Resolves once it has ended. */
+  /**
+   * Stops what produces the pieces. Resolves once it has ended.
+   *
+   * @example
+   * ```ts
+   * const answer = chat.stream('你好');
+   * setTimeout(() => void answer.return(), 1000); // what has come until then is the answer
+   * console.log((await answer.result).finishReason); // 'cancelled', or 'stop' if it was quick
+   * ```
+   */
   async return(): Promise<IteratorResult<Piece, Result | undefined>> {
     if (!this.#isOver && !this.#isLeft) {
       this.#isLeft = true;

@@ -104,7 +104,17 @@ export abstract class TextStream<Result extends GenerationResult> extends PieceS
   }
 }
 
-/** Text on its way: iterate over it for its chunks, or await `result`, or both. */
+/**
+ * Text on its way: iterate over it for its chunks, or await `result`, or both.
+ *
+ * @example
+ * ```ts
+ * const generation = model.generate('Once upon a time', { maxTokens: 100 });
+ * for await (const { text } of generation) process.stdout.write(text);
+ * const { usage, timings } = await generation.result;
+ * console.log(usage.generatedTokens, timings.decodeTokensPerSecond);
+ * ```
+ */
 export class Generation extends TextStream<GenerationResult> {
   /** @internal Use `model.generate()`. */
   constructor(raw: RawGeneration, stops: StopSequences) {

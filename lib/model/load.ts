@@ -18,7 +18,7 @@ import {
   signalOption,
   toPath,
 } from '../common/options.js';
-import { MODEL_FAMILIES, type ModelFamily } from '../families/index.js';
+import { DEFAULT_FAMILY, MODEL_FAMILIES, type ModelFamily } from '../families/index.js';
 import { Tokenizer } from '../tokenizer/tokenizer.js';
 import { embeddedModelPath } from './embedded.js';
 import { checkLoadOptions, LOAD_OPTIONS, type LoadOptions, type ModelSource, readLoadOptions } from './load-options.js';
@@ -33,6 +33,17 @@ import { Model } from './model.js';
  *
  * @throws {ChatGLMError} ERR_CHECKPOINT_NOT_FOUND, ERR_CHECKPOINT_INVALID, ERR_OUT_OF_MEMORY, ERR_DEVICE_UNAVAILABLE,
  *   ERR_ABORTED, ERR_INVALID_ARGUMENT.
+ *
+ * @example
+ * ```ts
+ * const model = await loadModel('./chatglm3-6b', {
+ *   quantization: 'int4',
+ *   contextLength: 8192,
+ *   onProgress: ({ bytes, totalBytes }) => console.log(`${((100 * bytes) / totalBytes).toFixed(0)}%`),
+ * });
+ * console.log(model.info.device); // 'cuda:0' where there is a GPU, else 'cpu'
+ * await model.dispose();
+ * ```
  */
 export async function loadModel(path?: FilePath | null, options: Nullable<LoadOptions> = {}): Promise<Model> {
   if (isPlainObject(path)) {
@@ -58,7 +69,20 @@ export interface SyntheticModelOptions extends LoadOptions {
   seed?: number | undefined;
 }
 
-/** Makes a model of a given shape with random weights in memory, for benchmarks. The model has no tokenizer. */
+/**
+ * Makes a model of a given shape with random weights in memory, for benchmarks. The model has no tokenizer: it takes and
+ * gives token ids.
+ *
+ * @throws {ChatGLMError} ERR_INVALID_ARGUMENT, ERR_OUT_OF_MEMORY, ERR_DEVICE_UNAVAILABLE, ERR_ABORTED.
+ *
+ * @example
+ * ```ts
+ * const model = await loadSyntheticModel({ shape: '6b', type: 'q4_0', contextLength: 4096 });
+ * const { timings } = await model.generate([1, 2, 3], { maxTokens: 32, stopTokens: [] }).result;
+ * console.log(timings.decodeTokensPerSecond);
+ * await model.dispose();
+ * ```
+ */
 export async function loadSyntheticModel(options: Nullable<SyntheticModelOptions> = {}): Promise<Model> {
   const known = [...LOAD_OPTIONS, 'shape', 'type', 'seed'] as const;
   const set = readOptions<SyntheticModelOptions>(options, known, 'loadSyntheticModel()');
@@ -91,6 +115,12 @@ export interface LoadTokenizerOptions {
  * Reads a tokenizer alone: from a tokenizer.model, a checkpoint's directory or a GGUF file.
  *
  * @throws {ChatGLMError} ERR_CHECKPOINT_NOT_FOUND, ERR_CHECKPOINT_INVALID, ERR_INVALID_ARGUMENT, ERR_ABORTED.
+ *
+ * @example
+ * ```ts
+ * const tokenizer = await loadTokenizer('./chatglm3-6b/tokenizer.model');
+ * console.log(tokenizer.encode('你好').length, 'tokens');
+ * ```
  */
 export async function loadTokenizer(path: FilePath, options: Nullable<LoadTokenizerOptions> = {}): Promise<Tokenizer> {
   const file = toPath('path', path);
@@ -99,6 +129,5 @@ export async function loadTokenizer(path: FilePath, options: Nullable<LoadTokeni
   throwIfAborted(signalOption(set.signal));
   const { data, family } = await readTokenizer(file, wanted);
   throwIfAborted(set.signal);
-  // A lone tokenizer.model is the same file in both generations; ChatGLM3's special tokens include ChatGLM2's.
-  return new Tokenizer(data, family ?? 'chatglm3');
+  return new Tokenizer(data, family ?? DEFAULT_FAMILY);
 }

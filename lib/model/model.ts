@@ -22,6 +22,7 @@ import { Requests } from './requests.js';
 
 /** What a model is, and what it takes. */
 export interface ModelInfo {
+  /** What decides the format of prompts: `chatglm3`, say. */
   family: ModelFamily;
   /** A name for people, from the checkpoint. */
   name: string;
@@ -31,6 +32,7 @@ export interface ModelInfo {
   parameters: number;
   /** The most tokens of one sequence. */
   contextLength: number;
+  /** How many ids the logits have: rows of the output matrix, unused ones included. */
   vocabSize: number;
   /** Bytes of the weights in memory, by the type they are computed with. */
   weightTypes: Readonly<Record<string, number>>;
@@ -58,15 +60,15 @@ export interface ModelInfo {
 
 /** What a model is doing at the moment. */
 export interface ModelStats {
-  /** Requests that are being computed. */
+  /** Requests that are being computed: at most `maxSequences`. */
   activeSequences: number;
-  /** Requests that wait for a sequence to become free. */
+  /** Requests that wait: at most `maxQueue`. */
   queuedRequests: number;
   /** Tokens whose keys and values are kept for later requests that begin with them. */
   cachedTokens: number;
-  /** Pages of the key/value memory in use, by active sequences and by what is kept. */
+  /** Pages of the key/value cache in use, of `systemInfo().pageTokens` tokens each, by active sequences and by what is kept. */
   usedPages: number;
-  /** Pages of the key/value memory in all. */
+  /** Pages that there are in all. */
   totalPages: number;
 }
 
@@ -74,15 +76,25 @@ export interface ModelStats {
 export interface LogitsOptions {
   /** The first position whose logits are wanted; those before it may come from the prefix cache. Default: 0. */
   from?: number | undefined;
-  /** Ends the computation with ERR_ABORTED. */
+  /** Ends the computation with ERR_ABORTED. Default: none. */
   signal?: AbortSignal | undefined;
 }
 
-/** Keys and values are kept in pages of so many tokens: kPageTokens of native/engine/backend.h. */
-const PAGE_TOKENS = 64;
-
-/** A loaded model. It answers any number of requests at once and keeps no process alive while it has none. */
+/**
+ * A loaded model. It answers any number of requests at once and keeps no process alive while it has none.
+ *
+ * @example
+ * ```ts
+ * const model = await loadModel();
+ * const answers = await Promise.all(
+ *   ['你好', 'What is 7 times 8?'].map((question) => model.createChat().send(question)), // computed together
+ * );
+ * console.log(answers.map(({ text }) => text));
+ * await model.dispose();
+ * ```
+ */
 export class Model implements AsyncDisposable {
+  /** What was loaded, and what it takes. */
   readonly info: Readonly<ModelInfo>;
 
   readonly #native: NativeModel;
@@ -109,6 +121,7 @@ export class Model implements AsyncDisposable {
     const over = onAbort(signal, () => requests.failLoading(aborted(signal as AbortSignal)));
     try {
       const { weightBytes, ...facts } = await requests.ready;
+      const { pageTokens } = loadNative();
       const info: ModelInfo = {
         family: config.family,
         name: config.name,
@@ -120,7 +133,7 @@ export class Model implements AsyncDisposable {
         bytes: weightBytes,
         kvCacheType: facts.kvCacheType as ModelInfo['kvCacheType'],
         kvBytesPerToken:
-          facts.kvCacheBytes / (spec.maxSequences * Math.ceil(spec.contextLength / PAGE_TOKENS) * PAGE_TOKENS),
+          facts.kvCacheBytes / (spec.maxSequences * Math.ceil(spec.contextLength / pageTokens) * pageTokens),
       };
       return new Model(Object.freeze(info), handle, requests, tokenizer);
     } catch (error) {
@@ -136,6 +149,11 @@ export class Model implements AsyncDisposable {
    * The checkpoint's tokenizer.
    *
    * @throws {ChatGLMError} ERR_CHECKPOINT_INVALID if the checkpoint has none: then only token ids can be used.
+   *
+   * @example
+   * ```ts
+   * console.log(model.tokenizer.encode('你好'));
+   * ```
    */
   get tokenizer(): Tokenizer {
     if (this.#tokenizer) return this.#tokenizer;
@@ -151,6 +169,14 @@ export class Model implements AsyncDisposable {
    *
    * @throws {ChatGLMError} ERR_INVALID_ARGUMENT; while iterating ERR_CONTEXT_OVERFLOW, ERR_QUEUE_FULL, ERR_ABORTED,
    *   ERR_DISPOSED, ERR_INVALID_LOGITS.
+   *
+   * @example
+   * ```ts
+   * const generation = model.generate('# language: Python\n# quicksort\n', { temperature: 0, maxTokens: 200, stop: '\n#' });
+   * for await (const { text } of generation) process.stdout.write(text);
+   * const { finishReason, tokens } = await generation.result;
+   * console.log(finishReason, tokens.length);
+   * ```
    */
   generate(prompt: string | ArrayLike<number>, options: Nullable<GenerateOptions> = {}): Generation {
     const { stop = [], ...rest } = readGenerateOptions(options);
@@ -195,9 +221,17 @@ export class Model implements AsyncDisposable {
   }
 
   /**
-   * Begins a conversation, or goes on with one.
+   * Begins a conversation, or goes on with one. A chat costs nothing until it is asked something, and what its prompts have
+   * in common with earlier ones is not computed again.
    *
-   * @throws {ChatGLMError} ERR_INVALID_ARGUMENT.
+   * @throws {ChatGLMError} ERR_INVALID_ARGUMENT; also where the model's family has no chat format, or no tools.
+   *
+   * @example
+   * ```ts
+   * const chat = model.createChat({ system: 'Answer briefly.', temperature: 0.5, seed: 1 });
+   * const { text } = await chat.send('What is the capital of France?');
+   * console.log(text, chat.history.length);
+   * ```
    */
   createChat(options: Nullable<ChatOptions> = {}): Chat {
     return new Chat(this, options);
@@ -208,15 +242,30 @@ export class Model implements AsyncDisposable {
    *
    * @param query The text of the message, whose role is `user` unless `options.role` says `observation`.
    * @throws {ChatGLMError} as {@link generate}.
+   *
+   * @example
+   * ```ts
+   * const first = await model.chat('你好', { history: [] });
+   * const second = await model.chat('What is 7 times 8?', { history: first.history, temperature: 0 });
+   * console.log(second.response, second.history.length);
+   * ```
    */
   async chat(query: string, options: Nullable<ChatOnceOptions> = {}): Promise<ChatOnceResult> {
     return await chatOnce(this, query, options);
   }
 
   /**
-   * Computes the logits of each position. They come row by row: (positions, vocabulary), float32.
+   * Computes the logits of each position, row by row: (positions, vocabulary), float32. Row i is what the model expects after ids[i].
    *
    * @throws {ChatGLMError} ERR_CONTEXT_OVERFLOW, ERR_INVALID_ARGUMENT, ERR_QUEUE_FULL, ERR_ABORTED, ERR_DISPOSED.
+   *
+   * @example
+   * ```ts
+   * const ids = model.tokenizer.encodePrompt('The capital of France is');
+   * const row = await model.logits(ids, { from: ids.length - 1 }); // (1, vocabulary)
+   * const likeliest = row.indexOf(row.reduce((a, b) => Math.max(a, b)));
+   * console.log(model.tokenizer.decode([likeliest]));
+   * ```
    */
   async logits(ids: ArrayLike<number>, options: Nullable<LogitsOptions> = {}): Promise<Float32Array> {
     const set = readOptions<LogitsOptions>(options, ['from', 'signal'], 'logits()');
@@ -234,12 +283,29 @@ export class Model implements AsyncDisposable {
     return await handler.result;
   }
 
-  /** What the model is doing at the moment. */
+  /**
+   * What the model is doing at the moment.
+   *
+   * @example
+   * ```ts
+   * const { activeSequences, queuedRequests, usedPages, totalPages } = model.stats();
+   * console.log(`${activeSequences} running, ${queuedRequests} waiting, ${usedPages} of ${totalPages} pages in use`);
+   * ```
+   */
   stats(): ModelStats {
     return callNative(() => this.#native.stats());
   }
 
-  /** Forgets the keys and values that are kept for later requests. Running requests are not touched. */
+  /**
+   * Forgets the keys and values that are kept for later requests. Running requests are not touched.
+   *
+   * @example
+   * ```ts
+   * model.clearCache(); // so that a measurement computes the whole prompt
+   * const { usage } = await model.generate('Hello').result;
+   * console.log(usage.cachedTokens); // 0
+   * ```
+   */
   clearCache(): void {
     callNative(() => this.#native.clearCache());
   }
@@ -247,6 +313,11 @@ export class Model implements AsyncDisposable {
   /**
    * Gives all memory back. Requests under way end with ERR_DISPOSED; nothing is waited for but the end of a kernel. The
    * promise resolves when the memory is free, also when `dispose()` is called more than once.
+   *
+   * @example
+   * ```ts
+   * process.once('SIGTERM', () => void model.dispose()); // answers under way end with ERR_DISPOSED
+   * ```
    */
   async dispose(): Promise<void> {
     if (!this.#isDisposed) {
@@ -256,6 +327,15 @@ export class Model implements AsyncDisposable {
     await this.#requests.disposed;
   }
 
+  /**
+   * Disposes of the model at the end of the block of an `await using`.
+   *
+   * @example
+   * ```ts
+   * await using model = await loadModel();
+   * console.log((await model.createChat().send('你好')).text);
+   * ```
+   */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.dispose();
   }

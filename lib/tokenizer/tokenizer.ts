@@ -5,6 +5,7 @@ import {
   CHAT_FAMILIES,
   type ChatFamily,
   chatPrompt,
+  DEFAULT_FAMILY,
   familyNamed,
   type ModelFamily,
   type SpecialTokens,
@@ -16,6 +17,7 @@ import { validateMessages } from '../families/messages.js';
 import { type PromptPart, promptIds } from '../families/prompt.js';
 import type { TokenizerData } from './data.js';
 
+/** Options of `tokenizer.decode()`. */
 export interface DecodeOptions {
   /** Write special tokens by their names, such as `<|user|>`. Default: they have no text. */
   special?: boolean | undefined;
@@ -29,7 +31,16 @@ export interface TokenDecoder {
   flush(): string;
 }
 
-/** Text to token ids and back: ChatGLM's SentencePiece BPE, id for id as SentencePiece does it. */
+/**
+ * Text to token ids and back: ChatGLM's SentencePiece BPE, id for id as SentencePiece does it.
+ *
+ * @example
+ * ```ts
+ * const tokenizer = await loadTokenizer('./chatglm3-6b');
+ * const ids = tokenizer.encode('Hello, 世界');
+ * console.log(ids.length, tokenizer.decode(ids)); // Hello, 世界
+ * ```
+ */
 export class Tokenizer {
   /** Ids of the special tokens. No text encodes to one. */
   readonly special: SpecialTokens;
@@ -56,13 +67,29 @@ export class Tokenizer {
   /**
    * The ids of a text on its own, nothing put before or behind it; none for an empty text. Text that looks like a special
    * token, such as `<|user|>`, is text.
+   *
+   * @throws {ChatGLMError} ERR_INVALID_ARGUMENT if it is no string.
+   *
+   * @example
+   * ```ts
+   * console.log(tokenizer.encode('<|user|>').some((id) => id >= tokenizer.size)); // false: it is text
+   * ```
    */
   encode(text: string): number[] {
     if (typeof text !== 'string') throw invalidArgument(`text must be a string, got ${show(text)}`);
     return Array.from(this.#native.encode(text));
   }
 
-  /** The text of ids. Bytes that are no UTF-8 become U+FFFD. */
+  /**
+   * The text of ids. Bytes that are no UTF-8 become U+FFFD.
+   *
+   * @example
+   * ```ts
+   * const prompt = tokenizer.encodePrompt('你好');
+   * console.log(tokenizer.decode(prompt)); // 你好
+   * console.log(tokenizer.decode(prompt, { special: true })); // [gMASK]sop你好
+   * ```
+   */
   decode(ids: ArrayLike<number>, options: Nullable<DecodeOptions> = {}): string {
     const set = readOptions<DecodeOptions>(options, ['special'], 'decode()');
     const special = booleanOption('special', set.special, false);
@@ -84,10 +111,17 @@ export class Tokenizer {
    * The prompt for the next answer in a conversation, with exactly the ids that THUDM's code builds.
    *
    * @throws {ChatGLMError} ERR_INVALID_ARGUMENT, naming the message, where the family's format cannot express them.
+   *
+   * @example
+   * ```ts
+   * const history = [{ role: 'user' as const, content: '你好' }];
+   * const ids = tokenizer.encodeChat(history, { family: 'chatglm3' });
+   * console.log(ids.length, 'tokens of the context are taken');
+   * ```
    */
   encodeChat(messages: readonly ChatMessage[], options: { family: ChatFamily }): number[] {
     const set = readOptions<{ family: ChatFamily }>(options, ['family'], 'encodeChat()');
-    const family = choiceOption('family', set.family ?? null, CHAT_FAMILIES, 'chatglm3');
+    const family = choiceOption('family', set.family ?? null, CHAT_FAMILIES, DEFAULT_FAMILY);
     const checked = validateMessages(messages, 'messages');
     return this.encodeParts(chatPrompt(family, checked), family);
   }
@@ -98,7 +132,15 @@ export class Tokenizer {
     return promptIds(parts, (text) => this.#native.encode(text), idOf);
   }
 
-  /** The ids of a text to be continued: `[gMASK]`, `sop` and the text's, as THUDM's tokenizer gives them. */
+  /**
+   * The ids of a text to be continued: `[gMASK]`, `sop` and the text's, as THUDM's tokenizer gives them.
+   *
+   * @example
+   * ```ts
+   * const ids = tokenizer.encodePrompt('The capital of France is');
+   * console.log(ids[0] === tokenizer.special.gmask, ids[1] === tokenizer.special.sop); // true true
+   * ```
+   */
   encodePrompt(text: string): number[] {
     if (typeof text !== 'string') throw invalidArgument(`text must be a string, got ${show(text)}`);
     const prefix = familyNamed(this.#family).prefixTokens.map((token) => ({ token }));
@@ -110,7 +152,16 @@ export class Tokenizer {
     return Math.ceil(length / this.#longestPiece);
   }
 
-  /** Decodes a stream of ids. */
+  /**
+   * Decodes a stream of ids.
+   *
+   * @example
+   * ```ts
+   * const decoder = tokenizer.createDecoder();
+   * for (const id of tokenizer.encode('你好 👋')) process.stdout.write(decoder.push(id));
+   * process.stdout.write(decoder.flush());
+   * ```
+   */
   createDecoder(): TokenDecoder {
     const decoder = this.#native.createDecoder();
     return { push: (id) => callNative(() => decoder.push(id)), flush: () => decoder.flush() };

@@ -25,7 +25,7 @@ DataType type_argument(const Napi::Value& value, const char* name) {
   throw Error("ERR_INVALID_ARGUMENT", std::string(name) + " is not a tensor type");
 }
 
-// Without the product of two numbers from JavaScript, which may overflow.
+// Divides, because the product of two numbers from JavaScript may overflow.
 void expect_room(size_t length, int64_t rows, int64_t row_length, const char* name) {
   if (static_cast<int64_t>(length) / row_length < rows) {
     throw Error("ERR_INVALID_ARGUMENT", std::string(name) + " is too short: " + std::to_string(length) + " for " +
@@ -76,8 +76,8 @@ Napi::Value fill_random_blocks(const Napi::CallbackInfo& info) {
     }
     fill_random(type, target.Data(), string_of(info[2], "name"),
                 static_cast<uint64_t>(integer_of(info[3], "seed", 0, int64_t{1} << 53)), first,
-                length / bytes * kBlockElements, static_cast<float>(number_of(info[5], "mean")),
-                static_cast<float>(number_of(info[6], "deviation")));
+                length / bytes * kBlockElements,
+                {static_cast<float>(number_of(info[5], "mean")), static_cast<float>(number_of(info[6], "deviation"))});
     return info.Env().Undefined();
   });
 }
@@ -92,7 +92,7 @@ Napi::Value measure_bandwidth(const Napi::CallbackInfo& info) {
       const double speed = cuda_api().measure_bandwidth(index, static_cast<uint64_t>(bytes));
       return Napi::Number::New(info.Env(), speed);
     }
-    // As weights lie: with 4 KiB pages the lookup of addresses would be measured.
+    // Huge pages, as weights have: with pages of 4 KiB the lookup of addresses would be measured.
     const Buffer memory(static_cast<size_t>(pieces * kPiece), "the bandwidth measurement", Buffer::Pages::huge);
     ThreadPool pool(threads);
     const std::atomic<bool> never{false};
@@ -146,6 +146,7 @@ class Addon : public Napi::Addon<Addon> {
     exports.Set("convertRows", Napi::Function::New<convert_rows>(env));
     exports.Set("fillRandom", Napi::Function::New<fill_random_blocks>(env));
     exports.Set("measureBandwidth", Napi::Function::New<measure_bandwidth>(env));
+    exports.Set("pageTokens", kPageTokens);
     exports.Set("physicalCores", Napi::Function::New<physical_core_count>(env));
     exports.Set("system", Napi::Function::New<system_facts>(env));
   }

@@ -21,12 +21,8 @@ auto guarded(Napi::Env env, const Body& body) {
     return body();
   } catch (const Napi::Error&) {
     throw;
-  } catch (const Error& error) {
-    throw to_js_error(env, error);
-  } catch (const std::bad_alloc&) {
-    throw to_js_error(env, Error("ERR_OUT_OF_MEMORY", "there is not enough memory"));
-  } catch (const std::exception& error) {
-    throw to_js_error(env, Error("ERR_INTERNAL", error.what()));
+  } catch (...) {
+    throw to_js_error(env, current_error());
   }
 }
 

@@ -13,7 +13,7 @@ namespace {
 
 std::unique_ptr<Backend> on_cpu(const ModelSource& source, const DeviceOptions& options, const Progress& progress,
                                 const std::atomic<bool>& abort) {
-  // Weights that are rounded to few bits make the rounding of keys and values to f16 a small matter.
+  // The rounding of keys and values to f16 is a small error beside that of weights of few bits.
   const bool quantized =
       source.quantize || std::any_of(source.tensors.begin(), source.tensors.end(),
                                      [](const TensorSource& tensor) { return tensor.type > DataType::bf16; });
@@ -63,7 +63,8 @@ std::unique_ptr<Backend> make_backend(const ModelSource& source, const DeviceOpt
   try {
     return on_gpu(0, source, options, progress, abort);
   } catch (const Error& error) {
-    // All three come before anything is read. What is wrong on the CPU too is told there, again.
+    // The GPU's backend throws all three before anything is read. If the CPU's backend has the same cause, it throws
+    // again.
     const bool elsewhere = error.code == "ERR_DEVICE_UNAVAILABLE" || error.code == "ERR_OUT_OF_MEMORY" ||
                            error.code == "ERR_INVALID_ARGUMENT";
     if (!elsewhere) throw;

@@ -10,10 +10,10 @@
 
 namespace chatglm::addon {
 
-/// NativeRequest of lib/native.ts.
+/// NativeRequest of lib/addon/native.ts.
 Request request_of(const Napi::Value& value);
 
-/// What an engine told, on its way to JavaScript: NativeEvent of lib/native.ts.
+/// What an engine told, on its way to JavaScript: NativeEvent of lib/addon/native.ts.
 struct Event {
   enum class Type { progress, ready, failed, token, logits, finish, error, disposed };
 

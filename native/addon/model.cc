@@ -1,5 +1,6 @@
 #include "addon/model.h"
 
+#include <initializer_list>
 #include <limits>
 #include <memory>
 #include <mutex>
@@ -52,6 +53,32 @@ TensorSource tensor_of(const Napi::Value& value) {
   return tensor;
 }
 
+// One of the names that this runtime knows.
+template <class Enum>
+Enum choice_of(const Napi::Value& value, const char* name,
+               std::initializer_list<std::pair<const char*, Enum>> choices) {
+  const std::string text = string_of(value, name);
+  std::string known;
+  for (const auto& [choice, result] : choices) {
+    if (text == choice) return result;
+    known.append(known.empty() ? "'" : ", '").append(choice).append("'");
+  }
+  throw Error("ERR_INVALID_ARGUMENT", std::string(name) + " is '" + text + "'; this runtime computes " + known);
+}
+
+Architecture architecture_of(const Napi::Object& object) {
+  Architecture architecture;
+  architecture.norm = choice_of(object.Get("norm"), "architecture.norm", {std::pair{"rms", Architecture::Norm::rms}});
+  architecture.activation = choice_of(object.Get("activation"), "architecture.activation",
+                                      {std::pair{"swiglu", Architecture::Activation::swiglu}});
+  architecture.rotary = choice_of(object.Get("rotary"), "architecture.rotary",
+                                  {std::pair{"interleaved", Architecture::Rotary::interleaved}});
+  architecture.mask =
+      choice_of(object.Get("mask"), "architecture.mask", {std::pair{"causal", Architecture::Mask::causal}});
+  architecture.qkv_bias = boolean_of(object.Get("qkvBias"), "architecture.qkvBias");
+  return architecture;
+}
+
 ModelShape shape_of(const Napi::Object& config) {
   const auto count = [&](const char* name) {
     return static_cast<int32_t>(integer_of(config.Get(name), name, 0, kMostCount));
@@ -87,6 +114,7 @@ Spec spec_of(const Napi::Object& object) {
   const Napi::Array tensors = array_of(object.Get("tensors"), "tensors");
   for (uint32_t i = 0; i < tensors.Length(); ++i) spec.source.tensors.push_back(tensor_of(tensors.Get(i)));
   spec.source.shape = shape_of(object_of(object.Get("config"), "config"));
+  spec.source.shape.architecture = architecture_of(object_of(object.Get("architecture"), "architecture"));
   spec.source.threads = integer("threads", 1, 1024);
   spec.source.seed = static_cast<uint64_t>(integer_of(object.Get("seed"), "seed", 0, kMostBytes));
   const std::string quantization = string_of(object.Get("quantization"), "quantization");
@@ -124,14 +152,14 @@ class Session final : public EngineListener {
     };
     try {
       session->engine_ = std::make_unique<Engine>(options, std::move(load), *session);
-    } catch (...) {  // no thread to be had
+    } catch (...) {  // the system gave no thread
       napi_release_threadsafe_function(session->function_, napi_tsfn_release);
       throw;
     }
     return session;
   }
 
-  // The rest, up to the listener's methods, is JavaScript's thread.
+  // JavaScript's thread calls the methods from here to add_pending(); the engine's thread calls the listener's.
   Engine& engine() {
     if (!engine_) throw Error("ERR_DISPOSED", "the model was disposed");
     return *engine_;
@@ -142,10 +170,10 @@ class Session final : public EngineListener {
   void dispose(Napi::Env env) {
     if (!engine_ || stopping_) return;
     stopping_ = true;
-    add_pending(env, 1);  // somebody may wait for the end
+    add_pending(env, 1);  // the caller may wait for the end
     engine_->stop();
   }
-  // While something is under way, the process must not end.
+  // While anything is pending, the process must not end.
   void add_pending(Napi::Env env, int change) {
     if (pending_ == 0 && change > 0) napi_ref_threadsafe_function(env, function_);
     pending_ += change;
@@ -177,7 +205,7 @@ class Session final : public EngineListener {
   }
 
  private:
-  // One call for all events that gather until JavaScript comes round to it.
+  // JavaScript gets one call for all events that gather until it runs.
   void send(Event event) {
     {
       const std::lock_guard lock(mutex_);
@@ -211,7 +239,7 @@ class Session final : public EngineListener {
     for (size_t i = 0; i < events.size(); ++i) {
       array.Set(static_cast<uint32_t>(i), events[i].to_js(env));
       const Event::Type type = events[i].type;
-      // Under way are loading, until it is ready or has failed, each request until its end, and stopping.
+      // Pending are: loading until it is ready or has failed, each request until its end, and stopping.
       const bool loaded = type == Event::Type::ready || type == Event::Type::failed;
       if ((loaded && std::exchange(loading_, false)) || type == Event::Type::finish || type == Event::Type::error ||
           (type == Event::Type::disposed && stopping_)) {
@@ -261,7 +289,7 @@ class ModelObject : public Napi::ObjectWrap<ModelObject> {
       session_ = Session::start(info.Env(), std::move(spec), function_of(info[1], "onEvents"));
     });
   }
-  // A model that nobody holds any more gives its memory back.
+  // The end of the JavaScript object stops the engine, which gives the model's memory back.
   ~ModelObject() override {
     if (session_) session_->stop();
   }

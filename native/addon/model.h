@@ -3,7 +3,7 @@
 
 namespace chatglm::addon {
 
-/// The class `Model` of lib/native.ts.
+/// The class `Model` of lib/addon/native.ts.
 Napi::Function define_model(Napi::Env env);
 
 }  // namespace chatglm::addon

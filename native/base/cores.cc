@@ -24,9 +24,9 @@ std::string first_line(const std::string& path) {
 }
 
 #if defined(__linux__)
-// Hardware threads of the affinity mask, counted once for each core that they belong to.
+// The cores whose hardware threads are in the affinity mask.
 int cores_of_mask() {
-  // As many bits as the kernel has, which may be more than cpu_set_t's.
+  // The mask must have as many bits as the kernel's, which may be more than cpu_set_t has.
   for (size_t count = CPU_SETSIZE; count <= size_t{1} << 18; count *= 2) {
     cpu_set_t* set = CPU_ALLOC(count);
     const size_t bytes = CPU_ALLOC_SIZE(count);
@@ -65,7 +65,7 @@ double granted_cores(const std::string& root) {
     if (first == std::string::npos || second == std::string::npos) continue;
     const std::string controllers = std::string(",").append(line, first + 1, second - first - 1).append(",");
     std::string path = line.substr(second + 1);
-    // A container sees its own group as the root, whatever /proc calls it; else each group above limits too.
+    // A container sees its own group at the root, whatever path /proc gives; elsewhere the groups above limit it too.
     for (;;) {
       double quota = 0, period = 0;
       if (controllers == ",,") {

@@ -3,12 +3,12 @@
 
 namespace chatglm {
 
-/// Cores, not hardware threads, that this process may run on: those of its affinity mask, and no more than its control
-/// groups (a container's, for instance) grant it time for. At least 1.
+/// Cores, not hardware threads, that this process may run on: the cores of its affinity mask, but no more than the time
+/// of its control groups (a container's, for instance) is worth. At least 1.
 int physical_cores();
 
-/// Cores' worth of time that the control groups of this process grant it, as Linux tells below `root`; infinite without
-/// a limit (https://docs.kernel.org/admin-guide/cgroup-v2.html, cpu.max; version 1: cpu.cfs_quota_us,
+/// How many cores' time the control groups of this process grant it, as Linux tells below `root`; infinite without a
+/// limit (https://docs.kernel.org/admin-guide/cgroup-v2.html, cpu.max; version 1: cpu.cfs_quota_us,
 /// cpu.cfs_period_us).
 double granted_cores(const std::string& root);
 

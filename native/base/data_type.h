@@ -7,11 +7,11 @@
 namespace chatglm {
 
 /// How a tensor's numbers are stored. Block formats are GGUF's, little endian
-/// (https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h); int8 and int4 are THUDM's rows
-/// with one scale each, which lie apart from them.
+/// (https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h); int8 and int4 are THUDM's rows,
+/// whose scales, one a row, are a tensor of their own.
 enum class DataType : uint8_t { f32, f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k, q6_k, int8, int4 };
 
-/// The smallest run of numbers that stands by itself.
+/// The smallest run of numbers that can be decoded by itself.
 struct BlockShape {
   int64_t elements;
   int64_t bytes;
@@ -21,7 +21,7 @@ BlockShape block_shape(DataType type);
 const char* name_of(DataType type);
 std::optional<DataType> data_type_by_name(std::string_view name);
 
-/// Types that the kernels read as they lie.
+/// Types that the kernels compute with.
 inline bool is_compute_type(DataType type) { return type <= DataType::q4_0; }
 
 inline int64_t row_bytes(DataType type, int64_t columns) {

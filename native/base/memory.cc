@@ -8,7 +8,6 @@
 #include <cerrno>
 #include <cinttypes>
 #include <cstdio>
-#include <cstring>
 
 #include "base/error.h"
 
@@ -20,22 +19,20 @@ uint64_t physical_memory() {
   return static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
 }
 
-std::string megabytes(uint64_t bytes) { return std::to_string(bytes >> 20) + " MiB"; }
-
-Error unusable(const std::string& path, const char* what, const char* why) {
-  return Error("ERR_CHECKPOINT_INVALID", path + ": cannot be " + what + ": " + why, {{"file", path}});
+Error damaged(const std::string& path, const char* what) {
+  return Error("ERR_CHECKPOINT_INVALID", path + " " + what, {{"file", path}});
 }
 
-// The file, for reading, and its size.
+// The file, opened for reading, and its size.
 std::pair<int, uint64_t> open_file(const std::string& path) {
-  const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a FIFO would wait for its writer
-  if (file < 0) throw unusable(path, "opened", std::strerror(errno));
+  const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // opening a FIFO would wait for its writer
+  if (file < 0) throw file_error(path, "opened", errno);
   struct stat status {};
-  if (fstat(file, &status) != 0 || !S_ISREG(status.st_mode)) {
-    close(file);
-    throw unusable(path, "read as a file", std::strerror(EINVAL));
-  }
-  return {file, static_cast<uint64_t>(status.st_size)};
+  const int error = fstat(file, &status) == 0 ? 0 : errno;
+  if (error == 0 && S_ISREG(status.st_mode)) return {file, static_cast<uint64_t>(status.st_size)};
+  close(file);
+  if (error != 0) throw file_error(path, "read", error);
+  throw damaged(path, "is not a regular file");
 }
 
 }  // namespace
@@ -51,22 +48,25 @@ uint64_t available_memory() {
   return kilobytes << 10;
 }
 
+Error out_of_memory(const std::string& need, double wanted_bytes) {
+  const auto megabytes = [](double bytes) { return std::to_string(static_cast<uint64_t>(bytes / (1 << 20))) + " MiB"; };
+  const auto free_bytes = static_cast<double>(available_memory());
+  return Error("ERR_OUT_OF_MEMORY",
+               need + " " + megabytes(wanted_bytes) + "; the machine has " + megabytes(free_bytes) + " free",
+               {{"wantedBytes", wanted_bytes}, {"freeBytes", free_bytes}});
+}
+
 Buffer::Buffer(size_t bytes, const char* purpose, [[maybe_unused]] Pages pages) : size_(bytes) {
   if (bytes == 0) return;
-  // The system lends more than it has and kills the process later; so what can never fit is refused here.
+  // The system lends more memory than it has and kills the process later, so a buffer that can never fit is refused
+  // here.
   void* memory = bytes > physical_memory()
                      ? MAP_FAILED
                      : mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (memory == MAP_FAILED) {
-    const uint64_t free_bytes = available_memory();
-    throw Error(
-        "ERR_OUT_OF_MEMORY",
-        std::string(purpose) + " needs " + megabytes(bytes) + "; the machine has " + megabytes(free_bytes) + " free",
-        {{"wantedBytes", static_cast<double>(bytes)}, {"freeBytes", static_cast<double>(free_bytes)}});
-  }
+  if (memory == MAP_FAILED) throw out_of_memory(std::string(purpose) + " needs", static_cast<double>(bytes));
   data_ = static_cast<uint8_t*>(memory);
 #if defined(MADV_HUGEPAGE)
-  if (pages == Pages::huge) madvise(memory, bytes, MADV_HUGEPAGE);  // a wish: it may be refused
+  if (pages == Pages::huge) madvise(memory, bytes, MADV_HUGEPAGE);  // the system may refuse
 #endif
 }
 
@@ -84,8 +84,8 @@ void FileReader::read(uint64_t offset, uint64_t length, uint8_t* target) const {
   while (length > 0) {
     const ssize_t count = pread(file_, target, length, static_cast<off_t>(offset));
     if (count < 0 && errno == EINTR) continue;
-    if (count < 0) throw unusable(path_, "read", std::strerror(errno));
-    if (count == 0) throw unusable(path_, "read", "it ends too early");
+    if (count < 0) throw file_error(path_, "read", errno);
+    if (count == 0) throw damaged(path_, "was cut while it was read");
     offset += static_cast<uint64_t>(count);
     length -= static_cast<uint64_t>(count);
     target += count;
@@ -104,7 +104,9 @@ MappedFile::MappedFile(const std::string& path) {
   void* memory = size_ ? mmap(nullptr, size_, PROT_READ, MAP_SHARED, file, 0) : nullptr;
   const int error = errno;
   close(file);
-  if (memory == MAP_FAILED) throw unusable(path, "mapped", std::strerror(error));
+  if (memory == MAP_FAILED && error == ENOMEM)
+    throw out_of_memory(path + ": the mapping needs", static_cast<double>(size_));
+  if (memory == MAP_FAILED) throw file_error(path, "mapped into memory", error);
   data_ = static_cast<uint8_t*>(memory);
 }
 

@@ -4,16 +4,21 @@
 #include <string>
 #include <utility>
 
+#include "base/error.h"
+
 namespace chatglm {
 
-/// Bytes of the machine's memory that could be had without swapping, or 0 where the system does not tell.
+/// Bytes of the machine's memory that a process can get without swapping, or 0 where the system does not tell.
 uint64_t available_memory();
 
-/// Zeroed memory straight from the system: pages cost nothing until they are written, and all of them go back at once.
-/// Throws ERR_OUT_OF_MEMORY, naming `purpose`, if there is less of it in the machine.
+/// ERR_OUT_OF_MEMORY with wantedBytes and freeBytes, and a message that begins with `need`: "the weights need".
+Error out_of_memory(const std::string& need, double wanted_bytes);
+
+/// Zeroed memory straight from the system: a page costs nothing until it is written, and the destructor gives all pages
+/// back. Throws ERR_OUT_OF_MEMORY, naming `purpose`, if the machine has less memory or the process may have no more.
 class Buffer {
  public:
-  /// huge: by the megabyte where the system has that, for what is read from end to end again and again.
+  /// huge: pages of megabytes, where the system has them, for memory that is read from end to end again and again.
   enum class Pages { small, huge };
 
   Buffer() = default;
@@ -34,17 +39,19 @@ class Buffer {
   size_t size_ = 0;
 };
 
-/// Reads parts of a file into memory. What the system has cached comes without the faults of a mapping, page by page.
+/// Reads parts of a file into memory. If the file is cached, a read is faster than a mapping, which faults on each
+/// page.
 class FileReader {
  public:
-  explicit FileReader(const std::string& path);  // throws ERR_CHECKPOINT_INVALID
+  /// Throws what file_error() tells, and ERR_CHECKPOINT_INVALID if this is no regular file.
+  explicit FileReader(const std::string& path);
   ~FileReader();
   FileReader(FileReader&& other) noexcept : path_(std::move(other.path_)), file_(std::exchange(other.file_, -1)) {}
   FileReader& operator=(FileReader&&) = delete;
 
-  /// Throws ERR_CHECKPOINT_INVALID if the file cannot be read, or ends before.
+  /// Throws what file_error() tells, and ERR_CHECKPOINT_INVALID if the file ends before.
   void read(uint64_t offset, uint64_t length, uint8_t* target) const;
-  /// The system may fetch this from the disk meanwhile.
+  /// Asks the system to fetch a range from the disk, without waiting for it.
   void expect(uint64_t offset, uint64_t length) const;
 
  private:
@@ -55,7 +62,8 @@ class FileReader {
 /// A whole file, mapped for reading.
 class MappedFile {
  public:
-  explicit MappedFile(const std::string& path);  // throws ERR_CHECKPOINT_INVALID
+  /// Throws what file_error() tells, and ERR_CHECKPOINT_INVALID if this is no regular file.
+  explicit MappedFile(const std::string& path);
   ~MappedFile();
   MappedFile(MappedFile&& other) noexcept
       : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
@@ -63,7 +71,7 @@ class MappedFile {
 
   const uint8_t* data() const { return data_; }
   uint64_t size() const { return size_; }
-  /// The pages that lie wholly in this range are not needed again: take them out of the process.
+  /// Takes the pages that lie wholly in a range out of the process. They return if they are read again.
   void forget(uint64_t offset, uint64_t length) const;
 
  private:

@@ -12,7 +12,7 @@ namespace chatglm {
 namespace {
 
 constexpr int kSpins = 1000;  // about 40 microseconds where `pause` takes 140 cycles
-// A range that takes less is not worth the cache line that is fetched for it; a job that does is not worth a handover.
+// A shorter range is not worth the cache line that is fetched for it, and a shorter job is not worth a handover.
 constexpr double kLeastRangeNanoseconds = 4000;
 constexpr std::chrono::milliseconds kTurn{3};
 
@@ -24,7 +24,7 @@ void pause() {
 #endif
 }
 
-// Waits until the value differs from `old`: spinning first, then asleep.
+// Waits until the value differs from `old`: first by spinning, then asleep.
 int32_t wait_for_change(const std::atomic<int32_t>& value, int32_t old) {
   for (int i = 0; i < kSpins; ++i) {
     const int32_t now = value.load(std::memory_order_acquire);
@@ -35,10 +35,10 @@ int32_t wait_for_change(const std::atomic<int32_t>& value, int32_t old) {
   return value.load(std::memory_order_acquire);
 }
 
-// The machine's cores, which the pools of this process share. First come, first served.
+// The cores, which the pools of this process share: first come, first served.
 class Cores {
  public:
-  // For all pools there are: what belongs to the process cannot belong to one of them.
+  // The one mutable global: cores belong to the process, not to a pool.
   static Cores& of_process() {
     static Cores* const cores = new Cores;  // never destroyed: threads may still compute when the process ends
     return *cores;
@@ -53,7 +53,7 @@ class Cores {
     waiting_.fetch_sub(1, std::memory_order_relaxed);
     ++serving_;
     free_ -= count;
-    if (waiting()) changed_.notify_all();  // there may be some left for the next
+    if (waiting()) changed_.notify_all();  // the cores that are left may be enough for the next pool
     return count;
   }
 
@@ -100,7 +100,8 @@ void ThreadPool::start(Call call, const void* task, int64_t tasks, const std::at
   abort_ = &abort;
   tasks_ = tasks;
   next_.store(0, std::memory_order_relaxed);
-  // Every worker takes part in every job, if only to find it done: so none can meet the next job's fields half written.
+  // Every worker takes part in every job, if only to find no task left, so no worker reads the next job's fields while
+  // they are written.
   busy_.store(static_cast<int32_t>(workers_.size()), std::memory_order_relaxed);
   generation_.fetch_add(1, std::memory_order_release);
   generation_.notify_all();
@@ -116,7 +117,7 @@ void ThreadPool::work() {
     if (i >= tasks_ || abort_->load(std::memory_order_relaxed) || failed_.load(std::memory_order_relaxed)) return;
     try {
       call_(task_, i);
-    } catch (...) {  // for the caller of run(): what leaves a thread ends the process
+    } catch (...) {  // run() throws it again; an exception that leaves a thread would end the process
       if (!failed_.exchange(true)) error_ = std::current_exception();
     }
   }
@@ -132,7 +133,8 @@ void ThreadPool::worker() {
   }
 }
 
-// Each range takes its share of what the ones before have left: a thread that is late, or slow, gets fewer of them.
+// Each range is a share of the units that no earlier range has, so ranges become shorter, and a thread that is late or
+// slow takes fewer of them.
 void ThreadPool::divide(int64_t units, int64_t granularity, const Cost& cost) {
   ends_.clear();
   const double whole = cost.nanoseconds * static_cast<double>(units);
@@ -152,7 +154,7 @@ void ThreadPool::divide(int64_t units, int64_t granularity, const Cost& cost) {
   }
 }
 
-// Other processes make a measurement too large, hardly ever too small: it goes down at once and up slowly.
+// Other processes make a measurement too large and hardly ever too small, so the cost falls at once and rises slowly.
 void ThreadPool::learn(Cost& cost, double nanoseconds) {
   const bool first = cost.nanoseconds == 0, less = nanoseconds < cost.nanoseconds;
   cost.nanoseconds = first || less ? nanoseconds : cost.nanoseconds + (nanoseconds - cost.nanoseconds) / 16;

@@ -8,20 +8,21 @@
 
 namespace chatglm {
 
-/// Threads that share out numbered tasks. The calling thread works too. Workers spin for some tens of microseconds
-/// after a job, because the next one of a forward pass follows at once, and then sleep.
+/// Threads that share the numbered tasks of a job. The calling thread works too. After a job, workers spin for some
+/// tens of microseconds, because the next job of a forward pass follows at once, and then sleep.
 class ThreadPool {
  public:
-  /// `threads` counts the calling one.
+  /// `threads` counts the calling thread. Throws std::system_error, having ended the workers that it started, if the
+  /// system gives fewer: see current_error().
   explicit ThreadPool(int threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
-  /// Runs task(i) for each i below `tasks`, in any order, and returns when all are done. Once `abort` is true, tasks
-  /// that have not begun are left out; the caller looks at `abort` again before it trusts the result. The first
-  /// exception of a task is thrown here, once no task runs any more.
+  /// Runs task(i) for each i below `tasks`, in any order, and returns when all tasks are done. Once `abort` is true,
+  /// tasks that have not begun are left out; the caller looks at `abort` again before it trusts the result. The first
+  /// exception of a task is thrown here, when no task runs any more.
   template <class Task>
   void run(int64_t tasks, const std::atomic<bool>& abort, const Task& task) {
     if (tasks <= 0) return;
@@ -33,14 +34,14 @@ class ThreadPool {
     start([](const void* t, int64_t i) { (*static_cast<const Task*>(t))(i); }, &task, tasks, abort);
   }
 
-  /// What one unit of a kind of work takes, as measured each time that it is done.
+  /// The time that a unit of a kind of work takes, measured whenever the work is done.
   struct Cost {
-    double nanoseconds = 0;  // of one thread; 0: not known yet
+    double nanoseconds = 0;  // of one thread; 0: not measured yet
   };
 
   /// Runs task(begin, end) for ranges that together are [0, units), like run(). The ranges begin at multiples of
-  /// `granularity`, the first of them are long and the last short, so that threads of unequal speed end together; by
-  /// `cost` they are long enough to be worth a handover, and what is little in all is done by the calling thread.
+  /// `granularity`. The first ranges are long and the last are short, so that threads of unequal speed end together. By
+  /// `cost`, each range is long enough to be worth a handover, and the calling thread does a short job alone.
   template <class Task>
   void run_ranges(int64_t units, int64_t granularity, Cost& cost, const std::atomic<bool>& abort, const Task& task) {
     if (units <= 0) return;
@@ -49,14 +50,14 @@ class ThreadPool {
     const auto pieces = static_cast<int64_t>(ends_.size());
     run(pieces, abort,
         [&](int64_t i) { task(i == 0 ? 0 : ends_[static_cast<size_t>(i - 1)], ends_[static_cast<size_t>(i)]); });
-    if (abort.load(std::memory_order_relaxed)) return;  // what was left out took no time
+    if (abort.load(std::memory_order_relaxed)) return;  // tasks that were left out took no time
     const std::chrono::duration<double, std::nano> elapsed = std::chrono::steady_clock::now() - begin;
     learn(cost, elapsed.count() * static_cast<double>(pieces > 1 ? threads() : 1) / static_cast<double>(units));
   }
 
-  /// While it lives, its pool may compute: all pools of the process together use no more threads than there are cores,
-  /// so that none takes the time that another's threads wait for. (One that has more threads than that computes alone.)
-  /// Pools that want to compute at the same time take turns of some milliseconds, and change between two jobs.
+  /// A pool computes while it has a turn. The pools that have one use no more threads together than there are cores, so
+  /// that no pool's threads wait for a core; a pool with more threads than cores computes alone. Pools that want to
+  /// compute at the same time alternate after some milliseconds, between two jobs.
   class Turn {
    public:
     explicit Turn(ThreadPool& pool) : pool_(pool) { pool_.take_turn(); }
@@ -81,11 +82,11 @@ class ThreadPool {
   void let_others_compute();
 
   std::vector<std::thread> workers_;
-  // The caller's own.
+  // Only the calling thread uses these three.
   std::vector<int64_t> ends_;  // of the ranges
   int cores_ = 0;              // held in a turn; 0 outside of one
   std::chrono::steady_clock::time_point turn_began_;
-  // The job; written before generation_ is raised, read after.
+  // The job: written before generation_ is raised, read by workers after.
   Call call_ = nullptr;
   const void* task_ = nullptr;
   const std::atomic<bool>* abort_ = nullptr;

@@ -16,20 +16,25 @@ namespace {
 
 constexpr int32_t kMaxBatchTokens = 256;
 constexpr int32_t kMaxBatchLogits = 64;
-// Positions whose heads are attended together, so that a page is read once for all.
+// Positions of a segment that attend together, so that each page is read and converted once for all of them.
 constexpr int32_t kAttentionTokens = 8;
-// The softmax of a long context is computed in spans, each by itself, and these are merged in their order: always, so
-// that it makes no difference whether one thread does it or several.
+// The softmax of a long context is computed in spans of so many pages, which are then merged in their order. One thread
+// does the same as several threads would, so that the result has the same bits.
 constexpr int32_t kSpanPages = 4;
-// Spans are shared out if all their states fit this.
+// Threads share the spans of a task if the states of all spans fit into so many bytes.
 constexpr int64_t kMostStateBytes = 16 << 20;
 
-static_assert(kPageTokens == kMostPageTokens);
+Epilogue epilogue_of(Architecture::Activation activation) {
+  switch (activation) {
+    case Architecture::Activation::swiglu: break;
+  }
+  return Epilogue::swiglu;
+}
 
 bool is_quantized(DataType type) { return type == DataType::q8_0 || type == DataType::q4_0; }
 
-/// Rows of activations, and what quantized weights are multiplied with instead: codes of them or, where that is too
-/// coarse, codes in one row and codes of what those leave over in the next (`passes` of 2).
+/// Rows of activations, and their codes, which are the operand of products with quantized weights. Where codes of 8
+/// bits are too coarse (`passes` of 2), a second row of codes holds the remainder that the first row leaves.
 struct Activations {
   Activations(int64_t columns, int64_t passes)
       : columns(columns),
@@ -59,11 +64,12 @@ struct States {
   static int64_t bytes(int64_t rows, int64_t head_size) { return rows * (head_size + 2) * 4; }
 };
 
-// Scores go through exp(), which makes the rounding of queries and keys to one code the largest error of the whole
-// model: 1.6% instead of 2.3% of the logits on the reference checkpoints with these products in two passes.
+// Scores go through exp(), so the rounding of the activations that queries and keys are computed from is the largest
+// error of the whole model. With two passes the error on the reference checkpoints is 1.6% of the logits instead of
+// 2.3%.
 constexpr int64_t kQkvPasses = 2;
 
-// A product that overflows is more than any machine has, which Buffer then says.
+// The product of two sizes, or the largest size if it overflows: a Buffer of that size is refused as out of memory.
 size_t product_or_most(size_t a, size_t b) {
   return b != 0 && a > std::numeric_limits<size_t>::max() / b ? std::numeric_limits<size_t>::max() : a * b;
 }
@@ -78,32 +84,29 @@ class CpuBackend final : public Backend {
         kv_(product_or_most(static_cast<size_t>(options.pages), static_cast<size_t>(page_bytes())),
             "the key/value cache"),
         pool_(options.threads),
+        frequencies_(rope_frequencies(shape)),
         residual_(static_cast<size_t>(kMaxBatchTokens) * static_cast<size_t>(shape.hidden_size)),
         normed_(shape.hidden_size, 1),
         normed_for_qkv_(shape.hidden_size, kQkvPasses),
         qkv_(static_cast<size_t>(kMaxBatchTokens * kQkvPasses) * static_cast<size_t>(shape.qkv_size())),
         attended_(shape.query_size(), 1),
         activated_(shape.ffn_size, 1),
+        zero_bias_(shape.architecture.qkv_bias ? 0 : static_cast<size_t>(shape.qkv_size()), 0.0f),
         cosines_(static_cast<size_t>(kMaxBatchTokens) * static_cast<size_t>(shape.rope_dimension)),
-        sines_(cosines_.size()) {
-    for (int32_t j = 0; j < shape.rope_dimension / 2; ++j) {
-      const float exponent = static_cast<float>(2 * j) / static_cast<float>(shape.rope_dimension);
-      frequencies_.push_back(1.0f / std::pow(shape.rope_base, exponent));
-    }
-  }
+        sines_(cosines_.size()) {}
 
   BackendInfo info() const override {
     BackendInfo info;
     info.device = "cpu";
     info.kernels = kernels_.name;
     info.threads = pool_.threads();
-    const Weights& rest = weights_.rest;
-    for (const auto& [type, bytes] : rest.bytes_by_type) info.weight_bytes += bytes;
-    info.weight_types = rest.bytes_by_type;
-    const bool tied = rest.output.data == rest.embedding.data;
-    const int64_t embeddings = tied ? 0 : rest.embedding.bytes() - rest.embedding.row_bytes();
+    const Weights& weights = weights_.unpacked;
+    for (const auto& [type, bytes] : weights.bytes_by_type) info.weight_bytes += bytes;
+    info.weight_types = weights.bytes_by_type;
+    const bool tied = weights.output.data == weights.embedding.data;
+    const int64_t embeddings = tied ? 0 : weights.embedding.bytes() - weights.embedding.row_bytes();
     info.bytes_per_token = info.weight_bytes - static_cast<uint64_t>(embeddings);
-    info.mapped_bytes = rest.mapped_bytes;
+    info.mapped_bytes = weights.mapped_bytes;
     info.kv_type = kv_type_ == KvType::f16 ? "f16" : kv_type_ == KvType::f32 ? "f32" : "q8_0";
     info.kv_bytes = kv_.size();
     return info;
@@ -111,7 +114,7 @@ class CpuBackend final : public Backend {
   int32_t max_batch_tokens() const override { return kMaxBatchTokens; }
   int32_t max_batch_logits() const override { return kMaxBatchLogits; }
 
-  // No largest logits, whose rows cost nothing here: max_top() is 0.
+  // Whole rows of logits cost nothing here, so max_top() is 0 and no segment is `top`.
   bool forward(std::span<const Segment> batch, float* logits, TopLogits*, const std::atomic<bool>& abort) override {
     const ThreadPool::Turn turn(pool_);
     abort_ = &abort;
@@ -125,13 +128,13 @@ class CpuBackend final : public Backend {
     return !abort;
   }
 
-  // The whole pages: what lies behind `tokens` in them is written before it is read.
+  // Copies whole pages: the slots from `tokens` on are written before they are read.
   void copy_page(int32_t from, int32_t to, int32_t) override {
     std::memcpy(kv_page(to, 0, 0, false), kv_page(from, 0, 0, false), static_cast<size_t>(page_bytes()));
   }
 
  private:
-  // The key/value memory: (pages, layers, groups, keys then values), each as kv_page_bytes() tells.
+  // The key/value memory: (pages, layers, groups, keys then values, head_page_bytes()).
   int64_t head_page_bytes() const { return kv_page_bytes(kv_type_, shape_.head_size); }
   int64_t page_bytes() const { return 2 * shape_.layers * shape_.kv_groups * head_page_bytes(); }
   uint8_t* kv_page(int32_t page, int32_t layer, int32_t group, bool values) {
@@ -140,16 +143,16 @@ class CpuBackend final : public Backend {
     return kv_.data() + index * head_page_bytes();
   }
 
-  // The kinds of work whose cost is measured.
+  // Kinds of work, whose costs are measured apart.
   enum Work { kNorm, kQkv, kQuantize, kAttentionOutput, kUp, kDown, kOutput, kWorks };
-  // Batches of a token, of a few and of many cost very different times a unit.
+  // The cost of a unit of work differs much between batches of 1, of a few and of many tokens.
   ThreadPool::Cost& cost(Work work) {
     return costs_[work][tokens_ == 1 ? 0 : tokens_ <= 8 ? 1 : tokens_ <= 64 ? 2 : 3];
   }
 
-  // Looks up the embeddings of a segment's tokens and the rotations of their positions; appends them to the batch.
+  // Appends the embeddings of a segment's tokens and the rotations of their positions to the batch.
   void embed(const Segment& segment) {
-    const Tensor& embedding = weights_.rest.embedding;
+    const Tensor& embedding = weights_.unpacked.embedding;
     for (size_t i = 0; i < segment.tokens.size(); ++i, ++tokens_) {
       to_float(embedding.type, embedding.row(segment.tokens[i]), 1, shape_.hidden_size,
                residual_.data() + tokens_ * shape_.hidden_size);
@@ -165,10 +168,10 @@ class CpuBackend final : public Backend {
     }
   }
 
-  // Some positions of a segment and one key/value group.
+  // The attention of some positions of a segment in one key/value group.
   struct AttentionTask {
     const Segment* segment;
-    int64_t first;  // of the segment's tokens in the batch
+    int64_t first;  // the batch's index of the segment's first token
     int32_t begin, end;
     int32_t group;
 
@@ -181,14 +184,14 @@ class CpuBackend final : public Backend {
 
   void attention(int32_t layer, std::span<const Segment> batch) {
     const CpuWeights::Layer& packed = weights_.layers[static_cast<size_t>(layer)];
-    const LayerWeights& rest = weights_.rest.layers[static_cast<size_t>(layer)];
-    norm(rest.attention_norm, packed.qkv, normed_for_qkv_);
+    const LayerWeights& unpacked = weights_.unpacked.layers[static_cast<size_t>(layer)];
+    norm(unpacked.attention_norm, packed.qkv, normed_for_qkv_);
     qkv_passes_ = is_quantized(packed.qkv.type) ? kQkvPasses : 1;
     multiply(kQkv, packed.qkv, normed_for_qkv_, tokens_ * qkv_passes_, qkv_.data(), shape_.qkv_size(), Epilogue::store);
 
     int64_t first = 0;
     int32_t spans = 0;
-    bool alone = true;  // each segment is one task a group, which needs no keys that another task stores
+    bool alone = true;  // each segment is one task a group, so no task needs keys that another task stores
     tasks_.clear();
     for (const Segment& segment : batch) {
       const auto count = static_cast<int32_t>(segment.tokens.size());
@@ -203,10 +206,10 @@ class CpuBackend final : public Backend {
       first += count;
     }
     const auto tasks = static_cast<int64_t>(tasks_.size());
-    const float* bias = rest.qkv_bias.floats();
+    const float* bias = shape_.architecture.qkv_bias ? unpacked.qkv_bias.floats() : zero_bias_.data();
     const int64_t state_bytes = States::bytes(kAttentionTokens * group_heads(), shape_.head_size);
     if (tasks < 2 * pool_.threads() && spans > 1 && tasks * spans * state_bytes <= kMostStateBytes) {
-      // Few queries and many keys, as in generating behind a long prompt.
+      // There are few queries and many keys, as in decoding after a long prompt: threads share the spans.
       pool_.run(tasks, *abort_, [&](int64_t i) { rotate_and_store(layer, tasks_[static_cast<size_t>(i)], bias); });
       states_.resize(std::max(states_.size(), static_cast<size_t>(tasks * spans)));
       pool_.run(tasks * spans, *abort_, [&](int64_t i) {
@@ -229,7 +232,7 @@ class CpuBackend final : public Backend {
       });
     } else {
       pool_.run(tasks, *abort_, [&](int64_t i) { rotate_and_store(layer, tasks_[static_cast<size_t>(i)], bias); });
-      // The last positions of a segment see the most pages, so their tasks go first.
+      // The last positions of a segment see the most pages, so their tasks begin first.
       pool_.run(tasks, *abort_, [&](int64_t i) { attend_all(layer, tasks_[static_cast<size_t>(tasks - 1 - i)]); });
     }
     if (is_quantized(packed.attention_output.type)) {
@@ -241,7 +244,7 @@ class CpuBackend final : public Backend {
 
   float* qkv_row(int64_t token) { return qkv_.data() + token * qkv_passes_ * shape_.qkv_size(); }
 
-  // Completes the queries, keys and values of a task: the product's passes, the bias, the rotation.
+  // Completes the queries, keys and values of a task (sum of the passes, bias, rotation) and stores keys and values.
   void rotate_and_store(int32_t layer, const AttentionTask& task, const float* bias) {
     const int32_t heads = group_heads(), size = shape_.head_size;
     for (int32_t i = task.begin; i < task.end; ++i) {
@@ -252,7 +255,7 @@ class CpuBackend final : public Backend {
       rotation.rope_dimension = shape_.rope_dimension;
       const auto complete = [&](int32_t first, bool rotated, float scale) {
         rotation.sum = rotation.y = row + first;
-        rotation.rest = qkv_passes_ > 1 ? row + shape_.qkv_size() + first : nullptr;
+        rotation.second_pass = qkv_passes_ > 1 ? row + shape_.qkv_size() + first : nullptr;
         rotation.bias = bias + first;
         rotation.cosines = rotated ? cosines_.data() + token * shape_.rope_dimension : nullptr;
         rotation.sines = rotated ? sines_.data() + token * shape_.rope_dimension : nullptr;
@@ -271,14 +274,14 @@ class CpuBackend final : public Backend {
     }
   }
 
-  // One span of a task: from nothing to `state`.
+  // Computes one span of a task into `state`.
   void attend(int32_t layer, const AttentionTask& task, int32_t span, States& state) {
     const int32_t heads = group_heads(), size = shape_.head_size;
     const int32_t rows = (task.end - task.begin) * heads;
     thread_local std::vector<float> queries;
     thread_local std::vector<int32_t> visible;
     const float* source = qkv_row(task.first + task.begin) + task.group * heads * size;
-    if (task.end - task.begin > 1) {  // the rows' queries, one after the other
+    if (task.end - task.begin > 1) {  // gathers the queries of all rows
       queries.resize(static_cast<size_t>(rows * size));
       for (int32_t i = task.begin; i < task.end; ++i) {
         std::memcpy(queries.data() + (i - task.begin) * heads * size,
@@ -334,10 +337,10 @@ class CpuBackend final : public Backend {
 
   void feed_forward(int32_t layer) {
     const CpuWeights::Layer& packed = weights_.layers[static_cast<size_t>(layer)];
-    norm(weights_.rest.layers[static_cast<size_t>(layer)].ffn_norm, packed.ffn_up, normed_);
+    norm(weights_.unpacked.layers[static_cast<size_t>(layer)].ffn_norm, packed.ffn_up, normed_);
     const DataType next = packed.ffn_down.type;
-    multiply(kUp, packed.ffn_up, normed_, tokens_, activated_.floats.data(), shape_.ffn_size, Epilogue::swiglu,
-             [&](int64_t begin, int64_t end) {
+    multiply(kUp, packed.ffn_up, normed_, tokens_, activated_.floats.data(), shape_.ffn_size,
+             epilogue_of(shape_.architecture.activation), [&](int64_t begin, int64_t end) {
                if (is_quantized(next)) quantize_columns_of(activated_, begin, end, next);
              });
     multiply(kDown, packed.ffn_down, activated_, tokens_, residual_.data(), shape_.hidden_size, Epilogue::add);
@@ -348,12 +351,10 @@ class CpuBackend final : public Backend {
     for (const Segment& segment : batch) {
       token += static_cast<int64_t>(segment.tokens.size());
       for (int64_t i = token - segment.logits; i < token; ++i, ++row) {
-        kernels_.rms_norm(residual_.data() + i * shape_.hidden_size, weights_.rest.output_norm.floats(),
-                          shape_.norm_epsilon, shape_.hidden_size, normed_.row(row));
-        if (is_quantized(weights_.output.type)) quantize_row_of(normed_, row, weights_.output.type);
+        norm_row(i, weights_.unpacked.output_norm, weights_.output, normed_, row);
       }
     }
-    if (row == 0) return;  // a piece of a prompt
+    if (row == 0) return;  // all segments are chunks of prompts without wanted logits
     multiply(kOutput, weights_.output, normed_, row, logits, shape_.vocabulary, Epilogue::store);
   }
 
@@ -365,16 +366,22 @@ class CpuBackend final : public Backend {
   }
 
   void norm(const Tensor& weight, const PackedMatrix& next, Activations& result) {
-    for_tokens(kNorm, [&](int64_t token) {
-      kernels_.rms_norm(residual_.data() + token * shape_.hidden_size, weight.floats(), shape_.norm_epsilon,
-                        shape_.hidden_size, result.row(token));
-      if (is_quantized(next.type)) quantize_row_of(result, token, next.type);
-    });
+    for_tokens(kNorm, [&](int64_t token) { norm_row(token, weight, next, result, token); });
+  }
+
+  // Normalizes a token's residual into a row of `result`, as the matrix `next` takes it.
+  void norm_row(int64_t token, const Tensor& weight, const PackedMatrix& next, Activations& result, int64_t row) {
+    const float* x = residual_.data() + token * shape_.hidden_size;
+    switch (shape_.architecture.norm) {
+      case Architecture::Norm::rms:
+        kernels_.rms_norm(x, weight.floats(), shape_.norm_epsilon, shape_.hidden_size, result.row(row));
+    }
+    if (is_quantized(next.type)) quantize_row_of(result, row, next.type);
   }
 
   int32_t zero_point(DataType weights) const { return weights == DataType::q4_0 ? 8 : kernels_.q8_0_zero_point; }
 
-  // After several passes the row itself is used up: it holds what the codes leave over.
+  // With two passes the row itself is overwritten: it becomes the remainder of the first pass.
   void quantize_row_of(Activations& x, int64_t token, DataType weights) const {
     for (int64_t pass = 0; pass < x.passes; ++pass) {
       kernels_.quantize(x.row(token), x.columns, zero_point(weights), x.block_row(token * x.passes + pass),
@@ -382,7 +389,7 @@ class CpuBackend final : public Backend {
     }
   }
 
-  // Some columns, in whole blocks, of all tokens.
+  // Quantizes the columns from `begin` to `end`, whole blocks, of all tokens.
   void quantize_columns_of(Activations& x, int64_t begin, int64_t end, DataType weights) {
     for (int64_t token = 0; token < tokens_; ++token) {
       kernels_.quantize(x.row(token) + begin, end - begin, zero_point(weights),
@@ -390,8 +397,8 @@ class CpuBackend final : public Backend {
     }
   }
 
-  // y (tokens, y_stride) = x * weights^T, as the epilogue tells; `then` takes each range of outputs when it is done, in
-  // whole blocks of 32.
+  // y (tokens, y_stride) = x * weights^T, stored as the epilogue says. then(begin, end) is called for each range of
+  // outputs, whole blocks of 32, when it is computed.
   template <class Then>
   void multiply(Work work, const PackedMatrix& weights, Activations& x, int64_t tokens, float* y, int64_t y_stride,
                 Epilogue epilogue, const Then& then) {
@@ -432,15 +439,16 @@ class CpuBackend final : public Backend {
   const std::atomic<bool>* abort_ = nullptr;
   int64_t tokens_ = 0;
   std::vector<AttentionTask> tasks_;
-  std::vector<States> states_;   // (tasks, spans), of attention that is shared out by spans
+  std::vector<States> states_;   // (tasks, spans), if threads share the spans
   std::vector<float> residual_;  // (tokens, hidden)
   Activations normed_;           // (tokens, hidden)
   Activations normed_for_qkv_;   // (tokens, hidden)
   int64_t qkv_passes_ = 1;
-  std::vector<float> qkv_;              // (tokens, passes, qkv_size); once complete, the first pass has it all
-  Activations attended_;                // (tokens, query_size)
-  Activations activated_;               // (tokens, ffn)
-  std::vector<float> cosines_, sines_;  // (tokens, rope_dimension), as Rotation has them
+  std::vector<float> qkv_;        // (tokens, passes, qkv_size); rotate_and_store() sums the passes up in the first
+  Activations attended_;          // (tokens, query_size)
+  Activations activated_;         // (tokens, ffn)
+  std::vector<float> zero_bias_;  // (qkv_size), of a model without biases of queries, keys and values
+  std::vector<float> cosines_, sines_;  // (tokens, rope_dimension): see Rotation
 };
 
 }  // namespace

@@ -12,10 +12,11 @@ struct CpuOptions {
   KvType kv_type = KvType::f16;
 };
 
-/// Throws ERR_INVALID_ARGUMENT if q8_0 keys and values are asked for and the heads' size is no multiple of 32.
+/// Throws ERR_INVALID_ARGUMENT if `type` is q8_0 and the head size is no multiple of 32.
 void check_kv_type(const ModelShape& shape, KvType type);
 
-/// Throws what check_kv_type() does, and ERR_OUT_OF_MEMORY if the key/value memory is more than the machine has.
+/// Throws what check_kv_type() throws, ERR_OUT_OF_MEMORY if the machine has less than the key/value memory, and
+/// std::system_error if the system gives too few threads: see current_error().
 std::unique_ptr<Backend> make_cpu_backend(const ModelShape& shape, CpuWeights weights, const CpuOptions& options);
 
 }  // namespace chatglm::cpu

@@ -7,7 +7,7 @@ namespace chatglm::cpu {
 
 namespace {
 
-// Rows of blocks of 32 columns, whose codes are so many words of four bytes, to `count` of the panel's lanes.
+// Packs `count` rows of blocks into the panel's lanes from first_lane on. The 32 codes of a block are `Words` words.
 template <int Words>
 void pack_blocks(const uint8_t* source, int64_t row_bytes, int64_t count, int64_t first_lane, int64_t lanes,
                  int64_t blocks, uint32_t flip, uint8_t* target) {
@@ -29,7 +29,7 @@ void pack_blocks(const uint8_t* source, int64_t row_bytes, int64_t count, int64_
 template <class Number>
 void pack_numbers(const uint8_t* source, int64_t row_bytes, int64_t count, int64_t lanes, int64_t columns,
                   uint8_t* target) {
-  constexpr int64_t kStrip = 32;  // columns: so that what is written stays in the cache
+  constexpr int64_t kStrip = 32;  // columns: their part of the panel stays in the cache while all rows write to it
   constexpr auto kSize = static_cast<int64_t>(sizeof(Number));
   for (int64_t begin = 0; begin < columns; begin += kStrip) {
     const int64_t end = std::min(columns, begin + kStrip);
@@ -54,7 +54,8 @@ PackedMatrix::PackedMatrix(const Tensor& shape, Order order, const Kernels& kern
 
 void PackedMatrix::pack(int64_t begin, int64_t end, const uint8_t* source) {
   for (int64_t row = begin; row < end;) {
-    // The output that the row computes, or is the gate of or gated for; and how many rows go on in the same vector.
+    // `output`: the number of y that the row computes, alone or as one half of a gated pair. `count`: the rows that
+    // follow it in the same vector, this one included.
     const int64_t output = order == Order::gated ? row % outputs : row;
     const int64_t vector = order == Order::gated ? row / outputs : row / lanes_ % 2;
     const int64_t lane = output % lanes_;

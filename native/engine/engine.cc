@@ -1,13 +1,12 @@
 #include "engine/engine.h"
 
 #include <algorithm>
-#include <new>
 
 namespace chatglm {
 
 namespace {
 
-// While others are answering, a piece of a prompt should not hold up their next tokens longer than this.
+// A chunk of a prompt should not delay the next tokens of the sequences that are generating by more than this.
 constexpr double kSharedStepSeconds = 0.1;
 constexpr int32_t kSmallestPiece = 16;
 
@@ -59,7 +58,7 @@ uint32_t Engine::submit(Request request) {
 
   const std::lock_guard lock(mutex_);
   if (stopping_) throw Error("ERR_DISPOSED", "the model was disposed");
-  // Counted so that it does not matter how soon this model's thread looks into the inbox.
+  // The limit counts all unfinished requests, so it does not depend on how soon the engine's thread empties the inbox.
   if (unfinished_ >= options_.max_sequences + options_.max_queue) {
     throw Error("ERR_QUEUE_FULL", std::to_string(options_.max_queue) + " requests are waiting already (maxQueue)",
                 {{"limit", static_cast<double>(options_.max_queue)}});
@@ -74,8 +73,8 @@ uint32_t Engine::submit(Request request) {
 void Engine::cancel(uint32_t request) {
   const std::lock_guard lock(mutex_);
   cancelled_.push_back(request);
-  // A token of an answer is soon done, but a piece of a prompt may take seconds. The others' part of the step is lost
-  // with it, and computed again.
+  // A step of single tokens is soon done, but a chunk of a prompt may take seconds: the step is aborted. The other
+  // sequences of the step lose their results too and are computed again.
   if (contains(prefilling_, request)) abort_step_ = true;
   wake_.notify_one();
 }
@@ -108,12 +107,8 @@ void Engine::run(const Load& load) {
         load([&](uint64_t bytes, uint64_t total) { listener_.on_progress(bytes, total); }, abort_all_);
     listener_.on_ready(backend->info());
     serve(*backend);
-  } catch (const Error& error) {
-    listener_.on_failed(error);
-  } catch (const std::bad_alloc&) {
-    listener_.on_failed(Error("ERR_OUT_OF_MEMORY", "there is not enough memory for this model"));
-  } catch (const std::exception& error) {
-    listener_.on_failed(Error("ERR_INTERNAL", error.what()));
+  } catch (...) {
+    listener_.on_failed(current_error());
   }
   {
     const std::lock_guard lock(mutex_);
@@ -124,7 +119,7 @@ void Engine::run(const Load& load) {
   for (SequencePtr& sequence : active_) queue_.push_back(std::move(sequence));
   active_.clear();
   for (const SequencePtr& sequence : queue_) {
-    if (sequence->ended) continue;  // told already, when an exception cut the step short
+    if (sequence->ended) continue;  // its end was told before an exception ended the step
     fail(*sequence, Error("ERR_DISPOSED", "the model was disposed"));
   }
   queue_.clear();
@@ -144,7 +139,7 @@ void Engine::serve(Backend& backend) {
     {
       std::unique_lock lock(mutex_);
       wake_.wait(lock, [&] {
-        // queue_: all active sequences may have ended in one step, and nobody else wakes this thread.
+        // The queue counts too: when all active sequences end in one step, nothing else wakes this thread.
         return stopping_ || !inbox_.empty() || !cancelled_.empty() || clear_cache_ || !active_.empty() ||
                !queue_.empty();
       });
@@ -192,13 +187,13 @@ void Engine::admit(Backend& backend) {
         const int32_t common = KvCache::common_prefix(computed, sequence.tokens);
         if (common > match.tokens) match = {common, other->holding.pages};
       }
-      // At least the last token is computed, for its logits; and every token whose logits are asked for.
+      // The last token is always computed, for its logits, and so is every token whose logits are asked for.
       const auto last = static_cast<int32_t>(sequence.tokens.size()) - 1;
       match.tokens = std::min({match.tokens, last, request.logits_from < 0 ? last : request.logits_from});
     }
     const auto most = static_cast<int64_t>(sequence.tokens.size()) + request.max_tokens;
     const std::optional<KvCache::Start> start = cache_.begin(most, match, sequence.holding);
-    if (!start) break;  // until a sequence ends
+    if (!start) break;  // the request waits until a sequence ends and its pages are free
     if (start->copy_from >= 0) backend.copy_page(start->copy_from, start->copy_to, start->copy_tokens);
     sequence.cached = sequence.evaluated = start->reused_tokens;
     sequence.admitted = Clock::now();
@@ -228,7 +223,7 @@ std::vector<Engine::Part> Engine::plan(const Backend& backend) const {
     const int32_t from = sequence->request.logits_from;
     int32_t rows = 0;
     if (from >= 0) {
-      // Rows of logits are many and wide: as many tokens as there is room for rows.
+      // Each token from `from` on takes a row of logits, and a batch has room for few rows.
       count = std::min(count, std::max(0, from - sequence->evaluated) + logits);
       rows = std::max(0, sequence->evaluated + count - std::max(from, sequence->evaluated));
     } else if (count == sequence->remaining() && sequence->request.max_tokens > 0) {
@@ -290,7 +285,7 @@ void Engine::step(Backend& backend, const std::vector<Part>& parts) {
   std::erase_if(active_, [](const SequencePtr& sequence) { return sequence->ended; });
 }
 
-// Takes what a step has computed of one sequence.
+// Takes the results of a step for one sequence.
 void Engine::consume(const Part& part, std::span<const float> logits, const TopLogits* top) {
   Sequence& sequence = *part.sequence;
   const int32_t first = sequence.evaluated + part.tokens - part.logits;
@@ -338,7 +333,7 @@ void Engine::finish(Sequence& sequence, FinishReason reason) {
   result.prefill_ms = since(sequence.admitted, sequence.prefilled);
   result.decode_ms = sequence.generated > 0 ? since(sequence.prefilled, sequence.last_token) : 0;
   count_out(sequence);
-  // What was computed stays behind for sequences that begin with it.
+  // The prefix cache keeps the computed pages for sequences that begin with the same tokens.
   sequence.tokens.resize(static_cast<size_t>(sequence.evaluated));
   cache_.end(sequence.holding, std::move(sequence.tokens), options_.prefix_cache);
   listener_.on_finish(sequence.id, result);
@@ -350,7 +345,7 @@ void Engine::fail(Sequence& sequence, const Error& error) {
   listener_.on_error(sequence.id, error);
 }
 
-// Before anybody hears of its end, so that who does can submit another.
+// Called before the listener hears of a sequence's end, so that its caller can submit another request at once.
 void Engine::count_out(Sequence& sequence) {
   sequence.ended = true;
   const std::lock_guard lock(mutex_);

@@ -23,8 +23,8 @@ namespace chatglm {
 struct EngineOptions {
   int32_t vocabulary = 0;
   int32_t context_tokens = 0;  // most tokens of one sequence
-  int32_t max_sequences = 1;   // that are computed at the same time; the others wait
-  int32_t max_queue = 256;     // that wait
+  int32_t max_sequences = 1;   // most sequences that are computed at the same time; further requests wait
+  int32_t max_queue = 256;     // most requests that wait
   bool prefix_cache = true;
 
   /// Pages that let max_sequences sequences fill their contexts.
@@ -36,7 +36,7 @@ struct Request {
   int32_t max_tokens = 0;
   std::vector<int32_t> stop_tokens;
   Sampling sampling;
-  int32_t logits_from = -1;  // else: give the logits of the prompt's positions from this one on, generate nothing
+  int32_t logits_from = -1;  // -1, or: give the logits of the prompt from this position on and generate nothing
 };
 
 enum class FinishReason { stop, length, cancelled };
@@ -44,7 +44,7 @@ enum class FinishReason { stop, length, cancelled };
 struct Finish {
   FinishReason reason = FinishReason::length;
   int32_t prompt_tokens = 0;
-  int32_t cached_tokens = 0;  // of the prompt, found computed already
+  int32_t cached_tokens = 0;  // of the prompt, found in the prefix cache
   int32_t generated_tokens = 0;
   double queue_ms = 0;        // from submission until the sequence was admitted
   double first_token_ms = 0;  // from submission to the first token; 0 without one
@@ -52,16 +52,16 @@ struct Finish {
   double decode_ms = 0;       // from the first token to the last
 };
 
-/// What an engine tells. Called on the engine's thread; must not call back into the engine.
+/// Receives the events of an engine, on the engine's thread. A listener must not call back into the engine.
 class EngineListener {
  public:
   virtual ~EngineListener() = default;
   virtual void on_progress(uint64_t bytes, uint64_t total_bytes) = 0;
   virtual void on_ready(const BackendInfo& info) = 0;
-  /// Loading failed, or the engine met a defect: nothing runs any more.
+  /// Loading failed, or the backend threw while it computed: the engine has ended.
   virtual void on_failed(const Error& error) = 0;
   virtual void on_token(uint32_t request, int32_t token, const Logprobs* logprobs) = 0;
-  /// logits: (some rows, vocabulary), of the positions from `position` on.
+  /// logits: (some rows, vocabulary), of the positions that begin with `position`.
   virtual void on_logits(uint32_t request, int32_t position, std::span<const float> logits) = 0;
   virtual void on_finish(uint32_t request, const Finish& finish) = 0;
   virtual void on_error(uint32_t request, const Error& error) = 0;
@@ -69,23 +69,23 @@ class EngineListener {
   virtual void on_stopped() = 0;
 };
 
-/// One model's thread. It loads the model, then computes: each step forms one batch out of the next tokens of all
-/// sequences that are answering and of pieces of the prompts that are not computed yet.
+/// One model's thread. It loads the model and then computes in steps, by continuous batching with chunked prefill: the
+/// batch of a step holds the next token of each sequence that is generating, and chunks of prompts.
 class Engine {
  public:
   using Load = std::function<std::unique_ptr<Backend>(const Progress&, const std::atomic<bool>& abort)>;
 
-  /// `listener` outlives the engine.
+  /// `listener` outlives the engine. Throws std::system_error if the system gives no thread: see current_error().
   Engine(EngineOptions options, Load load, EngineListener& listener);
   /// Stops and waits for the thread.
   ~Engine();
 
   /// Returns the request's number. Throws ERR_QUEUE_FULL, ERR_CONTEXT_OVERFLOW, ERR_INVALID_ARGUMENT or ERR_DISPOSED.
   uint32_t submit(Request request);
-  /// The request ends, at once if it waits and after at most a kernel's time if it is being computed.
+  /// Ends a request: at once if the request waits, and after at most one kernel's time if it is being computed.
   void cancel(uint32_t request);
   void clear_cache();
-  /// Cancels everything and ends the thread. Does not wait.
+  /// Cancels all requests and tells the thread to end, without waiting for its end.
   void stop();
 
   struct Stats {
@@ -104,8 +104,8 @@ class Engine {
     uint32_t id = 0;
     Request request;
     Clock::time_point submitted, admitted, prefilled, last_token;
-    std::vector<int32_t> tokens;  // the prompt and what was generated
-    int32_t evaluated = 0;        // tokens whose keys and values are computed
+    std::vector<int32_t> tokens;  // the prompt and the generated tokens
+    int32_t evaluated = 0;        // of the tokens, those whose keys and values are in the pages
     int32_t cached = 0;
     int32_t generated = 0;
     bool ended = false;
@@ -117,12 +117,12 @@ class Engine {
   };
   using SequencePtr = std::unique_ptr<Sequence>;
 
-  /// What a step computes of one sequence.
+  /// The share of one sequence in a step.
   struct Part {
     Sequence* sequence;
     int32_t tokens;
     int32_t logits;
-    bool top;  // instead of the row of logits, its largest
+    bool top;  // the largest logits of the row are wanted instead of the row
   };
 
   void run(const Load& load);
@@ -140,19 +140,19 @@ class Engine {
   const EngineOptions options_;
   EngineListener& listener_;
 
-  mutable std::mutex mutex_;  // of what follows, up to the next comment
+  mutable std::mutex mutex_;  // guards the fields from here to stats_
   std::condition_variable wake_;
   std::deque<SequencePtr> inbox_;
   std::vector<uint32_t> cancelled_;
-  std::vector<uint32_t> prefilling_;  // sequences of which the running step computes pieces of prompts
+  std::vector<uint32_t> prefilling_;  // sequences of which the running step prefills a chunk
   bool clear_cache_ = false;
   bool stopping_ = false;
-  int32_t unfinished_ = 0;  // requests that were submitted and have not ended
-  int32_t running_ = 0;     // of these, admitted sequences
+  int32_t unfinished_ = 0;  // submitted requests that have not ended
+  int32_t running_ = 0;     // of the unfinished requests, those that were admitted
   uint32_t next_id_ = 1;
   Stats stats_;
 
-  // The engine thread's own.
+  // Only the engine's thread uses the fields from here to prefill_tokens_per_second_.
   std::deque<SequencePtr> queue_;
   std::vector<SequencePtr> active_;
   KvCache cache_;

@@ -53,8 +53,8 @@ std::optional<KvCache::Start> KvCache::begin(int64_t most_tokens, const Match& m
 
   Start start{.reused_tokens = full * page_tokens_};
   if (partial > 0) {
-    // Pinned while a page for the copy is found, for that may throw out the history it belongs to. Where it is itself
-    // the last page to be had, its few tokens are computed again.
+    // The page is pinned while take() looks for the copy's page, which may evict the history that holds it. If it is
+    // itself the only page that could be taken, nothing is copied and its few tokens are computed again.
     const int32_t from = match.pages[static_cast<size_t>(full)];
     const bool from_is_live = live_uses_[static_cast<size_t>(from)] > 0;
     if (total_pages() - live_pages_ - (from_is_live ? 0 : 1) >= 1) {
@@ -81,9 +81,9 @@ void KvCache::end(Holding& holding, std::vector<int32_t> tokens, bool keep) {
   keep = keep && !tokens.empty();
   for (auto history = histories_.begin(); keep && history != histories_.end();) {
     const auto common = static_cast<size_t>(common_prefix(history->tokens, tokens));
-    if (common == tokens.size()) keep = false;  // known already
+    if (common == tokens.size()) keep = false;  // another history begins with all of them
     const auto next = std::next(history);
-    if (keep && common == history->tokens.size()) drop(history);  // the new one goes on from it
+    if (keep && common == history->tokens.size()) drop(history);  // the new history begins with all of its tokens
     history = next;
   }
   if (keep) {
@@ -101,7 +101,7 @@ void KvCache::clear() {
 }
 
 int32_t KvCache::allocate() {
-  // begin() promised no more than there is, so dropping histories ends with a free page.
+  // begin() promised no more pages than there are, so evicting histories frees a page in the end.
   while (free_.empty()) drop(std::prev(histories_.end()));
   const int32_t page = free_.back();
   free_.pop_back();

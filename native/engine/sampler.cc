@@ -120,14 +120,14 @@ void Sampler::apply_penalties(std::span<float> logits) const {
     logit = logit < 0 ? logit * sampling_.repetition_penalty : logit / sampling_.repetition_penalty;
     if (count > 0) logit -= sampling_.frequency_penalty * static_cast<float>(count) + sampling_.presence_penalty;
   }
-  // Extreme options may have left the range of float. -inf, a banned token, is all that draw() can take of that.
+  // With extreme options numbers leave the range of float. draw() takes -inf, a banned token, but not +inf or NaN.
   for (float& logit : logits) {
     if (!(logit <= std::numeric_limits<float>::max()))
       logit = std::isnan(logit) ? -kInfinity : std::numeric_limits<float>::max();
   }
 }
 
-// Draws one of candidates_.
+// Draws one of candidates_, by steps 4 to 8 of Sampling.
 uint32_t Sampler::draw() {
   const auto likelier = [](const Candidate& a, const Candidate& b) {
     return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
@@ -136,7 +136,7 @@ uint32_t Sampler::draw() {
     std::nth_element(candidates_.begin(), candidates_.begin() + sampling_.top_k - 1, candidates_.end(), likelier);
     candidates_.resize(static_cast<size_t>(sampling_.top_k));
   }
-  // Few are brought into an order that does not depend on where they come from: so their sum does not either.
+  // A few candidates, which may be those of TopLogits, are sorted, so that their sum does not depend on their source.
   if (candidates_.size() <= static_cast<size_t>(TopLogits::kMost))
     std::sort(candidates_.begin(), candidates_.end(), likelier);
 
@@ -150,7 +150,7 @@ uint32_t Sampler::draw() {
     total += c.logit;
   }
   if (sampling_.top_p < 1.0f) {
-    // What is less likely than (1 - p) / n each cannot be among those that reach p: no need to sort it.
+    // Candidates that are each less likely than (1 - p) / n cannot be needed to reach p and need no sorting.
     const double floor = (1.0 - sampling_.top_p) / static_cast<double>(candidates_.size()) * total;
     std::erase_if(candidates_, [&](const Candidate& c) { return c.logit < floor; });
   }

@@ -10,14 +10,15 @@
 
 namespace chatglm {
 
-/// How the next token is chosen. Applied in this order, which is Hugging Face's (bias, processors, then warpers):
-///   1. logit bias: added;
-///   2. repetition penalty over prompt and answer: a logit below 0 is multiplied by it, another divided;
+/// How the next token is chosen. The steps have Hugging Face's order: bias, logits processors, then logits warpers.
+///   1. logit bias: it is added;
+///   2. repetition penalty over prompt and answer: a logit below 0 is multiplied, another logit is divided by it;
 ///   3. presence and frequency penalty over the answer, as OpenAI defines them:
 ///      logit -= frequency * (times generated) + (generated ? presence : 0);
-///   4. temperature 0: the largest logit, of equal ones the lowest id. Otherwise: logits / temperature;
-///   5. the top_k largest (0: all); 6. the fewest likeliest whose probabilities reach top_p, at least one;
-///   7. those at least min_p times as likely as the likeliest; 8. a draw among what is left.
+///   4. temperature: at 0 the largest logit is chosen, of equal logits the lowest id; else logits / temperature;
+///   5. top-k: the top_k largest stay (0: all); 6. top-p: the fewest likeliest whose probabilities sum up to top_p
+///   stay, at least one; 7. min-p: the tokens stay that are at least min_p times as likely as the likeliest;
+///   8. one of the tokens that stayed is drawn.
 struct Sampling {
   float temperature = 0.8f;
   int32_t top_k = 50;
@@ -28,10 +29,10 @@ struct Sampling {
   float frequency_penalty = 0.0f;
   std::vector<std::pair<uint32_t, float>> bias;
   uint64_t seed = 0;
-  int32_t logprobs = -1;  // -1: none; else of the chosen token and of this many of the likeliest
+  int32_t logprobs = -1;  // -1: none; else log-probabilities of the chosen token and of so many of the likeliest
 };
 
-/// Natural logarithms of the model's own probabilities: softmax of the logits before any of the steps above.
+/// Natural logarithms of the model's own probabilities, the softmax of the logits before all steps of Sampling.
 struct Logprobs {
   float chosen = 0;
   std::vector<std::pair<uint32_t, float>> top;  // (logprobs), the likeliest first
@@ -39,21 +40,21 @@ struct Logprobs {
 
 struct Choice {
   uint32_t token = 0;
-  bool finite = true;  // false: the logits hold NaN or infinity, and there is no token
+  bool finite = true;  // false: the logits hold NaN or infinity, and no token was chosen
   Logprobs logprobs;   // if asked for
 };
 
 /// The state of one sequence's sampling. The same seed and logits give the same tokens on every machine.
 class Sampler {
  public:
-  /// prompt: what the repetition penalty counts from the beginning.
+  /// prompt: the repetition penalty counts its tokens as used.
   Sampler(Sampling sampling, std::span<const int32_t> prompt);
 
-  /// Whether the `count` largest logits are all that a choice depends on.
+  /// Whether a choice depends on nothing but the `count` largest logits.
   bool enough(int32_t count) const;
   /// logits: (vocabulary). Remembers the chosen token for the penalties.
   Choice choose(std::span<const float> logits);
-  /// The same choice as from the whole row, if its largest logits are enough; log-probabilities up to rounding.
+  /// The same choice as from the whole row, if enough() says so; log-probabilities are equal up to rounding.
   Choice choose(const TopLogits& top);
 
  private:

@@ -8,30 +8,13 @@
 
 #include "base/data_type.h"
 #include "base/memory.h"
+#include "model/shape.h"
+#include "model/tensors.h"
 
 namespace chatglm {
 
-/// The shape of a model, in the terms of THUDM's config.json.
-struct ModelShape {
-  int32_t layers = 0;
-  int32_t hidden_size = 0;
-  int32_t heads = 0;
-  int32_t kv_groups = 0;  // key/value heads; heads / kv_groups query heads share one
-  int32_t head_size = 0;
-  int32_t ffn_size = 0;
-  int32_t vocabulary = 0;
-  float norm_epsilon = 0;
-  int32_t rope_dimension = 0;  // the first so many dimensions of a head are rotated, in pairs (2j, 2j + 1)
-  float rope_base = 0;
-  float rope_scale = 1;  // positions are divided by this
-
-  int32_t query_size() const { return heads * head_size; }
-  int32_t kv_size() const { return kv_groups * head_size; }
-  int32_t qkv_size() const { return query_size() + 2 * kv_size(); }
-};
-
-/// A matrix in row order, or a vector as one row. The bytes lie in a mapped file or in memory that Weights owns, at any
-/// alignment.
+/// The numbers of a tensor: a matrix in row order, or a vector as one row. Its bytes lie in a mapped file or in memory
+/// that Weights owns, at any alignment.
 struct Tensor {
   DataType type = DataType::f32;
   int64_t rows = 0;
@@ -41,16 +24,16 @@ struct Tensor {
   int64_t row_bytes() const { return chatglm::row_bytes(type, columns); }
   int64_t bytes() const { return rows * row_bytes(); }
   const uint8_t* row(int64_t i) const { return data + i * row_bytes(); }
-  const float* floats() const { return reinterpret_cast<const float*>(data); }  // norms and biases: f32, owned
+  const float* floats() const { return reinterpret_cast<const float*>(data); }  // of norms and biases: f32, aligned
 };
 
 struct LayerWeights {
   Tensor attention_norm;    // (hidden) f32
   Tensor qkv;               // (qkv_size, hidden): all query heads, then the key heads, then the value heads
-  Tensor qkv_bias;          // (qkv_size) f32
+  Tensor qkv_bias;          // (qkv_size) f32; empty if the architecture has none
   Tensor attention_output;  // (hidden, query_size)
   Tensor ffn_norm;          // (hidden) f32
-  Tensor ffn_up;            // (2 * ffn, hidden): the gate's rows, then the others
+  Tensor ffn_up;            // (2 * ffn, hidden): the gates' rows, then the rows that they gate
   Tensor ffn_down;          // (hidden, ffn)
 };
 
@@ -64,6 +47,10 @@ struct Weights {
   std::vector<Buffer> buffers;
   std::map<std::string, uint64_t> bytes_by_type;
   uint64_t mapped_bytes = 0;  // of the tensors that lie in the files
+
+  /// The layers exist already.
+  Tensor& at(TensorId id);
+  const Tensor& at(TensorId id) const { return const_cast<Weights*>(this)->at(id); }
 };
 
 /// Bytes of a file of ModelSource::files.
@@ -97,46 +84,52 @@ struct ModelSource {
 
 using Progress = std::function<void(uint64_t bytes, uint64_t total_bytes)>;
 
-/// Throws ERR_CHECKPOINT_INVALID if a backend could not compute with this shape.
-void check_shape(const ModelShape& shape);
-
-/// A tensor as it will be loaded.
-struct PlannedTensor {
-  std::string name;
+/// A tensor of the table that a source has, and the type that it will have once it is loaded.
+struct PlannedTensor : TensorSpec {
   DataType type = DataType::f32;
-  int64_t rows = 0;
-  int64_t columns = 0;
 };
 
-/// The tensors of the table, in its order. Reads no file. Throws ERR_CHECKPOINT_INVALID if one is missing, there twice,
-/// unknown or of another shape than the config's, and ERR_INVALID_ARGUMENT if it cannot be quantized as asked for.
+/// What load_weights() would load, in the source's order. Reads no file. Throws ERR_CHECKPOINT_INVALID if the shape is
+/// refused or if a tensor is missing, there twice, unknown or of another shape than the table's, and
+/// ERR_INVALID_ARGUMENT if a tensor cannot be quantized as asked for.
 std::vector<PlannedTensor> planned_tensors(const ModelSource& source);
+
+/// Whether the source has no output matrix, so that the embedding is used in its place.
+bool is_tied(const std::vector<PlannedTensor>& plan);
 
 /// Takes rows of a tensor, checked and converted: some at a time, in any order, on several threads. Their bytes are
 /// there during the call only.
 using RowSink = std::function<void(int64_t begin, int64_t end, const uint8_t* rows)>;
 
-/// Takes tensors on their way. What it does not take stays in what load_weights() returns.
+/// Takes tensors while they are loaded. A tensor that a sink does not take stays in what load_weights() returns.
 struct TensorSink {
   /// Is asked for each tensor, whose numbers are not there yet, for what takes its rows; may return none.
-  std::function<RowSink(const std::string& name, const Tensor& shape)> rows;
+  std::function<RowSink(const TensorSpec& spec, const Tensor& shape)> rows;
   /// Is shown each tensor that is not taken by rows; its bytes are there during the call. Returns whether it takes it.
-  std::function<bool(const std::string& name, const Tensor& tensor)> whole;
+  std::function<bool(const TensorSpec& spec, const Tensor& tensor)> whole;
 };
 
-/// Maps the files, checks every range and shape, checks that all numbers are finite, and converts what the kernels do
-/// not read as it lies: norms and biases to f32; q4_1, q5_0, q5_1, q4_K, q5_K and q6_K matrices to q8_0; int8 and int4
-/// rows to q8_0 and q4_0. Throws ERR_CHECKPOINT_INVALID naming file and tensor, ERR_OUT_OF_MEMORY, or ERR_ABORTED.
+/// Maps the files, checks every range and shape, checks that all numbers are finite, and converts the tensors that the
+/// kernels cannot read as they lie in the file: norms and biases to f32; q4_1, q5_0, q5_1, q4_K, q5_K and q6_K matrices
+/// to q8_0; int8 and int4 rows to q8_0 and q4_0. Throws ERR_CHECKPOINT_INVALID naming file and tensor, ERR_ABORTED,
+/// ERR_OUT_OF_MEMORY, ERR_THREAD_UNAVAILABLE, and the errors of files (base/error.h).
 ///
-/// With a sink each tensor goes there as soon as it is read, checked and converted, and takes no memory any more: what
-/// is returned has types and shapes, but of these no numbers. A missing output matrix, which the embedding is then, is
-/// not given.
+/// A tensor that the sink takes goes there as soon as it is read, checked and converted: the weights that are returned
+/// have its type and shape, but no numbers and no memory for them. An output matrix that the source lacks is not given
+/// to the sink.
 Weights load_weights(const ModelSource& source, const Progress& progress, const std::atomic<bool>& abort,
                      const TensorSink& sink = {});
+
+/// The mean and the standard deviation that random numbers of a tensor have, so that activations stay in a model's
+/// usual range: those of lib/checkpoint/synth.ts.
+struct Distribution {
+  float mean, deviation;
+};
+Distribution random_distribution(TensorKind kind, int64_t columns);
 
 /// Fills a run of a tensor's elements with numbers that are about normally distributed. The same name and seed give the
 /// same numbers wherever the tensor is cut; `first` and `count` are multiples of 32.
 void fill_random(DataType type, uint8_t* target, const std::string& name, uint64_t seed, int64_t first, int64_t count,
-                 float mean, float deviation);
+                 Distribution distribution);
 
 }  // namespace chatglm

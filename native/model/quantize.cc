@@ -90,7 +90,8 @@ void decode_q6_k(const uint8_t* block, float* out) {
   }
 }
 
-// The four formats of 32 elements: an f16 scale, for the *_1 ones an f16 offset, for the q5 ones a fifth bit each.
+// The four formats of 32 elements: an f16 scale; q4_1 and q5_1 have an f16 offset; q5_0 and q5_1 a fifth bit of each
+// code.
 void decode_block32(DataType type, const uint8_t* block, float* out) {
   const float d = half_at(block);
   const bool offset = type == DataType::q4_1 || type == DataType::q5_1;
@@ -126,13 +127,13 @@ void write_q8_0(uint16_t scale, const int8_t* codes, uint8_t* target) {
   std::memcpy(block->codes, codes, 32);
 }
 
-// 1 / scale, or 0 for what is too small to be told from zero.
+// 1 / scale, or 0 if that is infinite.
 float inverse_of(float scale) {
   const float inverse = 1.0f / scale;
   return std::isfinite(inverse) ? inverse : 0.0f;
 }
 
-// A code is never cast out of its range, whatever the input: NaN becomes `least`.
+// Clamps before the cast, so that every input has a defined result: NaN becomes `least`.
 int to_code(float value, int least, int most) {
   if (!(value > static_cast<float>(least))) return least;
   return value < static_cast<float>(most) ? static_cast<int>(value) : most;
@@ -272,7 +273,7 @@ void quantize_row(DataType source_type, const uint8_t* source, int64_t columns, 
 }
 
 bool all_finite(DataType type, const uint8_t* data, int64_t count) {
-  // Without branches, so that the compiler makes vector code of it: this pass reads every byte of a checkpoint.
+  // This pass reads every byte of a checkpoint, so it has no branches and the compiler vectorizes it.
   uint32_t bad = 0;
   if (type == DataType::f32) {
     for (int64_t i = 0; i < count; ++i) {
@@ -288,7 +289,7 @@ bool all_finite(DataType type, const uint8_t* data, int64_t count) {
     }
     bad = any;
   } else if (type != DataType::int8 && type != DataType::int4) {
-    // A block's f16 scale and, of some formats, what lies next to it: the offset, or the scale of the offsets.
+    // A block's f16 scale and, in some formats, the f16 number behind it: the offset, or the scale of the offsets.
     const bool two =
         type == DataType::q4_1 || type == DataType::q5_1 || type == DataType::q4_k || type == DataType::q5_k;
     const BlockShape block = block_shape(type);

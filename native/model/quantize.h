@@ -5,7 +5,8 @@
 
 namespace chatglm {
 
-/// Decodes `count` numbers, a multiple of the type's block. `scale` is the row's, of int8 and int4 rows only.
+/// Decodes `count` numbers, a multiple of the type's block. `scale`: the row's scale, of int8 and int4 rows; else
+/// unused.
 void to_float(DataType type, const uint8_t* source, float scale, int64_t count, float* target);
 
 /// Encodes `count` numbers as f32, f16, bf16, q8_0 or q4_0, rounding as GGML's reference quantizers do:
@@ -14,7 +15,7 @@ void to_float(DataType type, const uint8_t* source, float scale, int64_t count, 
 void from_float(DataType type, const float* source, int64_t count, uint8_t* target);
 
 /// Converts one row. An int8 row becomes q8_0 and an int4 row q4_0 with every code as it is and the row's scale in each
-/// block; a row of the target's type is copied; the rest goes through float. `scratch` holds `columns` floats.
+/// block; a row of the target's type is copied; any other row goes through float. `scratch` holds `columns` floats.
 void convert_row(DataType source_type, const uint8_t* source, float scale, int64_t columns, DataType target_type,
                  uint8_t* target, float* scratch);
 

@@ -525,7 +525,7 @@ TEST_P(KernelsTest, Rotates) {
   Random random(21);
   for (const int32_t count : {16, 48, 128}) {
     for (const int32_t dimension : {0, 2, 8, 14, count / 2, count}) {
-      for (const bool rest : {false, true}) {
+      for (const bool two_passes : {false, true}) {
         const std::vector<float> sum = random.normals(count), more = random.normals(count, 0.01f),
                                  bias = random.normals(count);
         std::vector<float> cosines, sines;
@@ -539,7 +539,7 @@ TEST_P(KernelsTest, Rotates) {
         std::vector<float> y = sum;  // in place
         Rotation r;
         r.sum = r.y = y.data();
-        r.rest = rest ? more.data() : nullptr;
+        r.second_pass = two_passes ? more.data() : nullptr;
         r.bias = bias.data();
         r.cosines = dimension ? cosines.data() : nullptr;
         r.sines = dimension ? sines.data() : nullptr;
@@ -548,7 +548,8 @@ TEST_P(KernelsTest, Rotates) {
         r.scale = 0.25f;
         kernels_->rotate(r);
         const auto x = [&](size_t i) {
-          return static_cast<double>(sum[i]) + (rest ? static_cast<double>(more[i]) : 0) + static_cast<double>(bias[i]);
+          return static_cast<double>(sum[i]) + (two_passes ? static_cast<double>(more[i]) : 0) +
+                 static_cast<double>(bias[i]);
         };
         for (size_t i = 0; i < y.size(); ++i) {
           const bool rotated = i < static_cast<size_t>(dimension);
@@ -592,8 +593,8 @@ TEST_P(KernelsTest, QuantizesActivations) {
     const int32_t zero_point = round % 3 == 0 ? 0 : round % 3 == 1 ? 8 : 128;
     std::vector<ActivationBlock> blocks(4);
     blocks[3].scale = kUntouched;
-    std::vector<float> rest(kCount);
-    kernels_->quantize(x.data(), kCount, zero_point, blocks.data(), round % 2 ? rest.data() : nullptr);
+    std::vector<float> remainder(kCount);
+    kernels_->quantize(x.data(), kCount, zero_point, blocks.data(), round % 2 ? remainder.data() : nullptr);
     for (size_t b = 0; b < 3; ++b) {
       double largest = 0;
       int32_t sum = 0;
@@ -607,7 +608,8 @@ TEST_P(KernelsTest, QuantizesActivations) {
         const double code = blocks[b].codes[i % 32];
         EXPECT_NEAR(code, largest == 0 ? 0 : static_cast<double>(x[i]) / largest * 127, 0.5001);
         if (round % 2) {
-          EXPECT_NEAR(rest[i], static_cast<double>(x[i]) - code * static_cast<double>(blocks[b].scale), 1e-6 * largest);
+          EXPECT_NEAR(remainder[i], static_cast<double>(x[i]) - code * static_cast<double>(blocks[b].scale),
+                      1e-6 * largest);
         }
       }
     }
@@ -630,7 +632,7 @@ TEST_P(KernelsTest, QuantizeTakesTinyNumbersForZeroAndKeepsNaN) {
   }
   for (const float bad : {NAN, INFINITY, -INFINITY}) {
     for (size_t at = 0; at < 32; ++at) {
-      std::vector<float> x(32, 1), rest(32);
+      std::vector<float> x(32, 1);
       x[at] = bad;
       kernels_->quantize(x.data(), 32, 8, &block, nullptr);
       EXPECT_TRUE(std::isnan(block.scale)) << bad << " at " << at;

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <map>
 
 #include "base/error.h"
 #include "base/half.h"
@@ -99,19 +100,11 @@ class LoadTest : public testing::Test {
   std::string message_;
 };
 
-const Tensor* tensor_of(const Weights& weights, const std::string& name) {
-  if (name == "token_embd.weight") return &weights.embedding;
-  if (name == "output.weight") return &weights.output;
-  if (name == "output_norm.weight") return &weights.output_norm;
-  const LayerWeights& layer = weights.layers[static_cast<size_t>(name[4] - '0')];
-  const std::string part = name.substr(6);
-  if (part == "attn_norm.weight") return &layer.attention_norm;
-  if (part == "attn_qkv.weight") return &layer.qkv;
-  if (part == "attn_qkv.bias") return &layer.qkv_bias;
-  if (part == "attn_output.weight") return &layer.attention_output;
-  if (part == "ffn_norm.weight") return &layer.ffn_norm;
-  if (part == "ffn_up.weight") return &layer.ffn_up;
-  return part == "ffn_down.weight" ? &layer.ffn_down : nullptr;
+const Tensor& tensor_of(const ModelSource& source, const Weights& weights, const std::string& name) {
+  for (const TensorSpec& spec : tensor_table(source.shape)) {
+    if (spec.name == name) return weights.at(spec.id);
+  }
+  throw Error("ERR_TEST", "no tensor " + name);
 }
 
 std::vector<float> decoded(DataType type, const uint8_t* data, int64_t count) {
@@ -127,7 +120,7 @@ TEST_F(LoadTest, ComputeTypesLieInTheFileAsTheyAre) {
         source, [](uint64_t, uint64_t) {}, never_);
     uint64_t mapped = 0;
     for (const TensorSource& tensor : source.tensors) {
-      const Tensor& loaded = *tensor_of(weights, tensor.name);
+      const Tensor& loaded = tensor_of(source, weights, tensor.name);
       EXPECT_EQ(loaded.rows, tensor.rows);
       EXPECT_EQ(loaded.columns, tensor.columns);
       const uint8_t* data = weights.files[0].data() + tensor.data.offset;
@@ -154,7 +147,7 @@ TEST_F(LoadTest, OtherTypesBecomeQ8OrQ4) {
         source, [](uint64_t, uint64_t) {}, never_);
     for (const TensorSource& tensor : source.tensors) {
       if (tensor.rows == 1) continue;
-      const Tensor& loaded = *tensor_of(weights, tensor.name);
+      const Tensor& loaded = tensor_of(source, weights, tensor.name);
       ASSERT_EQ(loaded.type, type == DataType::int4 ? DataType::q4_0 : DataType::q8_0);
       for (const int64_t row : {int64_t{0}, tensor.rows - 1}) {
         const bool scaled = type == DataType::int8 || type == DataType::int4;
@@ -226,12 +219,13 @@ TEST_F(LoadTest, ASinkGetsEveryTensorOnceAndNothingIsKept) {
       const auto no_progress = [](uint64_t, uint64_t) {};
       const Weights kept = load_weights(source, no_progress, never_);
       std::vector<std::pair<std::string, Seen>> seen;
-      const Weights weights = load_weights(
-          source, no_progress, never_, {.rows = nullptr, .whole = [&](const std::string& name, const Tensor& tensor) {
-                                          const std::vector<uint8_t> bytes(tensor.data, tensor.data + tensor.bytes());
-                                          seen.push_back({name, {tensor.type, tensor.rows, tensor.columns, bytes}});
-                                          return true;
-                                        }});
+      const Weights weights =
+          load_weights(source, no_progress, never_,
+                       {.rows = nullptr, .whole = [&](const TensorSpec& spec, const Tensor& tensor) {
+                          const std::vector<uint8_t> bytes(tensor.data, tensor.data + tensor.bytes());
+                          seen.push_back({spec.name, {tensor.type, tensor.rows, tensor.columns, bytes}});
+                          return true;
+                        }});
       EXPECT_TRUE(weights.buffers.empty());
       EXPECT_EQ(weights.mapped_bytes, 0u);
       EXPECT_EQ(weights.bytes_by_type, kept.bytes_by_type);
@@ -246,11 +240,11 @@ TEST_F(LoadTest, ASinkGetsEveryTensorOnceAndNothingIsKept) {
         EXPECT_EQ(plan[i].type, tensor.type);
         EXPECT_EQ(plan[i].rows, tensor.rows);
         EXPECT_EQ(plan[i].columns, tensor.columns);
-        const Tensor& expected = *tensor_of(kept, name);
+        const Tensor& expected = tensor_of(source, kept, name);
         EXPECT_EQ(tensor.type, expected.type) << name;
         EXPECT_EQ(tensor.bytes, std::vector<uint8_t>(expected.data, expected.data + expected.bytes())) << name;
-        EXPECT_EQ(tensor_of(weights, name)->data, nullptr);
-        EXPECT_EQ(tensor_of(weights, name)->rows, tensor.rows);
+        EXPECT_EQ(tensor_of(source, weights, name).data, nullptr);
+        EXPECT_EQ(tensor_of(source, weights, name).rows, tensor.rows);
       }
     }
   }
@@ -258,7 +252,7 @@ TEST_F(LoadTest, ASinkGetsEveryTensorOnceAndNothingIsKept) {
 
 TEST_F(LoadTest, ASinksErrorEndsLoading) {
   int calls = 0;
-  const auto sink = [&](const std::string&, const Tensor&) {
+  const auto sink = [&](const TensorSpec&, const Tensor&) {
     if (++calls == 3) throw Error("ERR_TEST", "full");
     return true;
   };
@@ -301,7 +295,7 @@ TEST_F(LoadTest, APlanNeedsNoFilesAndFindsWhatTheTableHasWrong) {
   source.shape.heads = 0;
   EXPECT_EQ(code_of_plan(source), "ERR_CHECKPOINT_INVALID");
   source = good;
-  source.tensors.pop_back();
+  source.tensors.erase(source.tensors.begin());
   EXPECT_EQ(code_of_plan(source), "ERR_CHECKPOINT_INVALID");
   source = good;
   std::erase_if(source.tensors, [](const TensorSource& t) { return t.name == "output.weight"; });
@@ -341,7 +335,7 @@ TEST_F(LoadTest, WrongRanges) {
   expect_invalid(missing, good.tensors[5].name);
   ModelSource no_file = good;
   no_file.files = {(folder_ / "nothing").string()};
-  EXPECT_EQ(code_of(no_file), "ERR_CHECKPOINT_INVALID");
+  EXPECT_EQ(code_of(no_file), "ERR_CHECKPOINT_NOT_FOUND");
   no_file.files = {folder_.string()};
   EXPECT_EQ(code_of(no_file), "ERR_CHECKPOINT_INVALID");
   no_file.files = {write("empty", {})};
@@ -355,7 +349,7 @@ TEST_F(LoadTest, WrongScales) {
   EXPECT_EQ(code_of(good), "none");
   for (const int what : {0, 1, 2, 3}) {
     ModelSource source = good;
-    TensorSource& tensor = source.tensors[4];
+    TensorSource& tensor = source.tensors[test::index_of(source, {TensorRole::qkv, 0})];
     ASSERT_EQ(tensor.type, DataType::int8);
     if (what == 0) tensor.scale.length -= 2;
     if (what == 1) tensor.scale.offset = uint64_t{1} << 40;
@@ -366,9 +360,10 @@ TEST_F(LoadTest, WrongScales) {
 }
 
 TEST_F(LoadTest, NumbersThatAreNotFinite) {
-  const auto poison = [&](DataType type, size_t which, size_t at, uint16_t bits) {
+  const auto poison = [&](DataType type, TensorId id, size_t at, uint16_t bits) {
     size_t index = 0;
     std::string name;
+    const size_t which = test::index_of(test::random_model(shape_, type), id);
     const ModelSource source = in_file(type, [&](TensorSource& tensor, std::vector<uint8_t>& data) {
       if (index++ != which) return;
       name = tensor.name;
@@ -376,25 +371,27 @@ TEST_F(LoadTest, NumbersThatAreNotFinite) {
     });
     expect_invalid(source, name);
   };
-  poison(DataType::f16, 0, 0, 0x7e00);     // embedding
-  poison(DataType::f16, 4, 1000, 0xfc00);  // qkv
-  poison(DataType::f16, 1, 2, 0x7fc0);     // output_norm, f32
-  poison(DataType::bf16, 8, 200, 0x7f80);
-  poison(DataType::f32, 5, 6, 0x7f80);  // a bias
-  poison(DataType::q8_0, 4, 34 * 7, 0x7c00);
-  poison(DataType::q4_0, 4, 18 * 9, 0xfe00);
+  using Role = TensorRole;
+  poison(DataType::f16, {Role::embedding}, 0, 0x7e00);
+  poison(DataType::f16, {Role::qkv, 0}, 1000, 0xfc00);
+  poison(DataType::f16, {Role::output_norm}, 2, 0x7fc0);  // f32
+  poison(DataType::bf16, {Role::ffn_up, 0}, 200, 0x7f80);
+  poison(DataType::f32, {Role::qkv_bias, 0}, 6, 0x7f80);
+  poison(DataType::q8_0, {Role::qkv, 0}, 34 * 7, 0x7c00);
+  poison(DataType::q4_0, {Role::qkv, 0}, 18 * 9, 0xfe00);
+  const TensorId output{Role::output};
   for (const uint16_t bits : {uint16_t{0x7e00}, uint16_t{0x7c00}, uint16_t{0xfc00}}) {
-    poison(DataType::q4_1, 2, 20 * 5, bits);
-    poison(DataType::q4_1, 2, 20 * 5 + 2, bits);
-    poison(DataType::q5_0, 2, 22 * 3, bits);
-    poison(DataType::q5_1, 2, 24 * 3 + 2, bits);
-    poison(DataType::q4_k, 2, 144 * 2, bits);
-    poison(DataType::q4_k, 2, 144 * 2 + 2, bits);
-    poison(DataType::q5_k, 2, 176 * 2 + 2, bits);
-    poison(DataType::q6_k, 2, 210 * 4 + 208, bits);
+    poison(DataType::q4_1, output, 20 * 5, bits);
+    poison(DataType::q4_1, output, 20 * 5 + 2, bits);
+    poison(DataType::q5_0, output, 22 * 3, bits);
+    poison(DataType::q5_1, output, 24 * 3 + 2, bits);
+    poison(DataType::q4_k, output, 144 * 2, bits);
+    poison(DataType::q4_k, output, 144 * 2 + 2, bits);
+    poison(DataType::q5_k, output, 176 * 2 + 2, bits);
+    poison(DataType::q6_k, output, 210 * 4 + 208, bits);
   }
   // Finite, but not in a q8_0 block's f16 scale.
-  poison(DataType::q4_k, 2, 0, 0x7bff);
+  poison(DataType::q4_k, output, 0, 0x7bff);
 }
 
 TEST_F(LoadTest, ProgressRisesToTheTotal) {
@@ -436,31 +433,74 @@ TEST_F(LoadTest, AbortEndsLoading) {
   EXPECT_EQ(calls, 3);
 }
 
-TEST_F(LoadTest, ShapesThatCannotBe) {
-  const auto with = [&](const std::function<void(ModelShape&)>& change) {
-    ModelSource source = test::random_model(shape_, DataType::f16);
-    change(source.shape);
-    EXPECT_EQ(code_of(source), "ERR_CHECKPOINT_INVALID");
+TEST(Shape, WhatCannotBeComputedIsRefusedWithTheFieldAndItsNumber) {
+  const auto problem = [](const std::function<void(ModelShape&)>& change) -> std::string {
+    ModelShape shape = test::small_shape(1, 32, 256, 512);
+    change(shape);
+    try {
+      check_shape(shape);
+      return "";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code, "ERR_CHECKPOINT_INVALID");
+      return error.what();
+    }
   };
-  with([](ModelShape& s) { s.layers = 0; });
-  with([](ModelShape& s) { s.layers = INT32_MAX; });
-  with([](ModelShape& s) { s.hidden_size = 0; });
-  with([](ModelShape& s) { s.hidden_size = INT32_MAX; });
-  with([](ModelShape& s) { s.hidden_size = 100; });
-  with([](ModelShape& s) { s.heads = INT32_MAX; });
-  with([](ModelShape& s) { s.kv_groups = 0; });
-  with([](ModelShape& s) { s.kv_groups = 3; });
-  with([](ModelShape& s) { s.head_size = INT32_MAX; });
-  with([](ModelShape& s) { s.head_size = 8; });
-  with([](ModelShape& s) { s.heads = 4096, s.head_size = 1024; });
-  with([](ModelShape& s) { s.ffn_size = 33; });
-  with([](ModelShape& s) { s.vocabulary = 0; });
-  with([](ModelShape& s) { s.rope_dimension = 3; });
-  with([](ModelShape& s) { s.rope_dimension = 64; });
-  with([](ModelShape& s) { s.rope_dimension = -2; });
-  with([](ModelShape& s) { s.rope_base = 0; });
-  with([](ModelShape& s) { s.rope_scale = NAN; });
-  with([](ModelShape& s) { s.norm_epsilon = -1; });
+  using Shape = ModelShape;
+  EXPECT_EQ(problem([](Shape&) {}), "");
+  EXPECT_EQ(problem([](Shape& s) { s.layers = 0; }), "layers is 0; it must be an integer from 1 to 1024");
+  EXPECT_EQ(problem([](Shape& s) { s.layers = INT32_MAX; }),
+            "layers is 2147483647; it must be an integer from 1 to 1024");
+  EXPECT_EQ(problem([](Shape& s) { s.hidden_size = 0; }), "hiddenSize is 0; it must be an integer from 1 to 65536");
+  EXPECT_EQ(problem([](Shape& s) { s.hidden_size = 65568; }),
+            "hiddenSize is 65568; it must be an integer from 1 to 65536");
+  EXPECT_EQ(problem([](Shape& s) { s.hidden_size = 100; }), "hiddenSize is 100; it must be a multiple of 32");
+  EXPECT_EQ(problem([](Shape& s) { s.heads = INT32_MAX; }),
+            "heads is 2147483647; it must be an integer from 1 to 1024");
+  EXPECT_EQ(problem([](Shape& s) { s.kv_groups = 0; }), "kvGroups is 0; it must be an integer from 1 to 1024");
+  EXPECT_EQ(problem([](Shape& s) { s.kv_groups = 2; }), "heads 3 is no multiple of kvGroups 2");
+  EXPECT_EQ(problem([](Shape& s) { s.head_size = INT32_MAX; }),
+            "headSize is 2147483647; it must be an integer from 1 to 1024");
+  EXPECT_EQ(problem([](Shape& s) { s.head_size = 20; }), "headSize is 20; it must be a multiple of 16");
+  EXPECT_EQ(problem([](Shape& s) { s.head_size = 16, s.rope_dimension = 8; }),
+            "heads 3 times headSize 16 is 48; it must be a multiple of 32");
+  EXPECT_EQ(problem([](Shape& s) { s.ffn_size = 33; }), "ffnHiddenSize is 33; it must be a multiple of 32");
+  EXPECT_EQ(problem([](Shape& s) { s.vocabulary = 0; }), "vocabSize is 0; it must be an integer from 1 to 1048576");
+  EXPECT_EQ(problem([](Shape& s) { s.rope_dimension = 3; }), "ropeDimension is 3; it must be a multiple of 2");
+  EXPECT_EQ(problem([](Shape& s) { s.rope_dimension = 64; }),
+            "ropeDimension is 64; it must be an integer from 0 to 32");
+  EXPECT_EQ(problem([](Shape& s) { s.rope_dimension = -2; }),
+            "ropeDimension is -2; it must be an integer from 0 to 32");
+  EXPECT_EQ(problem([](Shape& s) { s.rope_base = 0; }), "ropeBase gives 0; it must be a positive number");
+  EXPECT_EQ(problem([](Shape& s) { s.rope_scale = NAN; }), "ropeScale gives nan; it must be a positive number");
+  EXPECT_EQ(problem([](Shape& s) { s.norm_epsilon = -1; }), "normEpsilon gives -1; it must be a positive number");
+  EXPECT_EQ(problem([](Shape& s) { s.norm_epsilon = 1; }), "normEpsilon is 1; it must be below 1");
+}
+
+TEST(Tensors, TheTableFollowsTheShapeAndTheArchitecture) {
+  ModelShape shape = test::small_shape(1, 32, 256, 512);
+  const std::vector<TensorSpec> table = tensor_table(shape);
+  ASSERT_EQ(table.size(), 3 + 7 * static_cast<size_t>(shape.layers));
+  EXPECT_EQ(table.front().name, "token_embd.weight");
+  EXPECT_EQ(table.back().name, "output.weight");
+  std::map<TensorId, TensorSpec> by_id;
+  for (const TensorSpec& spec : table) EXPECT_TRUE(by_id.emplace(spec.id, spec).second) << spec.name << " twice";
+  const TensorSpec& up = by_id.at({TensorRole::ffn_up, 1});
+  EXPECT_EQ(up.name, "blk.1.ffn_up.weight");
+  EXPECT_EQ(up.rows, 2 * 512);
+  EXPECT_EQ(up.columns, 256);
+  EXPECT_TRUE(up.gated);
+  EXPECT_EQ(by_id.at({TensorRole::qkv_bias, 0}).columns, shape.qkv_size());
+
+  shape.architecture.qkv_bias = false;
+  const std::vector<TensorSpec> without = tensor_table(shape);
+  EXPECT_EQ(without.size(), 3 + 6 * static_cast<size_t>(shape.layers));
+  for (const TensorSpec& spec : without) EXPECT_NE(spec.kind, TensorKind::bias) << spec.name;
+}
+
+TEST_F(LoadTest, ABiasThatTheArchitectureDoesNotHaveIsRefused) {
+  ModelSource source = in_file(DataType::f16);
+  source.shape.architecture.qkv_bias = false;
+  expect_invalid(source, "blk.0.attn_qkv.bias");
 }
 
 TEST_F(LoadTest, RandomNumbersAreTheSameWhereverTheyAreCut) {
@@ -468,16 +508,16 @@ TEST_F(LoadTest, RandomNumbersAreTheSameWhereverTheyAreCut) {
     constexpr int64_t kCount = 32 * 500;
     const auto bytes = static_cast<size_t>(row_bytes(type, kCount));
     std::vector<uint8_t> whole(bytes), pieces(bytes), other(bytes);
-    fill_random(type, whole.data(), "a", 1, 0, kCount, 0.5f, 2);
+    fill_random(type, whole.data(), "a", 1, 0, kCount, {0.5f, 2});
     for (int64_t at = 0; at < kCount;) {
       const int64_t count = std::min<int64_t>(kCount - at, 32 * (1 + at / 32 % 7));
-      fill_random(type, pieces.data() + row_bytes(type, at), "a", 1, at, count, 0.5f, 2);
+      fill_random(type, pieces.data() + row_bytes(type, at), "a", 1, at, count, {0.5f, 2});
       at += count;
     }
     EXPECT_EQ(whole, pieces);
-    fill_random(type, other.data(), "b", 1, 0, kCount, 0.5f, 2);
+    fill_random(type, other.data(), "b", 1, 0, kCount, {0.5f, 2});
     EXPECT_NE(whole, other);
-    fill_random(type, other.data(), "a", 2, 0, kCount, 0.5f, 2);
+    fill_random(type, other.data(), "a", 2, 0, kCount, {0.5f, 2});
     EXPECT_NE(whole, other);
     double mean = 0, square = 0;
     for (const float x : decoded(type, whole.data(), kCount)) {
@@ -487,27 +527,6 @@ TEST_F(LoadTest, RandomNumbersAreTheSameWhereverTheyAreCut) {
     EXPECT_NEAR(mean, 0.5, 0.08);
     EXPECT_NEAR(std::sqrt(square - mean * mean), 2, 0.1);
   }
-}
-
-TEST(Memory, RefusesWhatTheMachineDoesNotHave) {
-  EXPECT_GT(available_memory(), 0u);
-  for (const size_t bytes : {size_t{1} << 60, SIZE_MAX}) {
-    try {
-      const Buffer buffer(bytes, "the test");
-      FAIL();
-    } catch (const Error& error) {
-      EXPECT_EQ(error.code, "ERR_OUT_OF_MEMORY");
-      EXPECT_EQ(error.details.size(), 2u);
-    }
-  }
-  Buffer a(1 << 20, "the test");
-  for (size_t i = 0; i < a.size(); i += 4096) EXPECT_EQ(a.data()[i], 0);
-  a.data()[7] = 9;
-  Buffer b = std::move(a);
-  EXPECT_EQ(a.data(), nullptr);
-  EXPECT_EQ(b.data()[7], 9);
-  const Buffer none(0, "nothing");
-  EXPECT_EQ(none.size(), 0u);
 }
 
 }  // namespace

@@ -1,39 +1,34 @@
 #pragma once
-#include <string>
+#include <algorithm>
+#include <vector>
 
 #include "model/model.h"
 
 namespace chatglm::test {
 
-/// The table of a model of random tensors: matrices of `type`, norms and biases of f32.
+/// The source of a model of random tensors: matrices of `type`, norms and biases of f32.
 inline ModelSource random_model(const ModelShape& shape, DataType type, uint64_t seed = 1) {
   ModelSource source;
   source.shape = shape;
   source.seed = seed;
   source.threads = 2;
-  const auto add = [&](const std::string& name, DataType t, int64_t rows, int64_t columns) {
+  for (const TensorSpec& spec : tensor_table(shape)) {
     TensorSource tensor;
-    tensor.name = name;
-    tensor.type = t;
-    tensor.rows = rows;
-    tensor.columns = columns;
+    tensor.name = spec.name;
+    tensor.type = spec.is_vector() ? DataType::f32 : type;
+    tensor.rows = spec.rows;
+    tensor.columns = spec.columns;
     tensor.random = true;
     source.tensors.push_back(tensor);
-  };
-  add("token_embd.weight", type, shape.vocabulary, shape.hidden_size);
-  add("output_norm.weight", DataType::f32, 1, shape.hidden_size);
-  add("output.weight", type, shape.vocabulary, shape.hidden_size);
-  for (int32_t i = 0; i < shape.layers; ++i) {
-    const std::string prefix = "blk." + std::to_string(i) + ".";
-    add(prefix + "attn_norm.weight", DataType::f32, 1, shape.hidden_size);
-    add(prefix + "attn_qkv.weight", type, shape.qkv_size(), shape.hidden_size);
-    add(prefix + "attn_qkv.bias", DataType::f32, 1, shape.qkv_size());
-    add(prefix + "attn_output.weight", type, shape.hidden_size, shape.query_size());
-    add(prefix + "ffn_norm.weight", DataType::f32, 1, shape.hidden_size);
-    add(prefix + "ffn_up.weight", type, 2 * static_cast<int64_t>(shape.ffn_size), shape.hidden_size);
-    add(prefix + "ffn_down.weight", type, shape.hidden_size, shape.ffn_size);
   }
   return source;
+}
+
+/// Where in such a source a tensor stands.
+inline size_t index_of(const ModelSource& source, TensorId id) {
+  const std::vector<TensorSpec> table = tensor_table(source.shape);
+  const auto is_it = [&](const TensorSpec& spec) { return spec.id == id; };
+  return static_cast<size_t>(std::find_if(table.begin(), table.end(), is_it) - table.begin());
 }
 
 /// Three heads a group.

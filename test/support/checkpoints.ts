@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto';
 import {
   existsSync,
   mkdirSync,
@@ -77,12 +78,9 @@ function unpacked(folder: string): string {
   const fresh = temporaryDirectory();
   for (const name of readdirSync(join(fixtures, folder))) {
     const bytes = readFileSync(join(fixtures, folder, name));
-    const plain = name.endsWith('.planes.br')
-      ? interleave(brotliDecompressSync(bytes))
-      : name.endsWith('.br')
-        ? brotliDecompressSync(bytes)
-        : bytes;
-    writeFileSync(join(fresh.path, name.replace(/(\.planes)?\.br$/, '')), plain);
+    const [, original = name, planes, packed] = /^(.*?)(?:\.planes(\d))?(\.br)?$/.exec(name) ?? [];
+    const plain = packed === undefined ? bytes : interleave(brotliDecompressSync(bytes), Number(planes ?? 1));
+    writeFileSync(join(fresh.path, original), plain);
   }
   mkdirSync(join(target, '..'), { recursive: true });
   try {
@@ -96,14 +94,20 @@ function unpacked(folder: string): string {
 
 /** A name that changes with the fixtures. */
 function stamp(folder: string): string {
-  const sizes = readdirSync(join(fixtures, folder)).map((name) => readFileSync(join(fixtures, folder, name)).length);
-  return `${folder.replace(/[\\/]/g, '-')}-${sizes.reduce((sum, size) => (sum * 31 + size) % 0xfffffff, 7).toString(36)}`;
+  const hash = createHash('sha256');
+  for (const name of readdirSync(join(fixtures, folder)).sort()) {
+    const bytes = readFileSync(join(fixtures, folder, name));
+    hash.update(`${name} ${bytes.length}\n`).update(bytes);
+  }
+  return `${folder.replace(/[\\/]/g, '-')}-${hash.digest('hex').slice(0, 16)}`;
 }
 
-/** Undoes `.planes.br`: first the even bytes, then the odd ones. */
-function interleave(planes: Uint8Array): Uint8Array {
+/** Undoes the byte planes of scripts/pack-fixtures.cjs: the first bytes of all numbers, then their second bytes, … */
+function interleave(planes: Uint8Array, stride: number): Uint8Array {
   const bytes = new Uint8Array(planes.length);
-  const odd = Math.ceil(planes.length / 2);
-  for (let i = 0; i < planes.length; i++) bytes[i] = planes[i % 2 === 0 ? i / 2 : odd + (i - 1) / 2] ?? 0;
+  let next = 0;
+  for (let plane = 0; plane < stride; plane++) {
+    for (let i = plane; i < bytes.length; i += stride) bytes[i] = planes[next++] as number;
+  }
   return bytes;
 }

@@ -30,7 +30,11 @@ export const KEYS = {
   ropeScale: 'chatglm.rope.scaling.factor',
 } as const;
 
-const FIELD_NAMES: FieldNames = { ...KEYS, headSize: KEYS.heads, vocabSize: `rows of ${EMBEDDING}` };
+const FIELD_NAMES: FieldNames = {
+  ...KEYS,
+  headSize: `${KEYS.hiddenSize} / ${KEYS.heads}`,
+  vocabSize: `rows of ${EMBEDDING}`,
+};
 
 /** Longer arrays (the tokenizer's, above all) are left out of {@link Checkpoint.metadata}. */
 const METADATA_ARRAY_LIMIT = 64;

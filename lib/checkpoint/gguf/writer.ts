@@ -10,8 +10,11 @@ import { sized, u32Bytes, u64Bytes } from './metadata.js';
 /** A tensor that is to be written. */
 export type GgufTensor = Pick<TensorEntry, 'name' | 'type' | 'shape'>;
 
+/** How far writing has come. */
 export interface WriteProgress {
+  /** Written so far. */
   bytes: number;
+  /** The size that the file will have. */
   totalBytes: number;
 }
 
@@ -34,8 +37,11 @@ export function checkWriteOptions({ overwrite, onProgress, signal }: WriteOption
   signalOption(signal);
 }
 
+/** A file that is complete. */
 export interface WrittenFile {
+  /** Its absolute path. */
   path: string;
+  /** Its size. */
   bytes: number;
 }
 

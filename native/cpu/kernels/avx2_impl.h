@@ -1,5 +1,5 @@
-// What CPUs with AVX2, FMA and F16C have, whether or not they multiply bytes by VNNI. Included by kernels_avx2.cc and
-// kernels_avxvnni.cc only, each of which gets a copy of its own (see kernels_impl.h).
+// The operations of CPUs with AVX2, FMA and F16C, whether or not they multiply bytes by VNNI. Only avx2.cc and
+// avxvnni.cc include this file, and each gets a copy of its own (see impl.h).
 #pragma once
 #include <immintrin.h>
 
@@ -10,7 +10,7 @@ namespace {
 struct Avx2 {
   using F = __m256;
   static constexpr int kLanes = 8;
-  // 16 registers: tiles that leave room for what is on its way into them.
+  // There are 16 registers: a tile leaves room for the operands of its sums.
   static constexpr int kFloatTokens = 4;
   static constexpr int kAttentionVectors = 2;
 

@@ -1,5 +1,5 @@
-// The kernels, written once over a small set of vector operations. Each kernels_*.cc defines a struct `Simd` with the
-// operations of its instruction set in an unnamed namespace and then includes this file.
+// The kernels, written once over a small set of vector operations. Each instruction set's file defines a struct `Simd`
+// with the operations of its instruction set in an unnamed namespace and then includes this file.
 //
 // Nothing here may call an inline function or template of another header: the linker keeps one copy of each, and that
 // could be one compiled for an instruction set that the CPU lacks.
@@ -17,7 +17,7 @@ constexpr int kLanes = Simd::kLanes;
 // How far ahead of its use a line of a stream is asked for.
 constexpr int64_t kPrefetchBytes = 1024;
 
-// How numbers lie in memory, of weights as of keys and values: kLanes of them are loaded at a time.
+// How numbers of weights, keys and values are stored. load() loads kLanes of them.
 struct Floats {
   static constexpr int kBytes = 4;
   static F load(const uint8_t* p) { return Simd::load_bytes(p); }
@@ -30,13 +30,13 @@ struct Bfloats {
   static constexpr int kBytes = 2;
   static F load(const uint8_t* p) { return Simd::load_bfloat(p); }
 };
-struct SignedBytes {  // without their scales
+struct SignedBytes {  // codes, not multiplied by their scales
   static constexpr int kBytes = 1;
   static F load(const uint8_t* p) { return Simd::load_signed(p); }
 };
 
-// exp(x) for x in [-87, 88], else the value at the end; relative error below 2e-7. NaN stays NaN: min and max give the
-// second operand then.
+// exp(x) for x in [-87, 88], beyond that the value at the near end; relative error below 2e-7. NaN stays NaN, because
+// min and max give their second operand if one operand is NaN.
 // x = n ln 2 + r with |r| <= ln 2 / 2, and exp(r) by its Taylor polynomial of degree 7, whose next term is below 6e-9.
 F exponential(F x) {
   x = Simd::min(Simd::all(88.0f), Simd::max(Simd::all(-87.0f), x));
@@ -62,7 +62,7 @@ F swiglu(F gate, F up) {
 }
 
 void rms_norm(const float* x, const float* weight, float epsilon, int64_t count, float* y) {
-  // Four sums: one would wait for itself.
+  // Four sums, because each addition to a single sum would wait for the one before.
   F squares[4];
   for (F& sum : squares) sum = Simd::zero();
   for (int64_t i = 0; i < count; i += kLanes) {
@@ -76,12 +76,12 @@ void rms_norm(const float* x, const float* weight, float epsilon, int64_t count,
   }
 }
 
-void quantize(const float* x, int64_t count, int32_t zero_point, ActivationBlock* blocks, float* rest) {
+void quantize(const float* x, int64_t count, int32_t zero_point, ActivationBlock* blocks, float* remainder) {
   for (int64_t b = 0; b < count / 32; ++b, x += 32, ++blocks) {
     F largest = Simd::zero();
     for (int i = 0; i < 32; i += kLanes) largest = Simd::max(largest, Simd::magnitude(Simd::load(x + i)));
     const float most = Simd::largest(largest);
-    // What is so small that the division would overflow counts as zero.
+    // Numbers so small that the division would overflow count as zero.
     const F inverse = Simd::all(most > 1e-36f ? 127.0f / most : 0.0f);
     const float scale = most / 127.0f;
     F sum = Simd::zero();
@@ -89,9 +89,10 @@ void quantize(const float* x, int64_t count, int32_t zero_point, ActivationBlock
       const F code = Simd::round(Simd::multiply(Simd::load(x + i), inverse));
       sum = Simd::add(sum, code);  // exact: whole numbers
       Simd::store_signed(blocks->codes + i, code);
-      if (rest) Simd::store(rest + 32 * b + i, Simd::multiply_add(code, Simd::all(-scale), Simd::load(x + i)));
+      if (remainder)
+        Simd::store(remainder + 32 * b + i, Simd::multiply_add(code, Simd::all(-scale), Simd::load(x + i)));
     }
-    // A block with NaN or infinity gets the scale NaN, so that it is found in the logits.
+    // A block with NaN or infinity gets the scale NaN, which reaches the logits and is found there.
     const float total = Simd::sum(sum);
     const bool finite = total - total == 0.0f;
     blocks->scale = finite ? scale : total - total;
@@ -102,7 +103,7 @@ void quantize(const float* x, int64_t count, int32_t zero_point, ActivationBlock
 void rotate(const Rotation& r) {
   const auto sum_at = [&](int32_t i) {
     F x = Simd::load(r.sum + i);
-    if (r.rest) x = Simd::add(Simd::load(r.rest + i), x);
+    if (r.second_pass) x = Simd::add(Simd::load(r.second_pass + i), x);
     return Simd::add(x, Simd::load(r.bias + i));
   };
   const F scale = Simd::all(r.scale);
@@ -114,14 +115,14 @@ void rotate(const Rotation& r) {
   }
   const int32_t rotated = i;
   for (; i < r.count; i += kLanes) Simd::store(r.y + i, Simd::multiply(sum_at(i), scale));
-  for (i = rotated; r.cosines && i < r.rope_dimension; i += 2) {  // less than a vector
+  for (i = rotated; r.cosines && i < r.rope_dimension; i += 2) {  // the last pairs, fewer than a vector has
     const float a = r.y[i], b = r.y[i + 1];
     r.y[i] = a * r.cosines[i] + b * r.sines[i];
     r.y[i + 1] = b * r.cosines[i + 1] + a * r.sines[i + 1];
   }
 }
 
-// In four streams, as products of one token read their weights: what the memory delivers to them.
+// Reads in four streams, as the product of one token reads its weights: the bandwidth that the memory gives to it.
 uint64_t read(const uint8_t* data, int64_t bytes) {
   constexpr int64_t kStreams = 4, kLine = 128;
   F sums[kStreams];

@@ -44,7 +44,7 @@ struct Simd {
   static F multiply(F a, F b) { return vmulq_f32(a, b); }
   static F divide(F a, F b) { return vdivq_f32(a, b); }
   static F multiply_add(F a, F b, F c) { return vfmaq_f32(c, a, b); }
-  // As on x86: the second operand if one is NaN.
+  // As on x86, the result is the second operand if one operand is NaN.
   static F min(F a, F b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
   static F max(F a, F b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
   static F magnitude(F a) { return vabsq_f32(a); }

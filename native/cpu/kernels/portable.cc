@@ -1,4 +1,4 @@
-// Kernels for any little-endian CPU, in the compiler's own vector types: of 16 bytes, which every baseline has.
+// Kernels for any little-endian CPU, in the compiler's vector types of 16 bytes, which every baseline has.
 #include <cstdint>
 #include <cstring>
 
@@ -51,7 +51,8 @@ struct Simd {
   static void store_half(uint16_t* p, F x) {
     for (int i = 0; i < kLanes; ++i) p[i] = chatglm::float_to_half(x[i]);
   }
-  static void store_signed(int8_t* p, F x) {  // whole numbers from -127 to 127, or whatever
+  static void store_signed(int8_t* p,
+                           F x) {  // x: whole numbers from -127 to 127; of other numbers the result does not matter
     for (int i = 0; i < kLanes; ++i) p[i] = x[i] >= -127.0f && x[i] <= 127.0f ? static_cast<int8_t>(x[i]) : int8_t{0};
   }
   static F add(F a, F b) { return a + b; }
@@ -61,7 +62,7 @@ struct Simd {
   static F min(F a, F b) { return a < b ? a : b; }
   static F max(F a, F b) { return a > b ? a : b; }
   static F magnitude(F a) { return cast<F>(cast<I>(a) & 0x7fffffff); }
-  // Adding and subtracting 1.5 * 2^23 leaves a whole number, to nearest even, for what is below 2^22.
+  // Adding and subtracting 1.5 * 2^23 rounds numbers below 2^22 to the nearest whole number, halves to even.
   static F round(F a) { return (a + 12582912.0f) - 12582912.0f; }
   static F swap_pairs(F a) { return F{a[1], a[0], a[3], a[2]}; }
   static F scale_by_power_of_two(F a, F n) { return cast<F>(cast<I>(a) + (__builtin_convertvector(n, I) << 23)); }

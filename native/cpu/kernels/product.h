@@ -1,10 +1,10 @@
-// Matrix products on packed weights (packed_matrix.h), for kernels_impl.h.
+// Matrix products on packed weights (packed_matrix.h), for impl.h.
 //
-// A panel is two vectors of rows, `kLanes` each, and a lane sums up its row's product by itself, from the first column
-// to the last: there is nothing to add up across lanes, the order does not depend on how many tokens are computed
-// together, and a panel is read front to back. A tile is a panel by some tokens, whose sums stay in registers.
+// A panel is two vectors of rows, `kLanes` each. A lane sums up the product of its row, from the first column to the
+// last: no sum crosses lanes, the order of summation does not depend on how many tokens are computed together, and a
+// panel is read front to back. A tile is a panel by some tokens; its sums stay in registers.
 
-// Few tokens wait for memory, which delivers more if several panels are read at a time.
+// Products of few tokens wait for memory, which delivers more if several panels are read at a time.
 constexpr int streams_of(int tokens) { return tokens == 1 ? 4 : tokens == 2 ? 2 : 1; }
 
 struct NibbleWeights {

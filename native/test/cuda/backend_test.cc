@@ -79,9 +79,10 @@ class Model {
     }
     widen(weights.embedding);
     widen(weights.output);
-    return {source.shape.vocabulary,
-            cpu::make_cpu_backend(source.shape, cpu::pack_weights(std::move(weights), cpu::select_kernels()),
-                                  {here.threads, pages, cpu::KvType::f32})};
+    return {
+        source.shape.vocabulary,
+        cpu::make_cpu_backend(source.shape, cpu::pack_weights(source.shape, std::move(weights), cpu::select_kernels()),
+                              {here.threads, pages, cpu::KvType::f32})};
   }
 
   /// Computes the positions from `begin` on, in pieces of at most `piece` tokens; gives the logits of those from `from`
@@ -657,8 +658,8 @@ TEST_F(CudaBackendTest, WhatDoesNotFitIsRefusedBeforeAnythingIsTaken) {
   size_t free_before = 0, total = 0;
   check(cudaMemGetInfo(&free_before, &total));
   ModelShape vast = shape_;
-  vast.vocabulary = 1 << 24;
-  vast.hidden_size = 1 << 17;
+  vast.vocabulary = 1 << 20;
+  vast.hidden_size = 1 << 16;
   const std::pair<ModelSource, int32_t> wishes[] = {
       {source_, 1 << 27}, {source_, INT32_MAX}, {random_model(vast, DataType::f16), 4}};
   for (const auto& [source, pages] : wishes) {

@@ -37,7 +37,7 @@ class GemvTest : public CudaTest {
     Matrix m;
     const int64_t count = static_cast<int64_t>(rows) * columns, row = row_bytes(type, columns);
     std::vector<uint8_t> source(static_cast<size_t>(rows * row));
-    fill_random(type, source.data(), "weights", static_cast<uint64_t>(count), 0, count, 0.0f, 0.05f);
+    fill_random(type, source.data(), "weights", static_cast<uint64_t>(count), 0, count, {0.0f, 0.05f});
     if (break_row >= 0) store_u16(source.data() + break_row * row, 0x7e00);
     m.values.resize(static_cast<size_t>(count));
     to_float(type, source.data(), 1, count, m.values.data());
