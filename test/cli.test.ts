@@ -297,8 +297,8 @@ test('system', async () => {
     kernels: expect.any(String),
     cores: expect.any(Number),
     gpus: expect.any(Array),
-    pageTokens: 64,
     cuda: expect.any(String),
+    pageTokens: 64,
   });
   const { stdout } = await chatglm(['system']);
   expect(stdout).toMatch(/^cpu +\w+ kernels, \d+ cores\ncuda(:0)? +\S.*\n/);

@@ -165,7 +165,7 @@ test.each([
     });
     expect(stderr).toBe('');
     const [system, code, text, device] = JSON.parse(stdout);
-    expect(system).toEqual({ kernels, cores, gpus: [], cuda: expect.stringMatching(message) });
+    expect(system).toEqual({ kernels, cores, gpus: [], cuda: expect.stringMatching(message), pageTokens: 64 });
     expect([code, text, device]).toEqual(['ERR_DEVICE_UNAVAILABLE', system.cuda, 'cpu']);
   } finally {
     directory.remove();

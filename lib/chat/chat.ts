@@ -83,9 +83,7 @@ export interface ChatModel {
   generateIds(prompt: readonly number[] | ChatGLMError, options: GenerateOptions): RawGeneration;
 }
 
-/**
- * The roles of messages that an answer follows.
- */
+/** The roles of messages that an answer follows. */
 const SPEAKERS = ['user', 'observation'] as const;
 
 /**

@@ -51,6 +51,10 @@ interface Conversion {
  * and q4_0, int8 rows and q8_0 in files of q8_0.
  *
  * @param source A path, or what `openCheckpoint()` gave, which stands for the files at its path: they are read anew.
+ * @param target The new file. It gets its name when it is complete: until then it is `target.part`.
+ * @throws {ChatGLMError} ERR_CHECKPOINT_NOT_FOUND, ERR_CHECKPOINT_INVALID, ERR_INVALID_ARGUMENT (also for a target that
+ *   exists, unless `overwrite` is set), ERR_ABORTED, and the codes of the system for what cannot be read or written.
+ * @see https://github.com/ggml-org/ggml/blob/master/docs/gguf.md for the format
  *
  * @example
  * ```ts

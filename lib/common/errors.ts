@@ -44,17 +44,15 @@ export type ErrorCode = (typeof ERROR_CODES)[number];
 /** Numbers and names that explain an error, such as `{ tokens: 9000, limit: 8192 }` or `{ file, tensor }`. */
 export type ErrorDetails = Readonly<Record<string, string | number>>;
 
-/**
- * What `error.toJSON()` gives: plain data, which `postMessage()` and JSON carry whole.
- */
+/** What `error.toJSON()` gives: plain data, which `postMessage()` and JSON carry whole. */
 export interface SerializedError {
-  /** The error's `name`. */
+  /** `ChatGLMError` or `AbortError`. */
   name: string;
-  /** What went wrong. */
+  /** The error's code. */
   code: ErrorCode;
-  /** For people. */
+  /** The error's message. */
   message: string;
-  /** What the message is made of. */
+  /** The error's details. */
   details: ErrorDetails;
 }
 
@@ -92,8 +90,7 @@ export class ChatGLMError extends Error {
    *
    * @example
    * ```ts
-   * import { parentPort } from 'node:worker_threads';
-   *
+   * const { parentPort } = await import('node:worker_threads');
    * chat.send('你好').catch((error: ChatGLMError) => parentPort?.postMessage({ error: error.toJSON() }));
    * ```
    */
@@ -109,10 +106,11 @@ export class ChatGLMError extends Error {
    *
    * @example
    * ```ts
-   * import { Worker } from 'node:worker_threads';
-   *
+   * const { Worker } = await import('node:worker_threads');
    * const worker = new Worker('./answers.mjs');
-   * worker.on('message', ({ error }) => console.error(ChatGLMError.fromJSON(error).code));
+   * worker.on('message', ({ error }) => {
+   *   if (error) console.error(ChatGLMError.fromJSON(error).code);
+   * });
    * ```
    */
   static fromJSON(value: SerializedError): ChatGLMError {

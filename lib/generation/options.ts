@@ -85,7 +85,7 @@ export interface Timings {
   queueMs: number;
   /** Time from the request to the first token; 0 where there is none. */
   firstTokenMs: number;
-  /** Time that the prompt took. */
+  /** From the beginning of the work on the prompt to its end. */
   prefillMs: number;
   /** Time from the first token to the last. */
   decodeMs: number;

@@ -10,7 +10,7 @@ import {
   type Settings,
   signalOption,
 } from '../common/options.js';
-import { familyNamed, MODEL_FAMILIES, type ModelFamily } from '../families/index.js';
+import { DEFAULT_FAMILY, familyNamed, MODEL_FAMILIES, type ModelFamily } from '../families/index.js';
 import type { TokenizerData } from '../tokenizer/data.js';
 
 /** How far loading has come. */
@@ -102,7 +102,7 @@ export function readLoadOptions(options: unknown): Settings<LoadOptions> {
 /** Refuses values that no checkpoint allows. */
 export function checkLoadOptions(options: LoadOptions): void {
   toNativeOptions(options, Number.MAX_SAFE_INTEGER);
-  choiceOption('family', options.family, MODEL_FAMILIES, '');
+  if (options.family !== undefined) choiceOption('family', options.family, MODEL_FAMILIES, DEFAULT_FAMILY);
   functionOption('onProgress', options.onProgress);
   signalOption(options.signal);
 }

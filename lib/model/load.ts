@@ -70,7 +70,10 @@ export interface SyntheticModelOptions extends LoadOptions {
 }
 
 /**
- * Makes a model of a given shape with random weights in memory, for benchmarks. The model has no tokenizer.
+ * Makes a model of a given shape with random weights in memory, for benchmarks. The model has no tokenizer: it takes and
+ * gives token ids.
+ *
+ * @throws {ChatGLMError} ERR_INVALID_ARGUMENT, ERR_OUT_OF_MEMORY, ERR_DEVICE_UNAVAILABLE, ERR_ABORTED.
  *
  * @example
  * ```ts
@@ -126,6 +129,5 @@ export async function loadTokenizer(path: FilePath, options: Nullable<LoadTokeni
   throwIfAborted(signalOption(set.signal));
   const { data, family } = await readTokenizer(file, wanted);
   throwIfAborted(set.signal);
-  // A lone tokenizer.model is the same file in both generations; ChatGLM3's special tokens include ChatGLM2's.
   return new Tokenizer(data, family ?? DEFAULT_FAMILY);
 }

@@ -60,15 +60,15 @@ export interface ModelInfo {
 
 /** What a model is doing at the moment. */
 export interface ModelStats {
-  /** Requests that are being computed. */
+  /** Requests that are being computed: at most `maxSequences`. */
   activeSequences: number;
-  /** Requests that wait for a sequence to become free. */
+  /** Requests that wait: at most `maxQueue`. */
   queuedRequests: number;
   /** Tokens whose keys and values are kept for later requests that begin with them. */
   cachedTokens: number;
   /** Pages of the key/value cache in use, of `systemInfo().pageTokens` tokens each, by active sequences and by what is kept. */
   usedPages: number;
-  /** Pages of the key/value memory in all. */
+  /** Pages that there are in all. */
   totalPages: number;
 }
 
@@ -76,9 +76,7 @@ export interface ModelStats {
 export interface LogitsOptions {
   /** The first position whose logits are wanted; those before it may come from the prefix cache. Default: 0. */
   from?: number | undefined;
-  /**
-   * Ends the computation with ERR_ABORTED.
-   */
+  /** Ends the computation with ERR_ABORTED. Default: none. */
   signal?: AbortSignal | undefined;
 }
 
@@ -223,7 +221,8 @@ export class Model implements AsyncDisposable {
   }
 
   /**
-   * Begins a conversation, or goes on with one.
+   * Begins a conversation, or goes on with one. A chat costs nothing until it is asked something, and what its prompts have
+   * in common with earlier ones is not computed again.
    *
    * @throws {ChatGLMError} ERR_INVALID_ARGUMENT.
    *
@@ -256,7 +255,7 @@ export class Model implements AsyncDisposable {
   }
 
   /**
-   * Computes the logits of each position. They come row by row: (positions, vocabulary), float32.
+   * Computes the logits of each position, row by row: (positions, vocabulary), float32. Row i is what the model expects after ids[i].
    *
    * @throws {ChatGLMError} ERR_CONTEXT_OVERFLOW, ERR_INVALID_ARGUMENT, ERR_QUEUE_FULL, ERR_ABORTED, ERR_DISPOSED.
    *
