@@ -24,9 +24,9 @@ const {
   threadClock,
 } = require('../test/support/hostile.cjs');
 
-/** Of one input. */
+/** Of one input. Times are those that the thread computes, where the system tells: other processes take theirs. */
 const LIMITS = {
-  milliseconds: 1000,
+  milliseconds: 500,
   /** The longest that the event loop is held; of the best of three tries, as now and then garbage is collected. */
   blockMilliseconds: 20,
   tries: 3,
@@ -118,7 +118,6 @@ async function tryInput(seed, bases, folder, turns, outcome, stateFile) {
   let bestBlock = Number.POSITIVE_INFINITY;
   for (let i = 0; i < LIMITS.tries && (best > LIMITS.milliseconds || bestBlock > LIMITS.blockMilliseconds); i++) {
     const restore = readFromMemory(input.files);
-    const begin = performance.now();
     turns.begin();
     try {
       checkpoint = await open(input);
@@ -128,8 +127,9 @@ async function tryInput(seed, bases, folder, turns, outcome, stateFile) {
     } finally {
       restore();
     }
-    bestBlock = Math.min(bestBlock, turns.end());
-    best = Math.min(best, performance.now() - begin);
+    const { longest, total } = turns.end();
+    bestBlock = Math.min(bestBlock, longest);
+    best = Math.min(best, total);
   }
   outcome.longestBlock = Math.max(outcome.longestBlock, bestBlock);
   outcome.slowest = Math.max(outcome.slowest, best);
@@ -191,6 +191,7 @@ function measureTurns() {
   const clock = threadClock();
   const timers = require('node:timers/promises');
   const { setImmediate: real } = timers;
+  let begin = 0;
   let last = 0;
   let longest = 0;
   const look = () => {
@@ -206,11 +207,12 @@ function measureTurns() {
   return {
     begin() {
       longest = 0;
-      last = clock();
+      begin = clock();
+      last = begin;
     },
     end() {
       look();
-      return longest;
+      return { longest, total: last - begin };
     },
   };
 }

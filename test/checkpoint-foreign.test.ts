@@ -243,6 +243,7 @@ describe('the file that is named is the one that is opened:', () => {
     const torch = fresh({ container: 'torch' });
     renameSync(join(torch, 'pytorch_model.bin'), join(torch, 'consolidated.pth'));
     expect(await filesOf(join(torch, 'consolidated.pth'))).toEqual(['consolidated.pth']);
+    expect((await readTokenizer(join(torch, 'consolidated.pth'))).family).toBe('chatglm3');
     // By its content.
     renameSync(join(torch, 'consolidated.pth'), join(torch, 'model.safetensors'));
     expect((await openCheckpoint(torch)).format).toBe('torch');

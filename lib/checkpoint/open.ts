@@ -74,16 +74,19 @@ export async function readTokenizer(
   signal?: AbortSignal | undefined,
 ): Promise<ReadTokenizerResult> {
   const absolute = resolve(path);
-  const isFile = !(await isDirectory(absolute, path));
-  if (isFile && !isNamedAsPart(absolute)) {
-    return withFile(absolute, signal, async (file) =>
-      (await isGguf(file)) ? readGgufTokenizer(file, wanted) : { data: await readTokenizerModel(file), family: wanted },
-    );
+  if (await isDirectory(absolute, path)) return tokenizerOf(absolute);
+  const lone = await withFile(absolute, signal, async (file): Promise<ReadTokenizerResult | undefined> => {
+    if (await isGguf(file)) return readGgufTokenizer(file, wanted);
+    if (isNamedAsPart(absolute) || (await formatOfContent(file)) !== undefined) return undefined;
+    return { data: await readTokenizerModel(file), family: wanted };
+  });
+  return lone ?? tokenizerOf(dirname(absolute));
+
+  async function tokenizerOf(directory: string): Promise<ReadTokenizerResult> {
+    const { data, family } = await readDirectoryTokenizer(directory, { family: wanted, signal });
+    if (data === undefined) throw invalid(directory, 'holds no tokenizer.model');
+    return { data, family: wanted ?? family };
   }
-  const directory = isFile ? dirname(absolute) : absolute;
-  const { data, family } = await readDirectoryTokenizer(directory, { family: wanted, signal });
-  if (data === undefined) throw invalid(directory, 'holds no tokenizer.model');
-  return { data, family: wanted ?? family };
 }
 
 /** Whether the name is one that a file in a Hugging Face directory has. */

@@ -1,4 +1,5 @@
 import { ChatGLMError } from '../../common/errors.js';
+import { shown } from '../../common/invalid.js';
 import { familyNamed } from '../../families/index.js';
 import { PieceType, type TokenizerData } from '../../tokenizer/data.js';
 import { pieceTexts } from '../../tokenizer/pieces.js';
@@ -71,7 +72,10 @@ function vocabulary(config: ModelConfig, tokenizer: TokenizerData) {
   for (const token of tokens) {
     const text = Buffer.from(token).toString();
     if (texts.has(text)) {
-      throw new ChatGLMError('ERR_CHECKPOINT_INVALID', `The tokenizer has a piece "${text}" beside the special token`);
+      throw new ChatGLMError(
+        'ERR_CHECKPOINT_INVALID',
+        `The tokenizer has a piece "${shown(text)}" beside the special token`,
+      );
     }
     texts.add(text);
   }

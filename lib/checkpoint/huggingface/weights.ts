@@ -148,7 +148,7 @@ async function checkIndex(index: string, files: readonly RawTensorFile[], direct
   for (const [tensor, shard] of Object.entries(await readWeightMap(index, directory))) {
     const path = join(dirname(directory.file(index)), String(shard));
     if (namesByFile.get(path)?.has(tensor) === false) {
-      throw invalidTensor(path, tensor, `is missing, although ${index} says that it is here`);
+      throw invalidTensor(path, tensor, `is missing, although ${shown(index)} says that it is here`);
     }
   }
 }
