@@ -11,6 +11,7 @@ export type {
   ConversionType,
   ConvertOptions,
   DecodeOptions,
+  EncodeOptions,
   ErrorCode,
   ErrorDetails,
   FinishReason,

@@ -56,4 +56,10 @@ export {
   type ModelStats,
   type SyntheticModelOptions,
 } from './model/model.js';
-export { type DecodeOptions, loadTokenizer, type TokenDecoder, Tokenizer } from './tokenizer/tokenizer.js';
+export {
+  type DecodeOptions,
+  type EncodeOptions,
+  loadTokenizer,
+  type TokenDecoder,
+  Tokenizer,
+} from './tokenizer/tokenizer.js';

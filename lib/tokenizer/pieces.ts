@@ -22,11 +22,14 @@ export function bytePiece(byte: number): string {
 
 const BYTE_TEXTS = Array.from({ length: BYTE_PIECES }, (_, byte) => bytePiece(byte));
 
+/** What native/text/tokenizer.h allows, too. ChatGLM's longest piece has 48 bytes. */
+const MOST_PIECE_BYTES = 256;
+
 /**
  * Checks that the pieces are laid out as in every ChatGLM tokenizer (unknown, two control pieces, the 256 bytes, ordinary
  * pieces) and packs them. The tokenizer in C++ relies on it.
  */
-export function packPieces(pieces: readonly Piece[], file: string): TokenizerData {
+export function packPieces(pieces: readonly Piece[], addDummyPrefix: boolean, file: string): TokenizerData {
   if (pieces.length < FIRST_ORDINARY_PIECE) {
     throw invalid(file, `the tokenizer has ${pieces.length} pieces; 3 special and 256 byte pieces are the least`);
   }
@@ -46,6 +49,7 @@ export function packPieces(pieces: readonly Piece[], file: string): TokenizerDat
     offsets: new Uint32Array(pieces.length + 1),
     scores: Float32Array.from(pieces, (piece) => piece.score),
     types: Uint8Array.from(pieces, (piece) => piece.type),
+    addDummyPrefix,
   };
   let end = 0;
   pieces.forEach(({ text }, id) => {
@@ -58,6 +62,7 @@ export function packPieces(pieces: readonly Piece[], file: string): TokenizerDat
 
 function problemOf({ text, score, type }: Piece, id: number, key: string): string | undefined {
   if (text.length === 0) return 'is empty';
+  if (text.length > MOST_PIECE_BYTES) return `has ${text.length} bytes; ${MOST_PIECE_BYTES} are the most`;
   if (!isUtf8(text)) return 'is not UTF-8';
   if (!Number.isFinite(score)) return `has the score ${score}`;
   if (!typeFits(id, type)) return `has the type ${type}`;

@@ -44,7 +44,7 @@ export function parseSentencePiece(bytes: Uint8Array, file: string): TokenizerDa
     throw invalid(file, `is a SentencePiece model of type ${MODEL_TYPES[modelType] ?? modelType}; ChatGLM's are BPE`);
   }
   checkNormalizer(normalizer, file);
-  return packPieces(pieces, file);
+  return packPieces(pieces, normalizer.addDummyPrefix, file);
 }
 
 interface Normalizer {
@@ -55,12 +55,11 @@ interface Normalizer {
   escape: boolean;
 }
 
-/** The tokenizer in C++ does only what ChatGLM's model asks for. */
+/** The tokenizer in C++ does only what the ChatGLM family's models ask for. */
 function checkNormalizer(normalizer: Normalizer, file: string): void {
   const refuse = (what: string) => invalid(file, `its normalizer ${what}, which ChatGLM's does not`);
   if (normalizer.charsmapBytes > 0) throw refuse(`rewrites characters (${normalizer.name})`);
   if (normalizer.name !== '' && normalizer.name !== 'identity') throw refuse(`is ${normalizer.name}`);
-  if (!normalizer.addDummyPrefix) throw refuse('adds no dummy prefix');
   if (normalizer.removeExtraWhitespaces) throw refuse('removes whitespace');
   if (!normalizer.escape) throw refuse('does not escape whitespace');
 }

@@ -31,7 +31,7 @@ export function syntheticTokenizer(count: number): TokenizerData {
     // Scores fall with the id: the pieces of the smallest ids are merged first.
     pieces.push({ text: Buffer.from(text), score: ordinary - pieces.length, type: PieceType.normal });
   }
-  return packPieces(pieces, 'the synthetic tokenizer');
+  return packPieces(pieces, true, 'the synthetic tokenizer');
 }
 
 /** Distinct texts without end, the short ones first. */

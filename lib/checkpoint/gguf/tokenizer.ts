@@ -11,6 +11,9 @@ const HEAD = [
   { text: '</s>', aliases: ['</s>', '<eos>'], type: PieceType.control },
 ] as const;
 
+/** GGUF's name of SentencePiece's `add_dummy_prefix`, a bool. */
+export const ADD_SPACE_PREFIX = 'tokenizer.ggml.add_space_prefix';
+
 const USER = '<|user|>';
 
 /**
@@ -39,7 +42,7 @@ export function ggufTokenizer({ metadata }: GgufHeader, file: string): Tokenizer
       throw invalid(file, `token ${id} is ${shown(found)} instead of ${text}`);
     pieces[id] = { text: Buffer.from(text), score: pieces[id]?.score ?? 0, type };
   });
-  return packPieces(pieces, file);
+  return packPieces(pieces, addSpacePrefix(metadata.get(ADD_SPACE_PREFIX), file), file);
 }
 
 /** Only ChatGLM3's tokenizer has role tokens. */
@@ -60,6 +63,13 @@ function countPieces(texts: readonly Uint8Array[], file: string): number {
     if (count < 0 || found !== token) throw invalid(file, `the tokenizer lacks ${token} where ChatGLM's has it`);
   });
   return count;
+}
+
+/** llama.cpp, too, takes a missing key for true in tokenizers of this kind. */
+function addSpacePrefix(value: GgufValue | undefined, file: string): boolean {
+  if (value === undefined) return true;
+  if (typeof value !== 'boolean') throw invalid(file, `${ADD_SPACE_PREFIX} is no bool`);
+  return value;
 }
 
 function numbers(value: GgufValue | undefined, length: number, key: string, file: string): readonly number[] {
