@@ -57,4 +57,4 @@ export {
 } from './model/load.js';
 export type { LoadOptions, LoadProgress } from './model/load-options.js';
 export { type LogitsOptions, Model, type ModelInfo, type ModelStats } from './model/model.js';
-export { type DecodeOptions, Tokenizer } from './tokenizer/tokenizer.js';
+export { type DecodeOptions, type EncodeOptions, Tokenizer } from './tokenizer/tokenizer.js';

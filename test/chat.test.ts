@@ -37,15 +37,18 @@ class FakeModel implements ChatModel {
     const encode = (text: string) => [...text].map((character) => character.codePointAt(0) as number);
     this.tokenizer = {
       size: pieceCount,
-      encodeParts: (parts, name) =>
+      encodePrompted: (parts, name) =>
         promptIds(parts, encode, (token) => specialId(familyNamed(name), pieceCount, token)),
     };
   }
 
   overflowOf(): undefined {}
 
-  generateIds(prompt: readonly number[] | ChatGLMError, options: GenerateOptions): RawGeneration {
-    if (prompt instanceof ChatGLMError) throw prompt;
+  generateIds(
+    prompt: readonly number[] | ChatGLMError | Promise<readonly number[]>,
+    options: GenerateOptions,
+  ): RawGeneration {
+    if (prompt instanceof ChatGLMError || prompt instanceof Promise) throw prompt;
     const request: Request = { prompt: [...prompt], options, stopped: false, given: 0 };
     this.requests.push(request);
     const steps: Step[] = (this.#scripts.shift() ?? []).flatMap((step): Step[] =>

@@ -19,8 +19,9 @@ import { writeGguf } from '../lib/checkpoint/gguf/writer';
 import { openCheckpoint } from '../lib/checkpoint/open';
 import { type SyntheticType, synthesize, syntheticConfig, syntheticTensors } from '../lib/checkpoint/synth';
 import type { Checkpoint } from '../lib/checkpoint/types';
+import { loadTokenizer } from '../lib/model/load';
 import { temporaryDirectory } from './support/checkpoints';
-import { smallConfig, writeSmallDirectory, writeSmallGguf } from './support/small-checkpoints';
+import { smallConfig, smallTokenizer, writeSmallDirectory, writeSmallGguf } from './support/small-checkpoints';
 
 const directory = temporaryDirectory();
 afterAll(() => directory.remove());
@@ -52,6 +53,20 @@ describe('convert', () => {
       after.tensors.map(({ shape }) => (shape.length === 1 ? 'f32' : type)),
     );
     if (type === 'f16') expect(bytesOf(after, MATRIX)).toEqual(bytesOf(before, MATRIX));
+  });
+
+  test('keeps a tokenizer without a dummy prefix', async () => {
+    const tokenizer = { ...smallTokenizer, addDummyPrefix: false };
+    const source = fresh();
+    writeSmallDirectory(source, { tokenizer });
+    const [target, again] = [fresh('.gguf'), fresh('.gguf')];
+    await convertCheckpoint(source, target, { type: 'q8_0' });
+    await convertCheckpoint(target, again, { type: 'q4_0' });
+    for (const path of [source, target, again]) expect((await openCheckpoint(path)).tokenizer).toEqual(tokenizer);
+    expect((await openCheckpoint(target)).metadata).toMatchObject({ 'tokenizer.ggml.add_space_prefix': false });
+    const loaded = await loadTokenizer(target);
+    expect(loaded.decode(loaded.encode(' a b'))).toBe(' a b');
+    expect(loaded.encode('')).toEqual([]);
   });
 
   test('keeps family and rope scaling of a ChatGLM2-32k', async () => {

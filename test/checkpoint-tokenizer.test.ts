@@ -25,6 +25,26 @@ test('reads pieces, scores and types', () => {
   expect(atOnce(parseSentencePiece(tokenizerModel(smallTokenizer), 'tokenizer.model'))).toEqual(smallTokenizer);
 });
 
+test('reads whether there is a dummy prefix, which there is by default', () => {
+  const none = { ...smallTokenizer, addDummyPrefix: false };
+  expect(atOnce(parseSentencePiece(tokenizerModel(none), 'tokenizer.model'))).toEqual(none);
+  const unsaid = protobuf([[4, 0]]);
+  const read = atOnce(parseSentencePiece(tokenizerModel(none, { normalizer: unsaid }), 'tokenizer.model'));
+  expect(read).toEqual(smallTokenizer);
+});
+
+test('a piece of more than 256 bytes is refused', () => {
+  const withPiece = (length: number) => {
+    const last = pieceTexts(smallTokenizer).at(-1) as Uint8Array;
+    const pieces = Buffer.concat([smallTokenizer.pieces.subarray(0, -last.length), Buffer.alloc(length, 'x')]);
+    const offsets = smallTokenizer.offsets.with(-1, pieces.length);
+    return tokenizerModel({ ...smallTokenizer, pieces, offsets });
+  };
+  const { types } = atOnce(parseSentencePiece(withPiece(256), 'tokenizer.model'));
+  expect(types).toHaveLength(smallTokenizer.types.length);
+  refused(withPiece(257), /piece 265 .* 257 bytes/);
+});
+
 test('a synthetic tokenizer is the same whenever it is made, and has distinct pieces and falling scores', () => {
   const data = syntheticTokenizer(64_789);
   expect(data.types).toHaveLength(64_789);
@@ -60,14 +80,6 @@ test.each<[string, Buffer, RegExp]>([
       [4, 0],
     ]),
     /is nfkc/,
-  ],
-  [
-    'adds no dummy prefix',
-    protobuf([
-      [3, 0],
-      [4, 0],
-    ]),
-    /no dummy prefix/,
   ],
   ['removes whitespace', protobuf([[4, 1]]), /removes whitespace/],
   ['removes whitespace by default', protobuf([]), /removes whitespace/],

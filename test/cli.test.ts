@@ -111,6 +111,10 @@ describe('errors', () => {
       'chatglm: codegeex2 has no prompt format: use chatglm generate, or say which one with --format\nSee: chatglm chat --help\n',
     ],
     [['tokenize', '--decode', '1 x'], 'chatglm: --decode takes token ids, got "x"\nSee: chatglm tokenize --help\n'],
+    [
+      ['tokenize', '--decode', '300 99999999'],
+      'chatglm: --decode: this tokenizer has no token 99999999; its ids are 0 to 8191\nSee: chatglm tokenize --help\n',
+    ],
   ])('%j: exit code 2', async (args, message) => {
     expect(await chatglm(args)).toEqual({ code: 2, stdout: '', stderr: message });
   });

@@ -69,6 +69,24 @@ test('process.exit() in the middle of generations and of loading', async () => {
   expect(loading).toMatchObject({ code: 8, stderr: '' });
 });
 
+test('process.exit(), and the end of a worker, in the middle of encodeAsync()', async () => {
+  const encoding = `
+    const { loadTokenizer, embeddedModelPath } = require('.');
+    const tokenizer = await loadTokenizer(embeddedModelPath());
+    const all = Promise.all(Array.from({ length: 3 }, () => tokenizer.encodeAsync('a b'.repeat(3_000_000))));`;
+  const exited = await run(`${encoding} setTimeout(() => process.exit(7), 60);`);
+  expect(exited).toMatchObject({ code: 7, stderr: '' });
+  const left = await run(`${encoding} all.then((lists) => process.stdout.write(String(lists.length)));`);
+  expect(left).toMatchObject({ code: 0, stdout: '3', stderr: '' });
+  const terminated = await run(`
+    const source = \`(async () => {${encoding} require('node:worker_threads').parentPort.postMessage(1); })()\`;
+    const worker = new Worker(source, { eval: true });
+    await new Promise((resolve) => worker.once('message', resolve));
+    await sleep(40);
+    await worker.terminate();`);
+  expect(terminated).toMatchObject({ code: 0, stderr: '' });
+});
+
 test('a signal ends the process at once', async () => {
   const outcome = await run(`
     const model = await loadModel();

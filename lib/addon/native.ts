@@ -81,11 +81,27 @@ export interface TokenDecoder {
 export interface NativeTokenizer {
   /** How many pieces there are. Ids from here on are ChatGLM's special tokens, which native code does not know. */
   readonly size: number;
-  /** Ids of the text, dummy prefix included; never a special id. */
+  /** Ids of the text, dummy prefix included if there is one; never a special id. */
   encode(text: string): Uint32Array;
   /** Text of the ids. Ids that have no piece decode to nothing. */
   decode(ids: Uint32Array): string;
   createDecoder(): TokenDecoder;
+  /** For a text of so many UTF-16 units. */
+  createEncoding(units: number): NativeEncoding;
+}
+
+/** A text that is encoded on a thread of its own. */
+export interface NativeEncoding {
+  /** Copies a part of the text, which follows those before. A surrogate pair may be cut. */
+  append(part: string): void;
+  /** Begins, once. The thread ends before `onEnd` is called, and keeps the process alive until then. */
+  start(onEnd: (error?: NativeError) => void): void;
+  /** Lets it end soon, with ERR_ABORTED. */
+  cancel(): void;
+  /** How many ids there are. This and `read` are for after the end. */
+  readonly length: number;
+  /** The ids from `begin` up to `end`. */
+  read(begin: number, end: number): Uint32Array;
 }
 
 /** Native code checks each range against the file's size, and the shapes against the config. */
@@ -230,6 +246,7 @@ export interface Native {
     offsets: Uint32Array,
     scores: Float32Array,
     types: Uint8Array,
+    addDummyPrefix: boolean,
   ) => NativeTokenizer;
   /** Loading begins at once, in the model's own thread. */
   readonly Model: new (

@@ -76,11 +76,19 @@ export interface ChatModel {
   readonly tokenizer: {
     /** How many pieces there are. Ids of special tokens follow. */
     readonly size: number;
-    encodeParts(parts: readonly PromptPart[], family: ChatFamily): number[];
+    /** The ids of a prompt, or of a long one a promise of them. */
+    encodePrompted(
+      parts: readonly PromptPart[],
+      family: ChatFamily,
+      signal: AbortSignal | undefined,
+    ): number[] | Promise<number[]>;
   };
   /** The error for texts that are so long in all that they cannot fit the context. */
   overflowOf(length: number): ChatGLMError | undefined;
-  generateIds(prompt: readonly number[] | ChatGLMError, options: GenerateOptions): RawGeneration;
+  generateIds(
+    prompt: readonly number[] | ChatGLMError | Promise<readonly number[]>,
+    options: GenerateOptions,
+  ): RawGeneration;
 }
 
 /** The roles of messages that an answer follows. */
@@ -251,9 +259,10 @@ export class Chat {
     // The history is the user's to edit, so it is checked each time.
     const messages = [...validateMessages(this.#history, 'history').slice(0, kept), ...added];
     const parts = chatPrompt(this.family, messages);
-    const prompt = this.#model.overflowOf(promptLength(parts)) ?? tokenizer.encodeParts(parts, this.family);
     const { stop = [], stopTokens: more = [], ...rest } = { ...this.#defaults, ...options };
     const stops = new StopSequences(stop);
+    const prompt =
+      this.#model.overflowOf(promptLength(parts)) ?? tokenizer.encodePrompted(parts, this.family, rest.signal);
     const raw = this.#model.generateIds(prompt, {
       ...rest,
       stopTokens: [...stopTokens(tokenizer.size, this.family), ...more],

@@ -34,17 +34,21 @@ The text is encoded as it is: nothing in it becomes a special token, and no spec
 export async function run(given: OptionValues<typeof options>, [argument]: readonly string[]): Promise<void> {
   const input = await textArgument(argument);
   const tokenizer = await loadTokenizer(modelPath(given) ?? embeddedModelPath(), toFamily(given));
-  const ids = given.decode ? readIds(input) : tokenizer.encode(input);
+  const ids = given.decode ? readIds(input, tokenizer.tokenCount) : tokenizer.encode(input);
   const text = given.decode ? tokenizer.decode(ids) : input;
   if (given.json) printJson({ count: ids.length, ids: [...ids], text });
   else if (given.count) print(String(ids.length));
   else print(given.decode ? text : ids.join(' '));
 }
 
-function readIds(text: string): number[] {
+function readIds(text: string, tokenCount: number): number[] {
   const parts = text.split(/[\s,[\]]+/).filter((part) => part !== '');
   return parts.map((part) => {
     if (!/^\d{1,9}$/.test(part)) throw new UsageError(`--decode takes token ids, got ${JSON.stringify(part)}`);
-    return Number(part);
+    const id = Number(part);
+    if (id >= tokenCount) {
+      throw new UsageError(`--decode: this tokenizer has no token ${id}; its ids are 0 to ${tokenCount - 1}`);
+    }
+    return id;
   });
 }

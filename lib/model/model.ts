@@ -186,7 +186,8 @@ export class Model implements AsyncDisposable {
     }
     const ids =
       typeof prompt === 'string'
-        ? (this.overflowOf(prompt.length) ?? this.tokenizer.encodePrompt(prompt))
+        ? (this.overflowOf(prompt.length) ??
+          this.tokenizer.encodePrompted(this.tokenizer.promptParts(prompt), this.info.family, rest.signal))
         : this.#promptOf('prompt', prompt, ', the answer included');
     return new Generation(this.generateIds(ids, rest), stops);
   }
@@ -203,13 +204,17 @@ export class Model implements AsyncDisposable {
     return new ChatGLMError('ERR_CONTEXT_OVERFLOW', message, { tokens, limit });
   }
 
-  /** @internal Generates tokens, special ones included. An error in place of the prompt is the error that comes of it. */
-  generateIds(given: ArrayLike<number> | ChatGLMError, options: GenerateOptions): RawGeneration {
+  /**
+   * @internal Generates tokens, special ones included. A promise of a prompt is waited for; an error in place of a prompt is
+   * the error that the generation ends with.
+   */
+  generateIds(
+    given: ArrayLike<number> | ChatGLMError | Promise<ArrayLike<number>>,
+    options: GenerateOptions,
+  ): RawGeneration {
     const signal = signalOption(options.signal);
-    const prompt = given instanceof ChatGLMError ? given : this.#promptOf('prompt', given, ', the answer included');
     const { seedNumber, ...sampling } = toNativeSampling(options, this.info.vocabSize);
-    const request: NativeRequest = {
-      prompt: prompt instanceof ChatGLMError ? new Uint32Array() : prompt,
+    const settings = {
       maxTokens: maxTokensOf(options, this.info.contextLength),
       stopTokens: options.stopTokens === undefined ? this.#stopTokens() : tokenIds('stopTokens', options.stopTokens),
       sampling,
@@ -217,7 +222,12 @@ export class Model implements AsyncDisposable {
     };
     const decoder = this.#tokenizer?.createDecoder();
     const create = (cancel: () => void) => new TokenStream(seedNumber, decoder, cancel, signal);
-    return this.#submit(prompt instanceof ChatGLMError ? prompt : request, signal, create);
+    const toRequest = (ids: ArrayLike<number>): NativeRequest | ChatGLMError => {
+      const prompt = this.#promptOf('prompt', ids, ', the answer included');
+      return prompt instanceof ChatGLMError ? prompt : { ...settings, prompt };
+    };
+    const request = given instanceof ChatGLMError ? given : isPromise(given) ? given.then(toRequest) : toRequest(given);
+    return this.#submit(request, signal, create);
   }
 
   /**
@@ -355,23 +365,37 @@ export class Model implements AsyncDisposable {
   }
 
   #submit<H extends RequestHandler>(
-    request: NativeRequest | ChatGLMError,
+    request: NativeRequest | ChatGLMError | Promise<NativeRequest | ChatGLMError>,
     signal: AbortSignal | undefined,
     create: (cancel: () => void) => H,
   ): H {
     let id: number | undefined;
-    const handler = create(() => {
+    let isCancelled = false;
+    const cancel = () => {
+      isCancelled = true;
       // A request that has ended is no longer known, and a disposed model has none.
       if (id !== undefined && this.#requests.handlers.has(id) && !this.#isDisposed) this.#native.cancel(id);
-    });
-    try {
-      throwIfAborted(signal);
-      if (request instanceof ChatGLMError) throw request;
-      id = callNative(() => this.#native.submit(request));
-      this.#requests.handlers.set(id, handler);
-    } catch (error) {
-      handler.onError(error as ChatGLMError);
-    }
+    };
+    const handler = create(cancel);
+    const fail = (error: unknown) => handler.onError(error as ChatGLMError);
+    const submit = (ready: NativeRequest | ChatGLMError) => {
+      try {
+        throwIfAborted(signal);
+        if (ready instanceof ChatGLMError) throw ready;
+        id = callNative(() => this.#native.submit(ready));
+        this.#requests.handlers.set(id, handler);
+        if (isCancelled) cancel();
+      } catch (error) {
+        fail(error);
+      }
+    };
+    if (isPromise(request)) request.then(submit, fail);
+    else submit(request);
     return handler;
   }
+}
+
+function isPromise<T>(value: T | Promise<T>): value is Promise<T> {
+  // By its shape: a promise of another realm is no instance of this one's Promise.
+  return typeof (value as Partial<Promise<T>>).then === 'function';
 }

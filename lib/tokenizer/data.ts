@@ -11,4 +11,9 @@ export interface TokenizerData {
   scores: Float32Array;
   /** {@link PieceType} of each: (count). */
   types: Uint8Array;
+  /**
+   * Whether a space is put before every text, which decoding takes away again: SentencePiece's `add_dummy_prefix`. Of the
+   * ChatGLM family only CodeGeeX2's tokenizer.model says no.
+   */
+  addDummyPrefix: boolean;
 }

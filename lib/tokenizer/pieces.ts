@@ -17,6 +17,9 @@ const BYTE_TEXTS = Array.from({ length: BYTE_PIECES }, (_, byte) => bytePiece(by
 
 const FIRST_CAPACITY = 1024;
 
+/** What native/text/tokenizer.h allows, too. ChatGLM's longest piece has 48 bytes. */
+const MOST_PIECE_BYTES = 256;
+
 /**
  * The pieces of a tokenizer while it is read. Checks that they are laid out as in every ChatGLM tokenizer (unknown, two
  * control pieces, the 256 bytes, ordinary pieces), which the tokenizer in C++ relies on. All texts lie in one buffer.
@@ -61,7 +64,8 @@ export class PieceList {
     this.types[id] = type;
   }
 
-  pack(): TokenizerData {
+  /** @param addDummyPrefix SentencePiece's setting of this name, see {@link TokenizerData}. */
+  pack(addDummyPrefix: boolean): TokenizerData {
     const { length, file, problem } = this;
     if (problem !== undefined) {
       throw invalid(file, `piece ${problem.id} of the tokenizer ${problem.text}`, { piece: problem.id });
@@ -74,6 +78,7 @@ export class PieceList {
       offsets: this.offsets.slice(0, length + 1),
       scores: this.scores.slice(0, length),
       types: this.types.slice(0, length),
+      addDummyPrefix,
     };
   }
 }
@@ -86,6 +91,7 @@ function grown<T extends Uint8Array | Uint32Array | Float32Array>(from: T, to: T
 
 function problemOf(text: Uint8Array, score: number, type: number, id: number, key: string): string | undefined {
   if (text.length === 0) return 'is empty';
+  if (text.length > MOST_PIECE_BYTES) return `has ${text.length} bytes; ${MOST_PIECE_BYTES} are the most`;
   if (!isUtf8(text)) return 'is not UTF-8';
   if (!Number.isFinite(score)) return `has the score ${score}`;
   if (!typeFits(id, type)) return `has the type ${type}`;

@@ -49,7 +49,7 @@ export function* parseSentencePiece(bytes: Uint8Array, file: string): Work<Token
     throw invalid(file, `is a SentencePiece model of type ${MODEL_TYPES[modelType] ?? modelType}; ChatGLM's are BPE`);
   }
   checkNormalizer(normalizer, file);
-  return pieces.pack();
+  return pieces.pack(normalizer.addDummyPrefix);
 }
 
 interface Normalizer {
@@ -60,12 +60,11 @@ interface Normalizer {
   escape: boolean;
 }
 
-/** The tokenizer in C++ does only what ChatGLM's model asks for. */
+/** The tokenizer in C++ does only what the ChatGLM family's models ask for. */
 function checkNormalizer(normalizer: Normalizer, file: string): void {
   const refuse = (what: string) => invalid(file, `its normalizer ${what}, which ChatGLM's does not`);
   if (normalizer.charsmapBytes > 0) throw refuse(`rewrites characters (${shown(normalizer.name)})`);
   if (normalizer.name !== '' && normalizer.name !== 'identity') throw refuse(`is ${shown(normalizer.name)}`);
-  if (!normalizer.addDummyPrefix) throw refuse('adds no dummy prefix');
   if (normalizer.removeExtraWhitespaces) throw refuse('removes whitespace');
   if (!normalizer.escape) throw refuse('does not escape whitespace');
 }

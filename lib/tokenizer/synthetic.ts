@@ -30,7 +30,7 @@ export function syntheticTokenizer(count: number): TokenizerData {
     pieces.add(Buffer.from(text), ordinary - id, PieceType.normal);
     id++;
   }
-  return pieces.pack();
+  return pieces.pack(true);
 }
 
 /** Distinct texts without end, the short ones first. */

@@ -1,6 +1,14 @@
 import { callNative, loadNative, type NativeTokenizer } from '../addon/native.js';
-import { invalidArgument } from '../common/errors.js';
-import { booleanOption, choiceOption, type Nullable, readOptions, show, tokenIds } from '../common/options.js';
+import { invalidArgument, throwIfAborted } from '../common/errors.js';
+import {
+  booleanOption,
+  choiceOption,
+  type Nullable,
+  readOptions,
+  show,
+  signalOption,
+  tokenIds,
+} from '../common/options.js';
 import {
   CHAT_FAMILIES,
   type ChatFamily,
@@ -14,8 +22,9 @@ import {
 } from '../families/index.js';
 import type { ChatMessage } from '../families/messages.js';
 import { validateMessages } from '../families/messages.js';
-import { type PromptPart, promptIds } from '../families/prompt.js';
-import type { TokenizerData } from './data.js';
+import { type PromptPart, promptIds, promptLength } from '../families/prompt.js';
+import { PieceType, type TokenizerData } from './data.js';
+import { encodeOnThread } from './encoding.js';
 
 /** Options of `tokenizer.decode()`. */
 export interface DecodeOptions {
@@ -31,8 +40,18 @@ export interface TokenDecoder {
   flush(): string;
 }
 
+/** Options of `tokenizer.encodeAsync()`. */
+export interface EncodeOptions {
+  /** Ends the encoding with ERR_ABORTED. Default: none. */
+  signal?: AbortSignal | undefined;
+}
+
+/** Shorter texts are encoded at once, in a millisecond or so. UTF-16 units. */
+const MOST_SYNC_UNITS = 1 << 15;
+
 /**
- * Text to token ids and back: ChatGLM's SentencePiece BPE, id for id as SentencePiece does it.
+ * Text to token ids and back: ChatGLM's SentencePiece BPE, id for id as SentencePiece does it. The time that encoding takes
+ * is linear in the length of the text, whatever the text.
  *
  * @example
  * ```ts
@@ -47,15 +66,19 @@ export class Tokenizer {
 
   readonly #native: NativeTokenizer;
   readonly #family: ModelFamily;
+  readonly #addsDummyPrefix: boolean;
+  /** UTF-16 units. */
   readonly #longestPiece: number;
 
   /** @internal Use `loadTokenizer()` or `model.tokenizer`. */
   constructor(data: TokenizerData, family: ModelFamily) {
-    this.#native = callNative(() => new (loadNative().Tokenizer)(data.pieces, data.offsets, data.scores, data.types));
+    const { pieces, offsets, scores, types, addDummyPrefix } = data;
+    this.#native = callNative(() => new (loadNative().Tokenizer)(pieces, offsets, scores, types, addDummyPrefix));
     this.special = specialTokens(this.#native.size, family);
     Object.freeze(this.special);
     if (this.special.roles) Object.freeze(this.special.roles);
-    this.#longestPiece = data.offsets.reduce((most, end, i) => Math.max(most, end - (data.offsets[i - 1] ?? 0)), 1);
+    this.#longestPiece = longestPiece(data);
+    this.#addsDummyPrefix = addDummyPrefix;
     this.#family = family;
   }
 
@@ -65,10 +88,20 @@ export class Tokenizer {
   }
 
   /**
+   * How many tokens there are: pieces and, behind them, special tokens. No text has an id from here on. A model's
+   * `info.vocabSize` may be larger, by rows that no token has.
+   */
+  get tokenCount(): number {
+    return this.size + familyNamed(this.#family).specialTokens.length;
+  }
+
+  /**
    * The ids of a text on its own, nothing put before or behind it; none for an empty text. Text that looks like a special
-   * token, such as `<|user|>`, is text.
+   * token, such as `<|user|>`, is text. Surrogates without their other half count as U+FFFD.
    *
-   * @throws {ChatGLMError} ERR_INVALID_ARGUMENT if it is no string.
+   * The event loop waits meanwhile, for tens of milliseconds a megabyte: {@link encodeAsync} is for long texts.
+   *
+   * @throws {ChatGLMError} ERR_INVALID_ARGUMENT if `text` is no string.
    *
    * @example
    * ```ts
@@ -76,12 +109,43 @@ export class Tokenizer {
    * ```
    */
   encode(text: string): number[] {
-    if (typeof text !== 'string') throw invalidArgument(`text must be a string, got ${show(text)}`);
-    return Array.from(this.#native.encode(text));
+    checkText(text);
+    const ids = callNative(() => this.#native.encode(text));
+    // Array.from() takes four times as long.
+    const result = new Array<number>(ids.length);
+    for (let i = 0; i < ids.length; i++) result[i] = ids[i] as number;
+    return result;
   }
 
   /**
-   * The text of ids. Bytes that are no UTF-8 become U+FFFD.
+   * The ids that {@link encode} gives, of a text of any length, without holding up the event loop: long texts are encoded
+   * on a thread, one after the other.
+   *
+   * @throws {ChatGLMError} ERR_INVALID_ARGUMENT, ERR_ABORTED, ERR_OUT_OF_MEMORY, ERR_THREAD_UNAVAILABLE.
+   *
+   * @example
+   * ```ts
+   * import { readFile } from 'node:fs/promises';
+   *
+   * const ids = await tokenizer.encodeAsync(await readFile('book.txt', 'utf8'));
+   * console.log(ids.length, 'tokens');
+   * ```
+   */
+  async encodeAsync(text: string, options: Nullable<EncodeOptions> = {}): Promise<Uint32Array> {
+    checkText(text);
+    const set = readOptions<EncodeOptions>(options, ['signal'], 'encodeAsync()');
+    const signal = signalOption(set.signal);
+    throwIfAborted(signal);
+    // Copied, because native code makes arrays of the main realm.
+    if (text.length <= MOST_SYNC_UNITS) return new Uint32Array(callNative(() => this.#native.encode(text)));
+    return await encodeOnThread((units) => this.#native.createEncoding(units), text, signal);
+  }
+
+  /**
+   * The text of ids. Bytes that are no UTF-8 become U+FFFD. Special tokens have no text unless `special` is set; ids from
+   * {@link tokenCount} on, which a model can give but no text has, never have any.
+   *
+   * @throws {ChatGLMError} ERR_INVALID_ARGUMENT if `ids` is no array of whole numbers from 0 to 4,294,967,295.
    *
    * @example
    * ```ts
@@ -94,17 +158,18 @@ export class Tokenizer {
     const set = readOptions<DecodeOptions>(options, ['special'], 'decode()');
     const special = booleanOption('special', set.special, false);
     const all = tokenIds('ids', ids);
-    if (!special) return this.#native.decode(all);
+    if (!special) return callNative(() => this.#native.decode(all));
+    // Texts between special tokens were encoded by themselves: each has a dummy prefix of its own.
     const names = familyNamed(this.#family).specialTokens;
     let text = '';
     let begin = 0;
     all.forEach((id, index) => {
       const name = id >= this.size ? names[id - this.size] : undefined;
       if (name === undefined) return;
-      text += this.#native.decode(all.subarray(begin, index)) + name;
+      text += callNative(() => this.#native.decode(all.subarray(begin, index))) + name;
       begin = index + 1;
     });
-    return text + this.#native.decode(all.subarray(begin));
+    return text + callNative(() => this.#native.decode(all.subarray(begin)));
   }
 
   /**
@@ -133,6 +198,32 @@ export class Tokenizer {
   }
 
   /**
+   * @internal The ids that {@link encodeParts} gives: at once for a short prompt; for a long one a promise of them, and the
+   * event loop is not held up.
+   */
+  encodePrompted(
+    parts: readonly PromptPart[],
+    family: ModelFamily,
+    signal: AbortSignal | undefined,
+  ): number[] | Promise<number[]> {
+    if (promptLength(parts) <= MOST_SYNC_UNITS) return this.encodeParts(parts, family);
+    return this.#encodeLong(parts, family, signal);
+  }
+
+  async #encodeLong(
+    parts: readonly PromptPart[],
+    family: ModelFamily,
+    signal: AbortSignal | undefined,
+  ): Promise<number[]> {
+    const ids = new Map<string, Uint32Array>();
+    for (const part of parts) {
+      if (typeof part === 'string' && !ids.has(part)) ids.set(part, await this.encodeAsync(part, { signal }));
+    }
+    const idOf = (token: string) => specialId(familyNamed(family), this.size, token);
+    return promptIds(parts, (text) => ids.get(text) as Uint32Array, idOf);
+  }
+
+  /**
    * The ids of a text to be continued: `[gMASK]`, `sop` and the text's, as THUDM's tokenizer gives them.
    *
    * @example
@@ -142,14 +233,21 @@ export class Tokenizer {
    * ```
    */
   encodePrompt(text: string): number[] {
-    if (typeof text !== 'string') throw invalidArgument(`text must be a string, got ${show(text)}`);
-    const prefix = familyNamed(this.#family).prefixTokens.map((token) => ({ token }));
-    return this.encodeParts([...prefix, text], this.#family);
+    checkText(text);
+    return this.encodeParts(this.promptParts(text), this.#family);
   }
 
-  /** @internal No text of so many UTF-16 units has fewer tokens. */
+  /** @internal What {@link encodePrompt} encodes. */
+  promptParts(text: string): PromptPart[] {
+    return [...familyNamed(this.#family).prefixTokens.map((token) => ({ token })), text];
+  }
+
+  /**
+   * @internal No text of so many UTF-16 units has fewer tokens. Of texts that are encoded apart, such as the metadata, the
+   * content and the tools of messages, the sum counts.
+   */
   leastTokens(length: number): number {
-    return Math.ceil(length / this.#longestPiece);
+    return length === 0 ? 0 : Math.ceil((length + (this.#addsDummyPrefix ? 1 : 0)) / this.#longestPiece);
   }
 
   /**
@@ -164,6 +262,34 @@ export class Tokenizer {
    */
   createDecoder(): TokenDecoder {
     const decoder = this.#native.createDecoder();
-    return { push: (id) => callNative(() => decoder.push(id)), flush: () => decoder.flush() };
+    return {
+      push(id) {
+        if (typeof id !== 'number' || id >>> 0 !== id) {
+          throw invalidArgument(`id must be a token id from 0 to ${0xffff_ffff}, got ${show(id)}`);
+        }
+        return callNative(() => decoder.push(id));
+      },
+      flush: () => callNative(() => decoder.flush()),
+    };
   }
+}
+
+function checkText(text: unknown): void {
+  if (typeof text !== 'string') throw invalidArgument(`text must be a string, got ${show(text)}`);
+}
+
+/** UTF-16 units of the longest piece that a text can encode to; a byte's piece covers one at most. */
+function longestPiece({ pieces, offsets, types }: TokenizerData): number {
+  let longest = 1;
+  for (let id = 0; id < types.length; id++) {
+    if (types[id] !== PieceType.normal) continue;
+    let units = 0;
+    for (let i = offsets[id] as number; i < (offsets[id + 1] as number); i++) {
+      // Each character begins with a byte that is no continuation; one of four bytes is two units.
+      const byte = pieces[i] as number;
+      if ((byte & 0xc0) !== 0x80) units += byte >= 0xf0 ? 2 : 1;
+    }
+    longest = Math.max(longest, units);
+  }
+  return longest;
 }

@@ -141,7 +141,7 @@ Napi::Value physical_core_count(const Napi::CallbackInfo& info) {
 class Addon : public Napi::Addon<Addon> {
  public:
   Addon(Napi::Env env, Napi::Object exports) {
-    exports.Set("Tokenizer", define_tokenizer(env, decoder_));
+    exports.Set("Tokenizer", define_tokenizer(env, tokenizer_classes_));
     exports.Set("Model", define_model(env));
     exports.Set("convertRows", Napi::Function::New<convert_rows>(env));
     exports.Set("fillRandom", Napi::Function::New<fill_random_blocks>(env));
@@ -152,7 +152,7 @@ class Addon : public Napi::Addon<Addon> {
   }
 
  private:
-  Napi::FunctionReference decoder_;
+  TokenizerClasses tokenizer_classes_;
 };
 
 }  // namespace

@@ -1,13 +1,20 @@
-#include "text/tokenizer.h"
+#include "addon/tokenizer.h"
 
 #include <memory>
+#include <string>
 
 #include "addon/arguments.h"
-#include "addon/tokenizer.h"
+#include "addon/encoding.h"
+#include "text/tokenizer.h"
 
 namespace chatglm::addon {
 
 namespace {
+
+std::u16string utf16_of(const Napi::Value& value, const char* name) {
+  if (!value.IsString()) throw Error("ERR_INVALID_ARGUMENT", std::string(name) + " must be a string");
+  return value.As<Napi::String>().Utf16Value();
+}
 
 class DecoderObject : public Napi::ObjectWrap<DecoderObject> {
  public:
@@ -18,7 +25,7 @@ class DecoderObject : public Napi::ObjectWrap<DecoderObject> {
 
   explicit DecoderObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<DecoderObject>(info) {
     if (!info[0].IsExternal()) throw Napi::TypeError::New(info.Env(), "use tokenizer.createDecoder()");
-    decoder_ = std::make_unique<Decoder>(*info[0].As<Napi::External<std::shared_ptr<const Tokenizer>>>().Data());
+    decoder_ = std::make_unique<Decoder>(*info[0].As<TokenizerHandle>().Data());
   }
 
  private:
@@ -36,29 +43,31 @@ class DecoderObject : public Napi::ObjectWrap<DecoderObject> {
 class TokenizerObject : public Napi::ObjectWrap<TokenizerObject> {
  public:
   explicit TokenizerObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<TokenizerObject>(info) {
-    decoder_class_ = static_cast<Napi::FunctionReference*>(info.Data());
+    classes_ = static_cast<TokenizerClasses*>(info.Data());
     guarded(info.Env(), [&] {
       const Napi::Uint8Array pieces = bytes_of(info[0], "pieces"), types = bytes_of(info[3], "types");
       tokenizer_ = std::make_shared<const Tokenizer>(
           std::string(reinterpret_cast<const char*>(pieces.Data()), pieces.ByteLength()), ids_of(info[1], "offsets"),
-          floats_of(info[2], "scores"), std::vector<uint8_t>(types.Data(), types.Data() + types.ByteLength()));
+          floats_of(info[2], "scores"), std::vector<uint8_t>(types.Data(), types.Data() + types.ByteLength()),
+          boolean_of(info[4], "addDummyPrefix"));
     });
   }
 
-  static Napi::Function define(Napi::Env env, Napi::FunctionReference& decoder) {
+  static Napi::Function define(Napi::Env env, TokenizerClasses& classes) {
     return DefineClass(
         env, "Tokenizer",
         {InstanceAccessor<&TokenizerObject::size>("size"), InstanceMethod<&TokenizerObject::encode>("encode"),
          InstanceMethod<&TokenizerObject::decode>("decode"),
-         InstanceMethod<&TokenizerObject::create_decoder>("createDecoder")},
-        &decoder);
+         InstanceMethod<&TokenizerObject::create_decoder>("createDecoder"),
+         InstanceMethod<&TokenizerObject::create_encoding>("createEncoding")},
+        &classes);
   }
 
  private:
   Napi::Value size(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), tokenizer_->size()); }
 
   Napi::Value encode(const Napi::CallbackInfo& info) {
-    return guarded(info.Env(), [&] { return to_ids(info.Env(), tokenizer_->encode(string_of(info[0], "text"))); });
+    return guarded(info.Env(), [&] { return to_ids(info.Env(), tokenizer_->encode(utf16_of(info[0], "text"))); });
   }
 
   Napi::Value decode(const Napi::CallbackInfo& info) {
@@ -69,18 +78,23 @@ class TokenizerObject : public Napi::ObjectWrap<TokenizerObject> {
   }
 
   Napi::Value create_decoder(const Napi::CallbackInfo& info) {
-    return decoder_class_->New({Napi::External<std::shared_ptr<const Tokenizer>>::New(info.Env(), &tokenizer_)});
+    return classes_->decoder.New({TokenizerHandle::New(info.Env(), &tokenizer_)});
+  }
+
+  Napi::Value create_encoding(const Napi::CallbackInfo& info) {
+    return classes_->encoding.New({TokenizerHandle::New(info.Env(), &tokenizer_), info[0]});
   }
 
   std::shared_ptr<const Tokenizer> tokenizer_;
-  Napi::FunctionReference* decoder_class_ = nullptr;
+  TokenizerClasses* classes_ = nullptr;
 };
 
 }  // namespace
 
-Napi::Function define_tokenizer(Napi::Env env, Napi::FunctionReference& decoder) {
-  decoder = Napi::Persistent(DecoderObject::define(env));
-  return TokenizerObject::define(env, decoder);
+Napi::Function define_tokenizer(Napi::Env env, TokenizerClasses& classes) {
+  classes.decoder = Napi::Persistent(DecoderObject::define(env));
+  classes.encoding = Napi::Persistent(define_encoding(env));
+  return TokenizerObject::define(env, classes);
 }
 
 }  // namespace chatglm::addon

@@ -2,7 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cstdio>
+#include <limits>
+#include <map>
 #include <memory>
 
 #include "base/error.h"
@@ -38,8 +41,8 @@ struct Vocabulary {
       add(text, 0, PieceType::byte);
     }
   }
-  std::shared_ptr<const Tokenizer> make() const {
-    return std::make_shared<const Tokenizer>(pieces, offsets, scores, types);
+  std::shared_ptr<const Tokenizer> make(bool add_dummy_prefix = true) const {
+    return std::make_shared<const Tokenizer>(pieces, offsets, scores, types, add_dummy_prefix);
   }
 };
 
@@ -92,9 +95,132 @@ TEST(Tokenizer, BytesForWhatNoPieceCovers) {
   for (const char c : std::string("</s>")) spelled.push_back(byte_id(c));
   EXPECT_EQ(t->encode("</s>"), spelled);
   EXPECT_EQ(t->encode("<0x41>").size(), 7u);
-  // Not valid, so the caller's mistake; but nothing may be read beyond it.
-  EXPECT_EQ(t->encode("\xf0").size(), 2u);
-  EXPECT_EQ(t->encode("x\xe4\xbd").size(), 4u);
+}
+
+TEST(Tokenizer, WhatIsNotValidIsAReplacementCharacter) {
+  Vocabulary v;
+  const uint32_t space = v.add(kSpace, -10), x = v.add("x", -11), bad = v.add(kBad, -12), emoji = v.add("😀", -13);
+  const auto t = v.make();
+  EXPECT_EQ(t->encode("\xf0"), (Ids{space, bad}));
+  EXPECT_EQ(t->encode("x\xe4\xbd"), (Ids{space, x, bad, bad}));
+  EXPECT_EQ(t->encode("\xed\xa0\x80x"), (Ids{space, bad, bad, bad, x}));  // a surrogate in UTF-8
+  const std::u16string lone = {0xd83d, 'x', 0xde00, 0xde00, 0xd83d, 0xd83d, 0xde00, 0xd83d};
+  EXPECT_EQ(t->encode(lone), (Ids{space, bad, x, bad, bad, bad, emoji, bad}));
+  EXPECT_EQ(t->encode(std::u16string_view(u"\0x\0", 3)), (Ids{space, byte_id(0), x, byte_id(0)}));
+}
+
+TEST(Tokenizer, WithoutADummyPrefixTextIsEncodedAndDecodedAsItStands) {
+  Vocabulary v;
+  const uint32_t space = v.add(kSpace, -10), a = v.add("a", -11), space_a = v.add(kSpace + "a", -1);
+  const auto with = v.make(true), without = v.make(false);
+  EXPECT_EQ(with->encode("a"), (Ids{space_a}));
+  EXPECT_EQ(without->encode("a"), (Ids{a}));
+  EXPECT_EQ(without->encode(" a"), (Ids{space_a}));
+  EXPECT_EQ(without->encode(" "), (Ids{space}));
+  EXPECT_EQ(without->encode(""), (Ids{}));
+  const Ids ids = {space_a, space_a};
+  EXPECT_EQ(with->decode(ids.data(), ids.size()), "a a");
+  EXPECT_EQ(without->decode(ids.data(), ids.size()), " a a");
+  Decoder decoder(without);
+  EXPECT_EQ(decoder.push(space_a), " a");
+}
+
+// Merges the best pair until there is none, as SentencePiece's definition says: quadratic, and without a queue.
+Ids encode_slowly(const Vocabulary& v, const std::string& text, bool add_dummy_prefix) {
+  std::vector<std::string> symbols;
+  if (add_dummy_prefix && !text.empty()) symbols.push_back(kSpace);
+  for (size_t i = 0; i < text.size();) {
+    const auto lead = static_cast<uint8_t>(text[i]);
+    const size_t length = lead < 0x80 ? 1 : lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : 4;
+    symbols.push_back(text[i] == ' ' ? kSpace : text.substr(i, length));
+    i += length;
+  }
+  std::map<std::string, uint32_t> ids;
+  for (uint32_t id = 259; id < v.scores.size(); ++id) {
+    ids.emplace(v.pieces.substr(v.offsets[id], v.offsets[id + 1] - v.offsets[id]), id);
+  }
+  for (;;) {
+    size_t best = symbols.size();
+    float score = 0;
+    for (size_t i = 0; i + 1 < symbols.size(); ++i) {
+      const auto found = ids.find(symbols[i] + symbols[i + 1]);
+      if (found == ids.end() || (best < symbols.size() && v.scores[found->second] <= score)) continue;
+      best = i;
+      score = v.scores[found->second];
+    }
+    if (best == symbols.size()) break;
+    symbols[best] += symbols[best + 1];
+    symbols.erase(symbols.begin() + static_cast<ptrdiff_t>(best) + 1);
+  }
+  Ids result;
+  for (const std::string& symbol : symbols) {
+    if (const auto found = ids.find(symbol); found != ids.end()) {
+      result.push_back(found->second);
+    } else {
+      for (const char byte : symbol) result.push_back(byte_id(static_cast<uint8_t>(byte)));
+    }
+  }
+  return result;
+}
+
+TEST(Tokenizer, EncodesAsTheDefinitionSaysWhateverTheVocabulary) {
+  test::Random random(3);
+  const std::string letters[] = {"a", "b", "c", kSpace, "你", "😀"};
+  for (int vocabulary = 0; vocabulary < 400; ++vocabulary) {
+    Vocabulary v;
+    const int64_t kinds = random.integer(1, 6);
+    // Few scores make ties; pieces without parts that merge cannot come about.
+    const bool ties = random.chance(0.5);
+    for (int64_t pieces = random.integer(0, 60); pieces > 0; --pieces) {
+      std::string text;
+      for (int64_t n = random.integer(1, random.chance(0.7) ? 3 : 9); n > 0; --n) {
+        text += letters[random.integer(0, kinds - 1)];
+      }
+      v.add(text, static_cast<float>(random.integer(-(ties ? 3 : 1000), 0)));
+    }
+    const bool prefix = random.chance(0.5);
+    const auto t = v.make(prefix);
+    for (int round = 0; round < 60; ++round) {
+      std::string text;
+      for (int64_t n = random.integer(0, 40); n > 0; --n) {
+        const int64_t letter = random.integer(0, 6);
+        text += letter == 6 ? "z" : letters[letter] == kSpace ? " " : letters[letter];
+      }
+      ASSERT_EQ(t->encode(text), encode_slowly(v, text, prefix)) << vocabulary << ' ' << text;
+    }
+  }
+}
+
+// Of a chain of pieces, each better than the one before, the last characters decide how all are paired: the search goes
+// back through all of it.
+TEST(Tokenizer, GoesBackAsFarAsATextDemands) {
+  Vocabulary v;
+  std::string text, even;
+  const auto letter = [](int i) {
+    return std::string{static_cast<char>(0xe4 + i / 4096), static_cast<char>(0x80 | (i / 64 & 63)),
+                       static_cast<char>(0x80 | (i & 63))};
+  };
+  constexpr int kLetters = 3001;
+  for (int i = 0; i + 1 < kLetters; ++i) v.add(letter(i) + letter(i + 1), static_cast<float>(i));
+  for (int i = 0; i < kLetters; ++i) text += letter(i);
+  const auto t = v.make(false);
+  const Ids ids = t->encode(text);
+  ASSERT_EQ(ids.size(), 3u + (kLetters - 1) / 2);  // the bytes of the first letter, then pairs
+  EXPECT_EQ(ids[3], 259u + 1);
+  EXPECT_EQ(t->decode(ids.data(), ids.size()), text);
+}
+
+TEST(Tokenizer, EncodingEndsSoonWhenItIsAborted) {
+  Vocabulary v;
+  v.add("a", -1);
+  const auto t = v.make();
+  const std::atomic<bool> abort{true};
+  try {
+    t->encode(std::u16string(100'000, 'a'), &abort);
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code, "ERR_ABORTED");
+  }
 }
 
 TEST(Tokenizer, RefusesTablesThatDoNotFit) {
@@ -122,6 +248,14 @@ TEST(Tokenizer, RefusesTablesThatDoNotFit) {
   Vocabulary bad_byte;
   bad_byte.add("<0xZZ>", 0, PieceType::byte);
   EXPECT_EQ(code(bad_byte), "ERR_CHECKPOINT_INVALID");
+  Vocabulary no_number;
+  no_number.add("a", std::numeric_limits<float>::quiet_NaN());
+  EXPECT_EQ(code(no_number), "ERR_CHECKPOINT_INVALID");
+  Vocabulary longest, too_long;
+  longest.add(std::string(Tokenizer::kMostPieceBytes, 'a'), 0);
+  EXPECT_EQ(code(longest), "none");
+  too_long.add(std::string(Tokenizer::kMostPieceBytes + 1, 'a'), 0);
+  EXPECT_EQ(code(too_long), "ERR_CHECKPOINT_INVALID");
 }
 
 // Decoding by its rules, on the whole list of ids at once: texts of the pieces with the runs of bytes between them, in

@@ -80,7 +80,8 @@ export interface SmallDirectoryOptions {
   json?: Readonly<Record<string, unknown>>;
   /** Changes the tensors before they are written. */
   tensors?: ((tensors: TensorBytes[]) => TensorBytes[]) | undefined;
-  tokenizer?: boolean;
+  /** Default: true, a `tokenizer.model` of `smallTokenizer`. */
+  tokenizer?: boolean | TokenizerData;
 }
 
 /** Writes a Hugging Face directory as THUDM publishes it; it loads and generates. Returns its files of weights. */
@@ -88,7 +89,10 @@ export function writeSmallDirectory(directory: string, options: SmallDirectoryOp
   const { config = smallConfig, container = 'safetensors', shards = 1, tokenizer = true } = options;
   mkdirSync(directory, { recursive: true });
   writeFileSync(join(directory, 'config.json'), JSON.stringify(configJson(config, options)));
-  if (tokenizer) writeFileSync(join(directory, 'tokenizer.model'), tokenizerModel(smallTokenizer));
+  if (tokenizer) {
+    const data = tokenizer === true ? smallTokenizer : tokenizer;
+    writeFileSync(join(directory, 'tokenizer.model'), tokenizerModel(data));
+  }
   const all = thudmTensors(config, options);
   const tensors = options.tensors?.(all) ?? all;
   const [stem, ending] = container === 'safetensors' ? ['model', 'safetensors'] : ['pytorch_model', 'bin'];
@@ -141,7 +145,7 @@ export function tokenizerModel(
   {
     modelType = 2,
     normalizer = protobuf([
-      [3, 1],
+      [3, data.addDummyPrefix ? 1 : 0],
       [4, 0],
     ]),
   }: { modelType?: number; normalizer?: Buffer } = {},

@@ -6,6 +6,7 @@ import { pieceTexts } from '../../tokenizer/pieces.js';
 import type { ModelConfig } from '../types.js';
 import { ARCHITECTURE, FAMILY_KEY, KEYS } from './checkpoint.js';
 import { ValueType } from './format.js';
+import { ADD_SPACE_PREFIX } from './tokenizer.js';
 
 /** GGUF's number for "mostly this type", llama.h's llama_ftype. */
 export const FILE_TYPES = { f32: 0, f16: 1, q4_0: 2, q8_0: 7 } as const;
@@ -46,7 +47,8 @@ export function ggufMetadata(config: ModelConfig, tokenizer: TokenizerData, file
     array('tokenizer.ggml.token_type', ValueType.i32, types.length, littleEndian(types, 'writeInt32LE')),
     u32('tokenizer.ggml.eos_token_id', END_ID),
     u32('tokenizer.ggml.padding_token_id', UNKNOWN_ID),
-    entry('tokenizer.ggml.add_bos_token', ValueType.bool, Buffer.from([0])),
+    bool('tokenizer.ggml.add_bos_token', false),
+    bool(ADD_SPACE_PREFIX, tokenizer.addDummyPrefix),
   );
   const template = familyNamed(config.family).chat?.jinjaTemplate;
   if (template !== undefined) entries.push(string('tokenizer.chat_template', template));
@@ -92,6 +94,10 @@ function string(key: string, value: string): Buffer {
 
 function u32(key: string, value: number): Buffer {
   return entry(key, ValueType.u32, u32Bytes(value));
+}
+
+function bool(key: string, value: boolean): Buffer {
+  return entry(key, ValueType.bool, Buffer.from([value ? 1 : 0]));
 }
 
 function f32(key: string, value: number): Buffer {

@@ -23,6 +23,9 @@ const HEAD = [
   { text: '</s>', aliases: ['</s>', '<eos>'], type: PieceType.control },
 ] as const;
 
+/** GGUF's name of SentencePiece's `add_dummy_prefix`, a bool. */
+export const ADD_SPACE_PREFIX = 'tokenizer.ggml.add_space_prefix';
+
 /**
  * Takes the SentencePiece pieces out of GGUF's `tokenizer.ggml` keys, as set_vocab_chatglm3() of llama.cpp's
  * convert_hf_to_gguf.py writes them: the pieces, the special tokens, then padding. The result equals tokenizer.model's.
@@ -54,7 +57,7 @@ export function* ggufTokenizer({ metadata }: GgufHeader, file: string): Work<Tok
     }
     pieces.add(Buffer.from(head.text), scores[id] ?? 0, head.type);
   }
-  return pieces.pack();
+  return pieces.pack(addSpacePrefix(metadata.get(ADD_SPACE_PREFIX), file));
 }
 
 /** Whether the vocabulary has a token of this text. */
@@ -71,6 +74,13 @@ function countPieces(tokens: GgufStrings, file: string): number {
     if (!isThere) throw invalid(file, `the tokenizer lacks ${token} where ChatGLM's has it`);
   });
   return count;
+}
+
+/** llama.cpp, too, takes a missing key for true in tokenizers of this kind. */
+function addSpacePrefix(value: GgufValue | undefined, file: string): boolean {
+  if (value === undefined) return true;
+  if (typeof value !== 'boolean') throw invalid(file, `${ADD_SPACE_PREFIX} is no bool`);
+  return value;
 }
 
 function numbers(value: GgufValue | undefined, length: number, key: string, file: string): Float64Array {
