@@ -1,3 +1,4 @@
+import { familyNamed } from '../families/index.js';
 import type { ModelConfig } from './types.js';
 
 /** What a tensor is for: decides how it may be stored, and how a random one is filled. */
@@ -19,6 +20,7 @@ export interface TensorSpec {
  */
 export function tensorLayout(config: ModelConfig): TensorSpec[] {
   const { hiddenSize: hidden, ffnHiddenSize: ffn, vocabSize: vocab } = config;
+  const { qkvBias } = familyNamed(config.family).architecture;
   const query = config.heads * config.headSize;
   const queryKeyValue = query + 2 * config.kvGroups * config.headSize;
   const specs: TensorSpec[] = [
@@ -34,7 +36,7 @@ export function tensorLayout(config: ModelConfig): TensorSpec[] {
       specs.push({ name: `blk.${layer}.${name}`, thudmName: `encoder.layers.${layer}.${thudmName}`, shape, role });
     add('attn_norm.weight', 'input_layernorm.weight', [hidden], 'norm');
     add('attn_qkv.weight', 'self_attention.query_key_value.weight', [queryKeyValue, hidden], 'linear');
-    add('attn_qkv.bias', 'self_attention.query_key_value.bias', [queryKeyValue], 'bias');
+    if (qkvBias) add('attn_qkv.bias', 'self_attention.query_key_value.bias', [queryKeyValue], 'bias');
     add('attn_output.weight', 'self_attention.dense.weight', [hidden, query], 'linear');
     add('ffn_norm.weight', 'post_attention_layernorm.weight', [hidden], 'norm');
     add('ffn_up.weight', 'mlp.dense_h_to_4h.weight', [2 * ffn, hidden], 'linear');
