@@ -1,6 +1,6 @@
-import type { NativeError, NativeFinish, NativeTokenLogprobs, TokenDecoder } from '../addon/native.js';
+import type { NativeFinish, NativeTokenLogprobs, TokenDecoder } from '../addon/native.js';
 import { onAbort } from '../common/abort.js';
-import { aborted, ChatGLMError } from '../common/errors.js';
+import { aborted, type ChatGLMError } from '../common/errors.js';
 import { allocated } from '../common/options.js';
 import type { TokenLogprobs } from './options.js';
 import { PieceStream } from './piece-stream.js';
@@ -12,10 +12,6 @@ export interface RequestHandler {
   onLogits(row: number, values: Float32Array): void;
   onFinish(finish: NativeFinish): void;
   onError(error: ChatGLMError): void;
-}
-
-export function toChatGLMError({ code, message, details }: NativeError): ChatGLMError {
-  return new ChatGLMError(code, message, details);
 }
 
 /** The tokens of one native request as they are computed. */

@@ -129,5 +129,5 @@ export async function loadTokenizer(path: FilePath, options: Nullable<LoadTokeni
   throwIfAborted(signalOption(set.signal));
   const { data, family } = await readTokenizer(file, wanted);
   throwIfAborted(set.signal);
-  return new Tokenizer(data, family ?? DEFAULT_FAMILY);
+  return await Tokenizer.create(data, family ?? DEFAULT_FAMILY);
 }

@@ -112,7 +112,7 @@ export class Model implements AsyncDisposable {
   /** @internal Use `loadModel()`. */
   static async load(source: ModelSource, options: LoadOptions): Promise<Model> {
     const { config, tokenizer: data } = source;
-    const tokenizer = data && new Tokenizer(data, config.family);
+    const tokenizer = data && (await Tokenizer.create(data, config.family));
     const spec = toNativeSpec(source, options);
     const { signal, onProgress } = options;
     throwIfAborted(signal);

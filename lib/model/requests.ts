@@ -1,7 +1,7 @@
-import type { NativeEvent, NativeModelInfo } from '../addon/native.js';
+import { fromNative, type NativeEvent, type NativeModelInfo } from '../addon/native.js';
 import { ChatGLMError } from '../common/errors.js';
 import { throttled } from '../common/progress.js';
-import { type RequestHandler, toChatGLMError } from '../generation/token-stream.js';
+import type { RequestHandler } from '../generation/token-stream.js';
 import type { LoadOptions, LoadProgress } from './load-options.js';
 
 /** The requests of one model that are under way, and where its events go. It must not hold the model itself. */
@@ -42,7 +42,7 @@ export class Requests {
           this.#resolveReady(event.info);
           break;
         case 'failed':
-          this.failLoading(toChatGLMError(event.error));
+          this.failLoading(fromNative(event.error));
           break;
         case 'token':
           this.handlers.get(event.request)?.onToken(event.id, event.logprobs);
@@ -54,7 +54,7 @@ export class Requests {
           this.#take(event.request)?.onFinish(event.finish);
           break;
         case 'error':
-          this.#take(event.request)?.onError(toChatGLMError(event.error));
+          this.#take(event.request)?.onError(fromNative(event.error));
           break;
         case 'disposed':
           this.failLoading(new ChatGLMError('ERR_DISPOSED', 'the model was disposed'));

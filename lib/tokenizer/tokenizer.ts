@@ -1,4 +1,4 @@
-import { callNative, loadNative, type NativeTokenizer } from '../addon/native.js';
+import { callNative, fromNative, loadNative, type NativeError, type NativeTokenizer } from '../addon/native.js';
 import { invalidArgument, throwIfAborted } from '../common/errors.js';
 import {
   booleanOption,
@@ -69,6 +69,16 @@ export class Tokenizer {
   readonly #addsDummyPrefix: boolean;
   /** UTF-16 units. */
   readonly #longestPiece: number;
+
+  /** @internal A tokenizer whose tables were built on a thread. */
+  static async create(data: TokenizerData, family: ModelFamily): Promise<Tokenizer> {
+    const tokenizer = new Tokenizer(data, family);
+    await new Promise<void>((resolve, reject) => {
+      const onEnd = (error?: NativeError) => (error ? reject(fromNative(error)) : resolve());
+      callNative(() => tokenizer.#native.prepare(onEnd));
+    });
+    return tokenizer;
+  }
 
   /** @internal Use `loadTokenizer()` or `model.tokenizer`. */
   constructor(data: TokenizerData, family: ModelFamily) {
