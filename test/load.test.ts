@@ -116,7 +116,10 @@ test.each(['q4_1', 'q5_0', 'q5_1', 'q4_k', 'q5_k', 'q6_k'] as const)('%s becomes
 test.each(['f32', 'f16', 'bf16', 'q8_0', 'q4_0'] as const)('%s is computed with as it is', async (type) => {
   const { path } = writeSmallGguf(at(`${type}.gguf`), { type });
   const model = await loadModel(path);
-  expect(model.info.weightTypes[type]).toBeGreaterThan(0.9 * model.info.bytes);
+  // A GPU computes with f16 where the CPU computes with f32 and bf16; embeddings stay as they are.
+  const { weightTypes, bytes } = model.info;
+  const floats = onGpu && type !== 'f16' && !type.startsWith('q') ? (weightTypes.f16 ?? 0) : 0;
+  expect((weightTypes[type] ?? 0) + floats).toBeGreaterThan(0.9 * bytes);
   const { tokens } = await model.generate(prompt, { maxTokens: 10, stopTokens: [] }).result;
   expect(tokens).toHaveLength(10);
   await model.dispose();

@@ -133,7 +133,8 @@ struct TestMatrix {
   /// Rows [first, first + count) as f32: (count, columns).
   std::vector<float> rows(int32_t first, int32_t count) const {
     std::vector<float> values(static_cast<size_t>(count) * static_cast<size_t>(packed.columns));
-    to_float(type, source.data() + first * row_bytes(type, packed.columns), count, packed.columns, values.data());
+    to_float(type, source.data() + first * row_bytes(type, packed.columns), 1, static_cast<int64_t>(values.size()),
+             values.data());
     return values;
   }
 
