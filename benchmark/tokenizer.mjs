@@ -1,10 +1,11 @@
 // Speed of the tokenizer: encoding of texts of many kinds and sizes, which has to be linear in each, decoding, streaming
 // decoding, and how long encodeAsync() holds the event loop.
+import { readFileSync } from 'node:fs';
 import { performance } from 'node:perf_hooks';
 import { commandLine, printTable, verdict, watchNeighbours } from './common.mjs';
 
 const MOST_RATIO = 1.5;
-const MOST_BLOCK_MS = 20;
+const MOST_TURN_MS = 20;
 
 const usage = 'node tokenizer.mjs [TOKENIZER] [--package ../dist/esm.mjs] [--sizes 1e3,1e5,1e7] [--only KIND]';
 const { values, positionals } = commandLine(usage, {
@@ -129,14 +130,25 @@ for (const [kind, make] of Object.entries(kinds)) {
 const names = sizes.map((size) => `ns/byte, ${size / 1e3} kB`);
 printTable([['text', ...names, 'last two', 'MB/s', 'decode MB/s', 'stream ns/token'], ...rows]);
 
-/** The longest time that a timer waited for its turn while `body` ran, in ms. */
-async function longestBlock(body) {
-  let longest = 0;
-  let last = performance.now();
+/** Milliseconds that this thread has had of the processor, which Linux tells; elsewhere the clock's. */
+function ownTime() {
+  try {
+    return Number(readFileSync('/proc/thread-self/schedstat', 'utf8').split(' ')[0]) / 1e6;
+  } catch {
+    return performance.now();
+  }
+}
+
+/** The longest turn of the event loop while `body` runs, by this thread's time and by the clock; and the whole time. */
+async function longestTurn(body) {
+  const longest = [0, 0];
+  let last = [ownTime(), performance.now()];
   let running = true;
   const tick = () => {
-    const now = performance.now();
-    longest = Math.max(longest, now - last);
+    const now = [ownTime(), performance.now()];
+    now.forEach((time, i) => {
+      longest[i] = Math.max(longest[i], time - last[i]);
+    });
     last = now;
     if (running) setImmediate(tick);
   };
@@ -146,23 +158,22 @@ async function longestBlock(body) {
   const elapsed = performance.now() - begin;
   running = false;
   await new Promise((resolve) => setImmediate(resolve));
-  return [longest, elapsed];
+  return [...longest, elapsed];
 }
 
 if (tokenizer.encodeAsync !== undefined) {
-  const blocks = [];
+  const turns = [];
   for (const [kind, make] of Object.entries(kinds)) {
     if (values.only !== undefined && values.only !== kind) continue;
     const text = make(sizes.at(-1));
     const runs = [];
-    for (let i = 0; i < 5; i++) runs.push(await longestBlock(() => tokenizer.encodeAsync(text)));
-    // The least of several again: others on a busy machine make a block of a moment in which this process had to wait.
-    const [longest, elapsed] = [0, 1].map((i) => Math.min(...runs.map((run) => run[i])));
-    if (longest > MOST_BLOCK_MS) missed++;
-    blocks.push([kind, longest.toFixed(1), elapsed.toFixed(0)]);
+    for (let i = 0; i < 3; i++) runs.push(await longestTurn(() => tokenizer.encodeAsync(text)));
+    const least = [0, 1, 2].map((i) => Math.min(...runs.map((run) => run[i])));
+    if (least[0] > MOST_TURN_MS) missed++;
+    turns.push([kind, ...least.map((ms) => ms.toFixed(1))]);
   }
-  printTable([['encodeAsync()', 'longest block ms', 'ms in all'], ...blocks]);
+  printTable([['encodeAsync()', 'longest turn, own ms', 'by the clock', 'in all'], ...turns]);
 }
 console.log(
-  `ns/byte of the last two sizes within ${MOST_RATIO}, blocks below ${MOST_BLOCK_MS} ms: ${verdict(missed === 0)} (${neighbours()})`,
+  `ns/byte of the last two sizes within ${MOST_RATIO}, turns below ${MOST_TURN_MS} ms: ${verdict(missed === 0)} (${neighbours()})`,
 );

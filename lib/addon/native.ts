@@ -28,8 +28,8 @@ export interface NativeEncoding {
   cancel(): void;
   /** How many ids there are. This and `read` are for after the end. */
   readonly length: number;
-  /** The ids from `begin` up to `end`. */
-  read(begin: number, end: number): Uint32Array;
+  /** Copies `count` ids from `begin` on, or those that are left, to the same place in `target`. */
+  read(target: Uint32Array, begin: number, count: number): void;
 }
 
 /** Native code checks each range against the file's size, and the shapes against the config. */

@@ -1,5 +1,6 @@
 #include "addon/encoding.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <optional>
@@ -150,12 +151,16 @@ class EncodingObject : public Napi::ObjectWrap<EncodingObject> {
   Napi::Value read(const Napi::CallbackInfo& info) {
     return guarded(info.Env(), [&] {
       const std::vector<uint32_t>& ids = job_->ids();
-      const auto begin = static_cast<size_t>(integer_of(info[0], "begin", 0, static_cast<int64_t>(ids.size())));
-      const auto end = static_cast<size_t>(
-          integer_of(info[1], "end", static_cast<int64_t>(begin), static_cast<int64_t>(ids.size())));
-      Napi::Uint32Array array = Napi::Uint32Array::New(info.Env(), end - begin);
-      if (end > begin) std::memcpy(array.Data(), ids.data() + begin, (end - begin) * sizeof(uint32_t));
-      return array;
+      if (!info[0].IsTypedArray() || info[0].As<Napi::TypedArray>().TypedArrayType() != napi_uint32_array) {
+        throw Error("ERR_INVALID_ARGUMENT", "target must be a Uint32Array");
+      }
+      Napi::Uint32Array target = info[0].As<Napi::Uint32Array>();
+      const size_t most = std::min(ids.size(), target.ElementLength());
+      const auto begin = static_cast<size_t>(integer_of(info[1], "begin", 0, static_cast<int64_t>(most)));
+      const auto count = static_cast<size_t>(integer_of(info[2], "count", 0, UINT32_MAX));
+      const size_t end = begin + std::min(count, most - begin);
+      if (end > begin) std::memcpy(target.Data() + begin, ids.data() + begin, (end - begin) * sizeof(uint32_t));
+      return info.Env().Undefined();
     });
   }
 

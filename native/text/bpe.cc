@@ -1,7 +1,6 @@
 #include "text/bpe.h"
 
 #include <algorithm>
-#include <bit>
 
 #include "base/error.h"
 #include "text/utf8.h"
@@ -51,7 +50,7 @@ std::vector<const Bpe::Piece*> sorted_by_text(const std::vector<Bpe::Piece>& pie
 
 }  // namespace
 
-Bpe::Bpe(const std::vector<Piece>& pieces, char32_t space) {
+Bpe::Bpe(const std::vector<Piece>& pieces, char32_t space) : mergeable_(pieces.size()), touching_(pieces.size()) {
   make_alphabet(pieces);
   const std::vector<Origin> origins = make_trie(pieces);
   const auto count = static_cast<Node>(origins.size());

@@ -1,5 +1,6 @@
 #pragma once
 #include <atomic>
+#include <bit>
 #include <cstdint>
 #include <limits>
 #include <string>
@@ -62,13 +63,14 @@ class Bpe {
   // Says of most pairs that were not added that they were not: a Bloom filter of one bit a pair.
   class PairFilter {
    public:
-    void add(Node a, Node b) { bits_[slot(a, b) / 64] |= uint64_t{1} << (slot(a, b) % 64); }
-    bool may_have(Node a, Node b) const { return bits_[slot(a, b) / 64] >> (slot(a, b) % 64) & 1; }
+    explicit PairFilter(size_t pairs) : bits_(std::bit_ceil(pairs * 12 / 64 + 1)) {}
+    void add(Node a, Node b) { bits_[word(a, b)] |= bit(a, b); }
+    bool may_have(Node a, Node b) const { return bits_[word(a, b)] & bit(a, b); }
 
    private:
-    static constexpr uint64_t kBits = uint64_t{1} << 20;  // 128 KiB, for some 60,000 pairs
-    static uint64_t slot(Node a, Node b) { return hash(a, b) % kBits; }
-    std::vector<uint64_t> bits_ = std::vector<uint64_t>(kBits / 64);
+    static uint64_t bit(Node a, Node b) { return uint64_t{1} << (hash(a, b) % 64); }
+    size_t word(Node a, Node b) const { return hash(a, b) / 64 & (bits_.size() - 1); }
+    std::vector<uint64_t> bits_;
   };
 
   struct Merge {
