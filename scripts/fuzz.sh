@@ -3,7 +3,7 @@
 #   scripts/fuzz.sh [--seconds 60 | --runs N] [tokenizer] [model_spec]
 # Needs clang++ with libFuzzer (Debian: clang, libclang-rt-14-dev), CMake and make or ninja; installs nothing. Inputs that
 # reach new code stay in build/fuzz/corpus for the next time. Prints a line for each fuzzer and fails on a finding, whose
-# input it names: build/fuzz/fuzz_NAME FILE runs it again.
+# input it names: build/fuzz/native/test/fuzz/fuzz_NAME INPUT runs it again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -49,7 +49,8 @@ for name in "${targets[@]}"; do
   else
     failed=1
     grep -vE '^#[0-9]+' "$run" | tail -n 60 >&2
-    echo "$name: a finding, see $run"
+    input=$(sed -n 's/.*Test unit written to //p' "$run" | tail -1)
+    echo "$name: a finding, ${input:-see $run}"
   fi
 done
 exit $failed

@@ -100,8 +100,10 @@ ModelSource source_of(FuzzedDataProvider& input) {
   source.quantized_type = input.ConsumeBool() ? DataType::q8_0 : DataType::q4_0;
   const DataType type = input.PickValueInArray(kTypes);
   const ModelShape& s = source.shape;
-  const auto size = [](int64_t a, int64_t b) { return a * b; };  // of two of 32 bits
-  const int64_t query = size(s.heads, s.head_size), qkv = query + 2 * size(s.kv_groups, s.head_size);
+  // Twice the product of two numbers of 32 bits may overflow, and is no size that anything could have then.
+  const auto size = [](int64_t a, int64_t b) { return static_cast<uint64_t>(a * b); };
+  const uint64_t heads = size(s.heads, s.head_size), groups = size(s.kv_groups, s.head_size);
+  const auto query = static_cast<int64_t>(heads), qkv = static_cast<int64_t>(heads + 2 * groups);
   const auto add = [&](const std::string& name, int64_t rows, int64_t columns) {
     add_tensor(input, source, type, name, rows, columns);
   };

@@ -4,6 +4,7 @@
 
 #include <fuzzer/FuzzedDataProvider.h>
 
+#include <iterator>
 #include <map>
 #include <memory>
 #include <string>
@@ -19,16 +20,21 @@ namespace {
 constexpr char32_t kSpace = 0x2581;
 constexpr size_t kMostPieces = 48, kMostCharacters = 96, kMostIds = 64;
 
-// Few letters, so that pieces occur in texts; characters of each length in UTF-8; what is special to the tokenizer.
-constexpr char32_t kLetters[] = {'a', 'b',    'c',    'd',     ' ',     kSpace, '\n', 0,
-                                 'z', 0x00e9, 0x4f60, 0x1f600, 0x1f601, 0xfffd, '<',  0x10ffff};
+// The letters of a run are the first of these: few, so that pieces occur in texts and overlap. Among them are
+// characters of each length in UTF-8 and what is special to the tokenizer.
+constexpr char32_t kLetters[] = {'a', 'b',    ' ',    'c',    0x4f60, 'd',     0x1f600, '\n',
+                                 0,   kSpace, 0x00e9, 0xfffd, '<',    0x1f601, 'z',     0x10ffff};
 
-char32_t character_of(FuzzedDataProvider& input) {
-  const auto kind = input.ConsumeIntegral<uint8_t>();
-  if (kind < 240) return kLetters[kind % 16];
-  const auto code = input.ConsumeIntegralInRange<uint32_t>(0, 0x10ffff);
-  return code >= 0xd800 && code < 0xe000 ? kReplacementCharacter : code;
-}
+struct Letters {
+  FuzzedDataProvider& input;
+  size_t count;
+  char32_t next() const {
+    const auto kind = input.ConsumeIntegral<uint8_t>();
+    if (kind < 250) return kLetters[kind % count];
+    const auto code = input.ConsumeIntegralInRange<uint32_t>(0, 0x10ffff);
+    return code >= 0xd800 && code < 0xe000 ? kReplacementCharacter : code;
+  }
+};
 
 std::string utf8_of(const std::u32string& text) {
   std::string bytes;
@@ -64,13 +70,13 @@ Vocabulary beginning() {
   return v;
 }
 
-Vocabulary vocabulary_of(FuzzedDataProvider& input) {
+Vocabulary vocabulary_of(FuzzedDataProvider& input, const Letters& letters) {
   static const Vocabulary first = beginning();
   Vocabulary v = first;
   const bool ties = input.ConsumeBool(), others = input.ConsumeIntegral<uint8_t>() == 0;
   for (size_t n = input.ConsumeIntegralInRange<size_t>(0, kMostPieces); n > 0; --n) {
     std::u32string text;
-    for (size_t m = input.ConsumeIntegralInRange<size_t>(others ? 0 : 1, 9); m > 0; --m) text += character_of(input);
+    for (size_t m = input.ConsumeIntegralInRange<size_t>(others ? 0 : 1, 9); m > 0; --m) text += letters.next();
     const auto score = input.ConsumeIntegral<int8_t>();
     auto type = PieceType::normal;
     if (others) type = static_cast<PieceType>(input.ConsumeIntegral<uint8_t>());
@@ -96,7 +102,7 @@ std::u32string characters_of(const std::u16string& text) {
   return characters;
 }
 
-std::u16string utf16_of(FuzzedDataProvider& input) {
+std::u16string utf16_of(FuzzedDataProvider& input, const Letters& letters) {
   std::u16string text;
   const bool any_units = input.ConsumeIntegral<uint8_t>() > 240;
   for (size_t n = input.ConsumeIntegralInRange<size_t>(0, kMostCharacters); n > 0; --n) {
@@ -104,7 +110,7 @@ std::u16string utf16_of(FuzzedDataProvider& input) {
       text += static_cast<char16_t>(input.ConsumeIntegral<uint16_t>());
       continue;
     }
-    const char32_t code = character_of(input);
+    const char32_t code = letters.next();
     if (code < 0x10000) {
       text += static_cast<char16_t>(code);
     } else {
@@ -170,9 +176,10 @@ std::string decode_as_stream(const std::shared_ptr<const Tokenizer>& t, const st
 
 void run(FuzzedDataProvider& input) {
   const bool prefix = input.ConsumeBool();
-  Vocabulary v = vocabulary_of(input);
+  const Letters letters{input, input.ConsumeIntegralInRange<size_t>(2, std::size(kLetters))};
+  Vocabulary v = vocabulary_of(input, letters);
   if (input.ConsumeIntegral<uint8_t>() == 0) v.offsets[input.ConsumeIntegralInRange<size_t>(0, v.types.size())] ^= 1;
-  const std::u16string text = utf16_of(input);
+  const std::u16string text = utf16_of(input, letters);
   const auto t = std::make_shared<const Tokenizer>(v.pieces, v.offsets, v.scores, v.types, prefix);
 
   const std::vector<uint32_t> ids = t->encode(text);
