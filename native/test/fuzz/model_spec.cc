@@ -1,11 +1,11 @@
 // Shapes, tables of tensors and ranges of files out of the fuzzer's bytes, half of them near to valid ones. Each is
 // refused with an Error or taken; what is taken and small is loaded from a file, whose ranges may lie anywhere.
 #include <fuzzer/FuzzedDataProvider.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -22,18 +22,15 @@ constexpr DataType kTypes[] = {DataType::f32,  DataType::f16,  DataType::bf16, D
                                DataType::q4_1, DataType::q5_0, DataType::q5_1, DataType::q4_k, DataType::q5_k,
                                DataType::q6_k, DataType::int8, DataType::int4};
 
-// A file of numbers that are finite in most types.
+// A file of numbers that are finite in most types. It lies in memory: libFuzzer ends without a chance to delete one.
 const std::string& weights_file() {
   static const std::string path = [] {
-    char name[] = "/tmp/chatglm-fuzz-XXXXXX";
-    const int file = mkstemp(name);
+    const int file = memfd_create("weights", 0);
     EXPECT(file >= 0);
     std::vector<uint8_t> bytes(kFileBytes);
     for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<uint8_t>(i % 2 ? 0x30 : i / 2);
     EXPECT(write(file, bytes.data(), bytes.size()) == static_cast<ssize_t>(bytes.size()));
-    close(file);
-    std::atexit([] { unlink(weights_file().c_str()); });
-    return std::string(name);
+    return "/proc/self/fd/" + std::to_string(file);
   }();
   return path;
 }
