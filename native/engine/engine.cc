@@ -1,14 +1,11 @@
 #include "engine/engine.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace chatglm {
 
 namespace {
-
-// A chunk of a prompt should not delay the next tokens of the sequences that are generating by more than this.
-constexpr double kSharedStepSeconds = 0.1;
-constexpr int32_t kSmallestPiece = 16;
 
 double milliseconds(std::chrono::steady_clock::duration duration) {
   return std::chrono::duration<double, std::milli>(duration).count();
@@ -20,8 +17,7 @@ bool contains(const std::vector<uint32_t>& ids, uint32_t id) {
 
 }  // namespace
 
-Engine::Engine(EngineOptions options, Load load, EngineListener& listener)
-    : options_(options), listener_(listener), cache_(options.pages(), kPageTokens) {
+Engine::Engine(EngineOptions options, Load load, EngineListener& listener) : options_(options), listener_(listener) {
   thread_ = std::thread([this, load = std::move(load)] { run(load); });
 }
 
@@ -32,7 +28,7 @@ Engine::~Engine() {
 
 uint32_t Engine::submit(Request request) {
   const auto tokens = static_cast<int32_t>(request.prompt.size());
-  const bool generates = request.logits_from < 0;
+  const bool generates = request.kind == Request::Kind::generate;
   if (tokens == 0) throw Error("ERR_INVALID_ARGUMENT", "the prompt is empty");
   for (const int32_t id : request.prompt) {
     if (id < 0 || id >= options_.vocabulary) {
@@ -48,22 +44,37 @@ uint32_t Engine::submit(Request request) {
                 {{"tokens", static_cast<double>(tokens)}, {"limit", static_cast<double>(limit)}});
   }
   if (!generates) request.max_tokens = 0;
+  if (!generates && (request.from < (request.kind == Request::Kind::score ? 1 : 0) || request.from >= tokens)) {
+    throw Error("ERR_INVALID_ARGUMENT", "position " + std::to_string(request.from) + " is not among the " +
+                                            std::to_string(tokens) + " tokens whose values can be given");
+  }
+  request.top = std::clamp(request.top, 0, Outcome::kMostLogprobs);
   request.max_tokens = std::clamp(request.max_tokens, 0, limit - tokens);
 
   auto sequence = std::make_unique<Sequence>();
   sequence->tokens = request.prompt;
   sequence->submitted = Clock::now();
-  sequence->sampler = std::make_unique<Sampler>(request.sampling, request.prompt);
+  Job& job = sequence->job;
+  job.priority = request.priority;
+  // The last token of a text is scored by the logits of the token before.
+  job.tokens = request.kind == Request::Kind::score ? tokens - 1 : tokens;
+  if (request.kind == Request::Kind::logits) job.rows_from = request.from;
+  if (generates) {
+    sequence->sampler = std::make_unique<SequenceSampler>(request.sampling, request.prompt, options_.vocabulary);
+    if (options_.speculation && sequence->sampler->is_plain()) sequence->speculator = std::make_unique<Speculator>();
+  }
   sequence->request = std::move(request);
 
   const std::lock_guard lock(mutex_);
+  if (failure_) throw *failure_;
   if (stopping_) throw Error("ERR_DISPOSED", "the model was disposed");
   // The limit counts all unfinished requests, so it does not depend on how soon the engine's thread empties the inbox.
   if (unfinished_ >= options_.max_sequences + options_.max_queue) {
     throw Error("ERR_QUEUE_FULL", std::to_string(options_.max_queue) + " requests are waiting already (maxQueue)",
                 {{"limit", static_cast<double>(options_.max_queue)}});
   }
-  const uint32_t id = sequence->id = next_id_++;
+  const uint32_t id = job.id = next_id_++;
+  job.arrival = id;
   ++unfinished_;
   inbox_.push_back(std::move(sequence));
   wake_.notify_one();
@@ -73,9 +84,10 @@ uint32_t Engine::submit(Request request) {
 void Engine::cancel(uint32_t request) {
   const std::lock_guard lock(mutex_);
   cancelled_.push_back(request);
-  // A step of single tokens is soon done, but a chunk of a prompt may take seconds: the step is aborted. The other
-  // sequences of the step lose their results too and are computed again.
-  if (contains(prefilling_, request)) abort_step_ = true;
+  // A step of others must not be lost: a request that shares one ends after it.
+  if (!stepping_.empty() && std::ranges::all_of(stepping_, [&](uint32_t id) { return contains(cancelled_, id); })) {
+    abort_step_ = true;
+  }
   wake_.notify_one();
 }
 
@@ -101,221 +113,466 @@ Engine::Stats Engine::stats() const {
   return stats;
 }
 
+uint32_t Engine::command(std::function<void(Backend&, uint32_t)> body, bool replies) {
+  const std::lock_guard lock(mutex_);
+  if (failure_) throw *failure_;
+  if (stopping_) throw Error("ERR_DISPOSED", "the model was disposed");
+  const uint32_t id = next_id_++;
+  commands_.push_back({id, replies, [id, body = std::move(body)](Backend& backend) { body(backend, id); }});
+  wake_.notify_one();
+  return id;
+}
+
+void Engine::release(uint32_t pin) {
+  const std::lock_guard lock(mutex_);
+  if (stopping_) return;
+  commands_.push_back({0, false, [this, pin](Backend&) { give_back(pin); }});
+  wake_.notify_one();
+}
+
+uint32_t Engine::read_pages(uint32_t pin, int32_t first, int32_t count) {
+  return command(
+      [=, this](Backend& backend, uint32_t call) {
+        const Pin& pinned = pin_of(pin, first, count);
+        const auto bytes = static_cast<size_t>(backend.info().page_bytes);
+        std::vector<uint8_t> data(bytes * static_cast<size_t>(count));
+        for (int32_t i = 0; i < count; ++i) {
+          backend.read_page(pinned.holding.pages[static_cast<size_t>(first + i)],
+                            data.data() + bytes * static_cast<size_t>(i));
+        }
+        listener_.on_pages(call, std::move(data), nullptr);
+      },
+      true);
+}
+
+uint32_t Engine::import_pages(std::vector<int32_t> tokens) {
+  return command(
+      [this, tokens = std::move(tokens)](Backend&, uint32_t pin) mutable {
+        Pin pinned;
+        pinned.imported = true;
+        pinned.holding.cached = options_.prefix_cache;
+        if (!cache_->take(pinned.holding, cache_->pages_for(static_cast<int64_t>(tokens.size())))) return;
+        pinned.written.resize(pinned.holding.pages.size());
+        pinned.tokens = std::move(tokens);
+        pins_.emplace(pin, std::move(pinned));
+      },
+      false);
+}
+
+uint32_t Engine::write_pages(uint32_t pin, int32_t first, std::vector<uint8_t> data) {
+  return command(
+      [=, this, data = std::move(data)](Backend& backend, uint32_t call) {
+        const auto bytes = static_cast<size_t>(backend.info().page_bytes);
+        if (data.size() % bytes != 0) throw Error("ERR_INVALID_ARGUMENT", "pages are given in whole");
+        const auto count = static_cast<int32_t>(data.size() / bytes);
+        Pin& pinned = pin_of(pin, first, count);
+        if (!pinned.imported) throw Error("ERR_INVALID_ARGUMENT", "these pages cannot be written");
+        for (int32_t i = 0; i < count; ++i) {
+          const auto page = static_cast<size_t>(first + i);
+          backend.write_page(pinned.holding.pages[page], data.data() + bytes * static_cast<size_t>(i));
+          pinned.written[page] = true;
+        }
+        listener_.on_pages(call, {}, nullptr);
+      },
+      true);
+}
+
+// The pin, which has `count` pages from `first` on.
+Engine::Pin& Engine::pin_of(uint32_t pin, int32_t first, int32_t count) {
+  const auto found = pins_.find(pin);
+  if (found == pins_.end()) {
+    throw Error("ERR_OUT_OF_MEMORY", "the key/value cache has no room for the pages, or they were given back");
+  }
+  if (first < 0 || count < 1 ||
+      static_cast<size_t>(first) + static_cast<size_t>(count) > found->second.holding.pages.size()) {
+    throw Error("ERR_INVALID_ARGUMENT", "there are no such pages");
+  }
+  return found->second;
+}
+
+void Engine::give_back(uint32_t pin) {
+  const auto found = pins_.find(pin);
+  if (found == pins_.end()) return;
+  Pin& pinned = found->second;
+  const bool complete = !pinned.imported || std::ranges::all_of(pinned.written, [](bool written) { return written; });
+  cache_->end(pinned.holding, pinned.tokens, complete);
+  pins_.erase(found);
+}
+
 void Engine::run(const Load& load) {
+  std::optional<Error> failure;
   try {
     const std::unique_ptr<Backend> backend =
         load([&](uint64_t bytes, uint64_t total) { listener_.on_progress(bytes, total); }, abort_all_);
-    listener_.on_ready(backend->info());
+    const BackendInfo info = backend->info();
+    cache_ = std::make_unique<KvCache>(info.pages, kPageTokens);
+    scheduler_ = std::make_unique<Scheduler>(SchedulerLimits{options_.max_sequences, backend->max_batch_tokens(),
+                                                             backend->max_batch_logits(), kPageTokens,
+                                                             options_.prefill_budget_ms});
+    outcomes_.resize(static_cast<size_t>(backend->max_batch_tokens()));
+    listener_.on_ready(info);
     serve(*backend);
   } catch (...) {
-    listener_.on_failed(current_error());
+    failure = current_error();
   }
+  std::deque<Command> commands;
   {
     const std::lock_guard lock(mutex_);
     stopping_ = true;
-    for (SequencePtr& sequence : inbox_) queue_.push_back(std::move(sequence));
+    failure_ = failure;
+    for (SequencePtr& sequence : inbox_) sequences_.emplace(sequence->id(), std::move(sequence));
     inbox_.clear();
+    commands.swap(commands_);
   }
-  for (SequencePtr& sequence : active_) queue_.push_back(std::move(sequence));
-  active_.clear();
-  for (const SequencePtr& sequence : queue_) {
+  const Error cause = failure ? *failure : Error("ERR_DISPOSED", "the model was disposed");
+  for (const Command& command : commands) {
+    if (command.replies) listener_.on_pages(command.id, {}, &cause);
+  }
+  for (const auto& [_, sequence] : sequences_) {
     if (sequence->ended) continue;  // its end was told before an exception ended the step
-    fail(*sequence, Error("ERR_DISPOSED", "the model was disposed"));
+    count_out(*sequence);
+    listener_.on_error(sequence->id(), cause);
   }
-  queue_.clear();
-  cache_.clear();
+  sequences_.clear();
+  pins_.clear();
+  if (failure) listener_.on_failed(*failure);
+  scheduler_ = nullptr;
+  cache_ = nullptr;
   logits_ = {};
-  tops_ = {};
+  outcomes_ = {};
   publish_stats();
   listener_.on_stopped();
 }
 
 void Engine::serve(Backend& backend) {
-  const size_t rows = static_cast<size_t>(backend.max_batch_logits() + options_.max_sequences);
-  logits_.resize(rows * static_cast<size_t>(options_.vocabulary));
-  tops_.resize(static_cast<size_t>(options_.max_sequences));
   publish_stats();
-  for (;;) {
-    {
-      std::unique_lock lock(mutex_);
-      wake_.wait(lock, [&] {
-        // The queue counts too: when all active sequences end in one step, nothing else wakes this thread.
-        return stopping_ || !inbox_.empty() || !cancelled_.empty() || clear_cache_ || !active_.empty() ||
-               !queue_.empty();
-      });
-      if (stopping_) return;
-    }
-    take_inbox();
+  while (wait_for_work()) {
+    take_inbox(backend);
     admit(backend);
-    if (const std::vector<Part> parts = plan(backend); !parts.empty()) step(backend, parts);
+    const Scheduler::Plan planned = plan(backend);
+    if (!planned.parts.empty()) step(backend, planned);
     publish_stats();
   }
 }
 
-void Engine::take_inbox() {
+// Returns false when the engine is to end.
+bool Engine::wait_for_work() {
+  std::unique_lock lock(mutex_);
+  wake_.wait(lock, [&] {
+    return stopping_ || !inbox_.empty() || !cancelled_.empty() || clear_cache_ || !commands_.empty() ||
+           !sequences_.empty();
+  });
+  return !stopping_;
+}
+
+void Engine::take_inbox(Backend& backend) {
+  std::deque<SequencePtr> inbox;
+  std::deque<Command> commands;
   std::vector<uint32_t> cancelled;
-  bool clear = false;
+  bool clear;
   {
     const std::lock_guard lock(mutex_);
-    for (SequencePtr& sequence : inbox_) queue_.push_back(std::move(sequence));
-    inbox_.clear();
+    inbox.swap(inbox_);
+    commands.swap(commands_);
     cancelled.swap(cancelled_);
-    std::swap(clear, clear_cache_);
+    clear = std::exchange(clear_cache_, false);
   }
-  if (clear) cache_.clear();
-  if (cancelled.empty()) return;
-  for (const SequencePtr& sequence : active_) {
-    if (contains(cancelled, sequence->id)) finish(*sequence, FinishReason::cancelled);
+  for (SequencePtr& sequence : inbox) {
+    scheduler_->enqueue(sequence->job, sequence->request.client, sequence->request.weight);
+    trace(*sequence, Trace::Phase::queued);
+    sequences_.emplace(sequence->id(), std::move(sequence));
   }
-  std::erase_if(active_, [&](const SequencePtr& sequence) { return contains(cancelled, sequence->id); });
-  std::erase_if(queue_, [&](const SequencePtr& sequence) {
-    if (!contains(cancelled, sequence->id)) return false;
-    finish(*sequence, FinishReason::cancelled);
-    return true;
-  });
+  if (clear) cache_->clear();
+  for (const Command& command : commands) {
+    try {
+      command.body(backend);
+    } catch (const Error& error) {
+      if (command.replies) listener_.on_pages(command.id, {}, &error);
+    }
+  }
+  for (const uint32_t id : cancelled) {
+    const auto found = sequences_.find(id);
+    if (found != sequences_.end()) finish(*found->second, FinishReason::cancelled);
+  }
+  forget_ended();
 }
 
 void Engine::admit(Backend& backend) {
-  while (!queue_.empty() && static_cast<int32_t>(active_.size()) < options_.max_sequences) {
-    Sequence& sequence = *queue_.front();
-    const Request& request = sequence.request;
-    KvCache::Match match;
-    if (options_.prefix_cache) {
-      match = cache_.find(sequence.tokens);
-      for (const SequencePtr& other : active_) {
-        const std::span<const int32_t> computed(other->tokens.data(), static_cast<size_t>(other->evaluated));
-        const int32_t common = KvCache::common_prefix(computed, sequence.tokens);
-        if (common > match.tokens) match = {common, other->holding.pages};
+  while (Job* next = scheduler_->next()) {
+    Sequence& sequence = *sequences_.at(next->id);
+    find_cached(backend, sequence);
+    if (!scheduler_->fits(*next, cache_->available_pages())) {
+      Job* victim = scheduler_->victim_for(*next);
+      give_pages_back(sequence);
+      if (!victim) return;  // the request waits until pages or a sequence's place are free
+      preempt(*sequences_.at(victim->id));
+      continue;
+    }
+    const bool first = sequence.admitted == Clock::time_point{};
+    scheduler_->admit(*next);
+    if (first) {
+      sequence.admitted = Clock::now();
+      {
+        const std::lock_guard lock(mutex_);
+        ++running_;
       }
-      // The last token is always computed, for its logits, and so is every token whose logits are asked for.
-      const auto last = static_cast<int32_t>(sequence.tokens.size()) - 1;
-      match.tokens = std::min({match.tokens, last, request.logits_from < 0 ? last : request.logits_from});
+      listener_.on_admitted(next->id);
     }
-    const auto most = static_cast<int64_t>(sequence.tokens.size()) + request.max_tokens;
-    const std::optional<KvCache::Start> start = cache_.begin(most, match, sequence.holding);
-    if (!start) break;  // the request waits until a sequence ends and its pages are free
-    if (start->copy_from >= 0) backend.copy_page(start->copy_from, start->copy_to, start->copy_tokens);
-    sequence.cached = sequence.evaluated = start->reused_tokens;
-    sequence.admitted = Clock::now();
-    active_.push_back(std::move(queue_.front()));
-    queue_.pop_front();
-    const std::lock_guard lock(mutex_);
-    ++running_;
+    trace(sequence, Trace::Phase::admitted, next->evaluated);
   }
 }
 
-std::vector<Engine::Part> Engine::plan(const Backend& backend) const {
-  std::vector<Part> parts;
-  int32_t tokens = backend.max_batch_tokens(), logits = backend.max_batch_logits();
-  const auto top = [most = backend.max_top()](const Sequence& sequence) { return sequence.sampler->enough(most); };
-  for (const SequencePtr& sequence : active_) {
-    if (sequence->prefilling() || tokens == 0) continue;
-    parts.push_back({sequence.get(), 1, 1, top(*sequence)});
-    --tokens;
-  }
-  if (!parts.empty() && prefill_tokens_per_second_ > 0) {
-    const double share = std::min<double>(tokens, kSharedStepSeconds * prefill_tokens_per_second_);
-    tokens = std::min(tokens, std::max(kSmallestPiece, static_cast<int32_t>(share)));
-  }
-  for (const SequencePtr& sequence : active_) {
-    if (!sequence->prefilling()) continue;
-    int32_t count = std::min(sequence->remaining(), tokens);
-    const int32_t from = sequence->request.logits_from;
-    int32_t rows = 0;
-    if (from >= 0) {
-      // Each token from `from` on takes a row of logits, and a batch has room for few rows.
-      count = std::min(count, std::max(0, from - sequence->evaluated) + logits);
-      rows = std::max(0, sequence->evaluated + count - std::max(from, sequence->evaluated));
-    } else if (count == sequence->remaining() && sequence->request.max_tokens > 0) {
-      rows = 1;
-    }
-    if (count <= 0) continue;
-    parts.push_back({sequence.get(), count, rows, from < 0 && rows > 0 && top(*sequence)});
-    tokens -= count;
-    if (from >= 0) logits -= rows;
-  }
-  return parts;
+// Takes what the prefix cache has of the tokens that come next. Only a sequence whose pages are all full and registered
+// may have more, as others may have computed these tokens since the last look.
+void Engine::find_cached(Backend& backend, Sequence& sequence) {
+  Job& job = sequence.job;
+  if (job.decoding || !sequence.holding.cached || job.evaluated != sequence.holding.registered * kPageTokens) return;
+  // The last token is always computed, for its logits, and so is every token whose logits are asked for.
+  int32_t most = job.tokens - 1;
+  if (sequence.request.kind == Request::Kind::logits) most = std::min(most, sequence.request.from);
+  if (sequence.request.kind == Request::Kind::score) most = std::min(most, sequence.request.from - 1);
+  if (most <= job.evaluated) return;
+  const KvCache::Start start =
+      cache_->extend(sequence.holding, std::span(sequence.tokens).first(static_cast<size_t>(most)));
+  if (start.copy_from >= 0) backend.copy_page(start.copy_from, start.copy_to, start.copy_tokens);
+  const int32_t found = std::max(0, start.tokens - job.evaluated);
+  job.evaluated += found;
+  if (sequence.counts.preemptions == 0) sequence.cached += found;
+  job.pages = static_cast<int32_t>(sequence.holding.pages.size());
 }
 
-void Engine::step(Backend& backend, const std::vector<Part>& parts) {
+void Engine::give_pages_back(Sequence& sequence) {
+  cache_->end(sequence.holding, std::span(sequence.tokens).first(static_cast<size_t>(sequence.job.evaluated)),
+              options_.prefix_cache);
+  if (sequence.counts.preemptions == 0) sequence.cached = 0;
+  sequence.holding = {};
+  sequence.holding.cached = options_.prefix_cache;
+  sequence.job.evaluated = 0;
+  sequence.job.pages = 0;
+  sequence.job.drafts = 0;
+  sequence.job.decoding = false;
+}
+
+void Engine::preempt(Sequence& sequence) {
+  trace(sequence, Trace::Phase::preempted, sequence.generated);
+  ++sequence.counts.preemptions;
+  ++totals_.preemptions;
+  scheduler_->preempt(sequence.job);
+  give_pages_back(sequence);
+}
+
+Scheduler::Plan Engine::plan(Backend& backend) {
+  for (;;) {
+    draft();
+    Scheduler::Plan plan = scheduler_->plan(cache_->available_pages());
+    if (!plan.preempt) {
+      bool more = false;  // a chunk begins with tokens that others have computed meanwhile
+      for (const Scheduler::Part& part : plan.parts) {
+        if (part.job->decoding) continue;
+        const int32_t before = part.job->evaluated;
+        find_cached(backend, *sequences_.at(part.job->id));
+        more = more || part.job->evaluated > before;
+      }
+      if (more) continue;
+      return plan;
+    }
+    Sequence& sequence = *sequences_.at(plan.preempt->id);
+    if (scheduler_->running() > 1) {
+      preempt(sequence);
+      continue;
+    }
+    fail(sequence, Error("ERR_OUT_OF_MEMORY",
+                         "the key/value cache has no page left for the only sequence that is computed: pinned prompts "
+                         "hold too many of its " +
+                             std::to_string(cache_->total_pages()) + " pages",
+                         {{"pages", static_cast<double>(cache_->total_pages())}}));
+    forget_ended();
+    return {};
+  }
+}
+
+// Guesses the next tokens of the sequences that decode.
+void Engine::draft() {
+  int32_t decoding = 0;
+  for (const auto& [_, sequence] : sequences_) decoding += sequence->job.decoding;
+  for (const auto& [_, sequence] : sequences_) {
+    Job& job = sequence->job;
+    job.drafts = 0;
+    if (!job.decoding || !sequence->speculator) continue;
+    const int32_t left = sequence->request.max_tokens - sequence->generated - 1;
+    Speculator& speculator = *sequence->speculator;
+    if (!scheduler_->drafts_pay(decoding, Speculator::kMostDrafts, speculator.acceptance())) continue;
+    sequence->drafts = speculator.draft(sequence->tokens, left);
+    job.drafts = static_cast<int32_t>(sequence->drafts.size());
+  }
+}
+
+void Engine::step(Backend& backend, const Scheduler::Plan& plan) {
   std::vector<Segment> batch;
-  int32_t prompt_tokens = 0;
+  std::vector<Sequence*> sequences;
+  int32_t logits = 0;
+  for (const Scheduler::Part& part : plan.parts) {
+    Sequence& sequence = *sequences_.at(part.job->id);
+    sequences.push_back(&sequence);
+    // The plan counted the pages, so they are there.
+    if (!cache_->take(sequence.holding, cache_->pages_for(sequence.job.evaluated + part.tokens)))
+      throw Error("ERR_INTERNAL", "the scheduler planned with pages that there are not");
+    sequence.job.pages = static_cast<int32_t>(sequence.holding.pages.size());
+    prepare_rows(sequence, part);
+    batch.push_back({{sequence.tokens.data() + sequence.job.evaluated, static_cast<size_t>(part.tokens)},
+                     sequence.job.evaluated,
+                     sequence.holding.pages,
+                     sequence.rows});
+    logits += part.rows;
+  }
+  const auto wanted = static_cast<size_t>(logits) * static_cast<size_t>(options_.vocabulary);
+  if (logits_.size() < wanted) logits_.resize(wanted);
   {
     const std::lock_guard lock(mutex_);
-    prefilling_.clear();
-    for (const Part& part : parts) {
-      if (part.sequence->prefilling()) {
-        prefilling_.push_back(part.sequence->id);
-        prompt_tokens += part.tokens;
-      }
-    }
-    const bool late =
-        std::any_of(prefilling_.begin(), prefilling_.end(), [&](uint32_t id) { return contains(cancelled_, id); });
-    abort_step_ = stopping_ || late;
-  }
-  for (const Part& part : parts) {
-    Sequence& sequence = *part.sequence;
-    const auto wanted = static_cast<size_t>(cache_.pages_for(sequence.evaluated + part.tokens));
-    while (sequence.holding.pages.size() < wanted) cache_.take(sequence.holding);
-    batch.push_back({{sequence.tokens.data() + sequence.evaluated, static_cast<size_t>(part.tokens)},
-                     sequence.evaluated,
-                     sequence.holding.pages,
-                     part.logits,
-                     part.top});
+    stepping_.clear();
+    for (const Sequence* sequence : sequences) stepping_.push_back(sequence->id());
+    abort_step_ = stopping_ || std::ranges::all_of(stepping_, [&](uint32_t id) { return contains(cancelled_, id); });
   }
   const Clock::time_point begin = Clock::now();
-  const bool complete = backend.forward(batch, logits_.data(), tops_.data(), abort_step_);
+  const bool complete = backend.forward(batch, logits_.data(), outcomes_.data(), abort_step_);
+  const double took_ms = milliseconds(Clock::now() - begin);
   {
     const std::lock_guard lock(mutex_);
-    prefilling_.clear();
+    stepping_.clear();
+  }
+  for (Sequence* sequence : sequences) {  // the drafts go
+    if (sequence->job.decoding) sequence->tokens.resize(static_cast<size_t>(sequence->job.tokens));
   }
   if (!complete) return;
-  if (prompt_tokens >= kSmallestPiece) {
-    prefill_tokens_per_second_ = prompt_tokens * 1000.0 / milliseconds(Clock::now() - begin);
-  }
+  scheduler_->learn(plan, took_ms);
+  ++totals_.steps;
+  totals_.prefill_tokens += plan.prefill;
+  totals_.drafted_tokens += plan.drafts;
 
-  std::span<const float> logits = logits_;
-  const TopLogits* top = tops_.data();
-  for (const Part& part : parts) {
-    const size_t rows = part.top ? 0 : static_cast<size_t>(part.logits);
-    const size_t count = rows * static_cast<size_t>(options_.vocabulary);
-    consume(part, logits.subspan(0, count), part.top ? top++ : nullptr);
-    logits = logits.subspan(count);
+  std::span<const float> rows = logits_;
+  std::span<const Outcome> outcomes = outcomes_;
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    const Scheduler::Part& part = plan.parts[i];
+    const size_t count = static_cast<size_t>(part.rows) * static_cast<size_t>(options_.vocabulary);
+    const size_t chosen = sequences[i]->rows.size() - static_cast<size_t>(part.rows);
+    if (!part.job->decoding) trace(*sequences[i], Trace::Phase::prefill, part.tokens, took_ms);
+    consume(*sequences[i], part, rows.first(count), outcomes.first(chosen));
+    rows = rows.subspan(count);
+    outcomes = outcomes.subspan(chosen);
   }
-  std::erase_if(active_, [](const SequencePtr& sequence) { return sequence->ended; });
+  forget_ended();
+}
+
+// Says what is wanted of the logits of a part's tokens, and appends the drafts to the sequence's tokens.
+void Engine::prepare_rows(Sequence& sequence, const Scheduler::Part& part) {
+  const Job& job = sequence.job;
+  const Request& request = sequence.request;
+  std::vector<Row>& rows = sequence.rows;
+  rows.clear();
+  switch (request.kind) {
+    case Request::Kind::logits: rows.resize(static_cast<size_t>(part.rows)); return;
+    case Request::Kind::score:
+      for (int32_t i = std::max(job.evaluated, request.from - 1); i < job.evaluated + part.tokens; ++i) {
+        rows.push_back(
+            {.use = Row::Use::score, .target = sequence.tokens[static_cast<size_t>(i) + 1], .logprobs = request.top});
+      }
+      return;
+    case Request::Kind::generate: break;
+  }
+  const int32_t drafts = job.decoding ? part.tokens - 1 : 0;
+  if (drafts > 0) {
+    for (int32_t i = 0; i <= drafts; ++i) rows.push_back(sequence.sampler->row_at(i));
+    sequence.tokens.insert(sequence.tokens.end(), sequence.drafts.begin(), sequence.drafts.begin() + drafts);
+  } else if (part.tokens == job.remaining() && request.max_tokens > sequence.generated) {
+    rows.push_back(sequence.sampler->row());
+  }
 }
 
 // Takes the results of a step for one sequence.
-void Engine::consume(const Part& part, std::span<const float> logits, const TopLogits* top) {
-  Sequence& sequence = *part.sequence;
-  const int32_t first = sequence.evaluated + part.tokens - part.logits;
-  sequence.evaluated += part.tokens;
-  if (sequence.prefilling() && sequence.remaining() == 0) sequence.prefilled = Clock::now();
-  if (sequence.request.logits_from >= 0) {
-    if (part.logits > 0) listener_.on_logits(sequence.id, first, logits);
-    if (sequence.remaining() == 0) finish(sequence, FinishReason::length);
-    return;
+void Engine::consume(Sequence& sequence, const Scheduler::Part& part, std::span<const float> logits,
+                     std::span<const Outcome> outcomes) {
+  Job& job = sequence.job;
+  const int32_t begin = job.evaluated;
+  const auto note = [&] {
+    cache_->note(sequence.holding, std::span(sequence.tokens).first(static_cast<size_t>(job.evaluated)));
+  };
+  if (job.decoding) {
+    const int32_t drafts = part.tokens - 1;
+    int32_t accepted = 0;
+    while (accept(sequence, outcomes[static_cast<size_t>(accepted)]) && accepted < drafts &&
+           sequence.tokens.back() == sequence.drafts[static_cast<size_t>(accepted)])
+      ++accepted;
+    if (drafts > 0) {
+      sequence.speculator->judge(drafts, accepted);
+      sequence.counts.drafted_tokens += drafts;
+      sequence.counts.accepted_tokens += accepted;
+      totals_.accepted_tokens += accepted;
+    }
+    job.evaluated = begin + 1 + accepted;
+    if (!sequence.ended) note();
+    return settle(sequence);
   }
-  if (sequence.remaining() > 0) return;
-  if (sequence.request.max_tokens == 0) return finish(sequence, FinishReason::length);
 
-  const Choice choice = top ? sequence.sampler->choose(*top) : sequence.sampler->choose(logits);
-  if (!choice.finite) {
-    return fail(sequence, Error("ERR_INVALID_LOGITS", "the model computed logits that are NaN or infinite",
-                                {{"position", static_cast<double>(first)}}));
+  job.evaluated += part.tokens;
+  note();
+  if (!logits.empty()) listener_.on_logits(sequence.id(), job.evaluated - part.rows, logits);
+  if (sequence.request.kind == Request::Kind::score && !outcomes.empty()) {
+    for (const Outcome& outcome : outcomes) {
+      if (outcome.status != Outcome::Status::ok) return fail(sequence, not_finite(job.evaluated));
+    }
+    listener_.on_scores(sequence.id(), job.evaluated - static_cast<int32_t>(outcomes.size()) + 1, outcomes);
   }
-  const auto token = static_cast<int32_t>(choice.token);
+  if (job.remaining() > 0) return;
+  if (sequence.generated == 0) sequence.prefilled = Clock::now();
+  if (sequence.request.max_tokens == sequence.generated) {
+    sequence.reason = FinishReason::length;
+  } else {
+    job.decoding = true;
+    accept(sequence, outcomes.front());
+  }
+  settle(sequence);
+}
+
+// Takes a token. Returns whether the sequence goes on; else `reason` or `error` says why not.
+bool Engine::accept(Sequence& sequence, const Outcome& outcome) {
+  const auto position = static_cast<double>(sequence.tokens.size());
+  switch (outcome.status) {
+    case Outcome::Status::ok: break;
+    case Outcome::Status::not_finite: sequence.error = not_finite(static_cast<int32_t>(position) - 1); return false;
+    case Outcome::Status::none_allowed:
+      sequence.error =
+          Error("ERR_INVALID_ARGUMENT", "every token is banned at this place of the answer", {{"position", position}});
+      return false;
+  }
+  sequence.sampler->accept(outcome.token);
   sequence.last_token = Clock::now();
   if (sequence.generated == 0) sequence.prefilled = sequence.last_token;
   ++sequence.generated;
-  sequence.tokens.push_back(token);
-  listener_.on_token(sequence.id, token, sequence.request.sampling.logprobs >= 0 ? &choice.logprobs : nullptr);
+  ++totals_.generated_tokens;
+  sequence.tokens.push_back(outcome.token);
+  ++sequence.job.tokens;
+  listener_.on_token(sequence.id(), outcome.token, sequence.request.sampling.logprobs >= 0 ? &outcome : nullptr);
   const std::vector<int32_t>& stops = sequence.request.stop_tokens;
-  if (std::find(stops.begin(), stops.end(), token) != stops.end()) {
-    finish(sequence, FinishReason::stop);
+  if (std::ranges::find(stops, outcome.token) != stops.end()) {
+    sequence.reason = FinishReason::stop;
   } else if (sequence.generated == sequence.request.max_tokens) {
-    finish(sequence, FinishReason::length);
+    sequence.reason = FinishReason::length;
   }
+  return !sequence.reason;
+}
+
+// Ends a sequence that has a reason to.
+void Engine::settle(Sequence& sequence) {
+  if (sequence.error) {
+    fail(sequence, *sequence.error);
+  } else if (sequence.reason) {
+    finish(sequence, *sequence.reason);
+  }
+}
+
+Error Engine::not_finite(int32_t position) {
+  return Error("ERR_INVALID_LOGITS", "the model computed logits that are NaN or infinite",
+               {{"position", static_cast<double>(position)}});
 }
 
 void Engine::finish(Sequence& sequence, FinishReason reason) {
@@ -323,7 +580,7 @@ void Engine::finish(Sequence& sequence, FinishReason reason) {
   const auto since = [&](Clock::time_point begin, Clock::time_point end) {
     return begin == none || end == none ? 0.0 : milliseconds(end - begin);
   };
-  Finish result;
+  Finish result = sequence.counts;
   result.reason = reason;
   result.prompt_tokens = static_cast<int32_t>(sequence.request.prompt.size());
   result.cached_tokens = sequence.cached;
@@ -332,32 +589,54 @@ void Engine::finish(Sequence& sequence, FinishReason reason) {
   result.first_token_ms = sequence.generated > 0 ? since(sequence.submitted, sequence.prefilled) : 0;
   result.prefill_ms = since(sequence.admitted, sequence.prefilled);
   result.decode_ms = sequence.generated > 0 ? since(sequence.prefilled, sequence.last_token) : 0;
-  count_out(sequence);
   // The prefix cache keeps the computed pages for sequences that begin with the same tokens.
-  sequence.tokens.resize(static_cast<size_t>(sequence.evaluated));
-  cache_.end(sequence.holding, std::move(sequence.tokens), options_.prefix_cache);
-  listener_.on_finish(sequence.id, result);
+  sequence.tokens.resize(static_cast<size_t>(sequence.job.evaluated));
+  if (sequence.request.pin && reason != FinishReason::cancelled) {
+    cache_->note(sequence.holding, sequence.tokens);
+    pins_.emplace(sequence.id(), Pin{std::move(sequence.holding), std::move(sequence.tokens), false, {}});
+  } else {
+    cache_->end(sequence.holding, sequence.tokens, options_.prefix_cache);
+  }
+  count_out(sequence);
+  trace(sequence, Trace::Phase::decode, sequence.generated, result.decode_ms);
+  trace(sequence, Trace::Phase::finished, sequence.generated);
+  listener_.on_finish(sequence.id(), result);
 }
 
 void Engine::fail(Sequence& sequence, const Error& error) {
+  cache_->end(sequence.holding, {}, false);
   count_out(sequence);
-  cache_.end(sequence.holding, {}, false);
-  listener_.on_error(sequence.id, error);
+  trace(sequence, Trace::Phase::failed, sequence.generated);
+  listener_.on_error(sequence.id(), error);
 }
 
 // Called before the listener hears of a sequence's end, so that its caller can submit another request at once.
 void Engine::count_out(Sequence& sequence) {
   sequence.ended = true;
+  if (scheduler_ && sequence.job.client) scheduler_->remove(sequence.job);
   const std::lock_guard lock(mutex_);
   --unfinished_;
   if (sequence.admitted != Clock::time_point{}) --running_;
 }
 
+void Engine::forget_ended() {
+  std::erase_if(sequences_, [](const auto& entry) { return entry.second->ended; });
+}
+
+void Engine::trace(const Sequence& sequence, Trace::Phase phase, int32_t tokens, double took_ms) {
+  if (!options_.trace) return;
+  listener_.on_trace(sequence.id(), {phase, milliseconds(Clock::now() - sequence.submitted), took_ms, tokens});
+}
+
 void Engine::publish_stats() {
+  Stats stats = totals_;
+  if (cache_) {
+    stats.cached_tokens = cache_->cached_tokens();
+    stats.used_pages = cache_->used_pages();
+    stats.total_pages = cache_->total_pages();
+  }
   const std::lock_guard lock(mutex_);
-  stats_.cached_tokens = cache_.cached_tokens();
-  stats_.used_pages = cache_.used_pages();
-  stats_.total_pages = cache_.total_pages();
+  stats_ = stats;
 }
 
 }  // namespace chatglm

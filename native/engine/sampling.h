@@ -17,7 +17,8 @@ struct TokenCount {
 /// How one row of logits becomes a token: plain numbers, as kernels take them. The steps have Hugging Face's order:
 ///   1. bias: it is added;
 ///   2. repetition penalty, of the tokens in `counts`: a logit below 0 is multiplied, another logit is divided by it;
-///   3. presence and frequency penalty, as OpenAI defines them: logit -= frequency * count + (count > 0 ? presence : 0);
+///   3. presence and frequency penalty, as OpenAI defines them: logit -= frequency * count + (count > 0 ? presence :
+///   0);
 ///      after steps 1 to 3 a number beyond float becomes the largest float, and NaN becomes -inf;
 ///   4. mask and banned: the logits of tokens that are not allowed become -inf;
 ///   5. the weight of a token is exp((logit - largest) * inverse_temperature), in units of 2^-35, as a whole number W

@@ -33,8 +33,7 @@ CHATGLM_HOST_DEVICE inline RandomBits philox(RandomBits counter, uint32_t key0, 
 
 /// 64 uniform bits for the token at `place` of an answer. They depend on nothing else.
 inline uint64_t random_at(uint64_t seed, uint32_t place) {
-  const RandomBits bits =
-      philox({{place, 0, 0, 0}}, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
+  const RandomBits bits = philox({{place, 0, 0, 0}}, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
   return uint64_t{bits.word[1]} << 32 | bits.word[0];
 }
 
