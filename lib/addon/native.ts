@@ -127,6 +127,13 @@ export interface NativeModelSpec {
   contextLength: number;
   maxSequences: number;
   maxQueue: number;
+  /** Tokens that the key/value cache is to hold; at least contextLength. */
+  kvCacheTokens: number;
+  /** Whether a cache of fewer tokens, down to contextLength, is taken where a GPU has not memory for all. */
+  kvCacheShrinks: boolean;
+  speculation: boolean;
+  /** The most time that chunks of prompts add to a step in which others generate; 0: as long as the step takes anyway. */
+  prefillBudgetMs: number;
   threads: number;
   /** '', 'int8' or 'int4': quantize the linears of the layers while loading. */
   quantization: string;
@@ -149,18 +156,41 @@ export interface NativeSampling {
   /** Token ids and what is added to their logits, pairwise. */
   biasIds: Uint32Array;
   biasValues: Float32Array;
+  /** Sequences of token ids that the answer must not have; one of a single id bans that token. */
+  banned: Uint32Array[];
+  /** Bit id % 32 of word id / 32 says whether the token is allowed. Empty: all are. */
+  mask: Uint32Array;
   seed: bigint;
   /** -1: none; else log-probabilities of the chosen token and of this many of the best. */
   logprobs: number;
 }
 
 export interface NativeRequest {
+  /** `logits`: the rows of the prompt's positions from `from` on. `score`: the log-probabilities of its tokens from `from` on. */
+  kind: 'generate' | 'logits' | 'score';
   prompt: Uint32Array;
   maxTokens: number;
   stopTokens: Uint32Array;
   sampling: NativeSampling;
-  /** -1, or: give the logits of every prompt position from this one on, and generate nothing. */
-  logitsFrom: number;
+  from: number;
+  /** `score`: of so many of the likeliest tokens too. */
+  top: number;
+  priority: number;
+  /** Whose request this is: clients get their shares by `weight`. */
+  client: string;
+  weight: number;
+  /** The prompt's pages stay held after the end, until release() of the request's number. */
+  pin: boolean;
+  /** Whether 'trace' events come. */
+  trace: boolean;
+}
+
+/** A phase of a request that has begun or ended. */
+export interface NativeTrace {
+  phase: 'queued' | 'admitted' | 'prefill' | 'decode' | 'preempted' | 'finished' | 'failed';
+  atMs: number;
+  tookMs: number;
+  tokens: number;
 }
 
 export interface NativeTokenLogprobs {
@@ -188,7 +218,11 @@ export interface NativeModelInfo {
   mappedBytes: number;
   /** 'f16', 'f32' or 'q8_0' */
   kvCacheType: string;
-  kvCacheBytes: number;
+  /** Pages of the key/value cache, and the bytes of one. */
+  pages: number;
+  pageBytes: number;
+  /** Names the order of a page's bytes: pages of equal layouts can be exchanged. */
+  pageLayout: string;
   /** Of a GPU's memory, all that the model takes; 0 on the CPU. */
   deviceBytes: number;
 }
@@ -206,6 +240,10 @@ export interface NativeFinish {
   promptTokens: number;
   cachedTokens: number;
   generatedTokens: number;
+  /** Tokens that were guessed, and of these those that turned out to be right. */
+  draftedTokens: number;
+  acceptedTokens: number;
+  preemptions: number;
   queueMs: number;
   /** From submission to the first token. */
   firstTokenMs: number;
@@ -216,9 +254,16 @@ export interface NativeFinish {
 export type NativeEvent =
   | { type: 'progress'; bytes: number; totalBytes: number }
   | { type: 'ready'; info: NativeModelInfo }
+  | { type: 'warning'; error: NativeError }
+  /** Loading failed, or the backend while it computed: after the 'error' of each request. */
   | { type: 'failed'; error: NativeError }
+  | { type: 'admitted'; request: number }
   | { type: 'token'; request: number; id: number; logprobs?: NativeTokenLogprobs }
-  | { type: 'logits'; request: number; row: number; values: Float32Array }
+  | { type: 'logits'; request: number; position: number; values: Float32Array }
+  | { type: 'scores'; request: number; position: number; scores: NativeTokenLogprobs[] }
+  | { type: 'trace'; request: number; trace: NativeTrace }
+  /** `request` is the number that readPages() or writePages() returned. */
+  | { type: 'pages'; request: number; data: Uint8Array; error?: NativeError }
   | { type: 'finish'; request: number; finish: NativeFinish }
   | { type: 'error'; request: number; error: NativeError }
   | { type: 'disposed' };
@@ -229,6 +274,12 @@ export interface NativeModelStats {
   cachedTokens: number;
   usedPages: number;
   totalPages: number;
+  steps: number;
+  prefillTokens: number;
+  generatedTokens: number;
+  draftedTokens: number;
+  acceptedTokens: number;
+  preemptions: number;
 }
 
 export interface NativeModel {
@@ -238,6 +289,14 @@ export interface NativeModel {
   /** Forgets cached prefixes. */
   clearCache(): void;
   stats(): NativeModelStats;
+  /** Copies `count` pages of a pin, from `first` on. Returns the number of the 'pages' event that follows. */
+  readPages(pin: number, first: number, count: number): number;
+  /** Takes pages for these tokens, which writePages() fills and release() gives to the prefix cache. Returns the pin. */
+  importPages(tokens: Uint32Array): number;
+  /** Fills whole pages from `first` on. Returns the number of the 'pages' event that follows. */
+  writePages(pin: number, first: number, data: Uint8Array): number;
+  /** Gives the pages of a pin back. */
+  release(pin: number): void;
   /** Stops whatever runs; the event 'disposed' tells when all memory is free. */
   dispose(): void;
 }

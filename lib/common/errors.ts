@@ -26,6 +26,8 @@ export const ERROR_CODES = [
   'ERR_DEVICE_UNAVAILABLE',
   /** The package cannot run here: its native addon is missing or does not load, or Node is too old. The message says which. */
   'ERR_UNSUPPORTED',
+  /** A request took longer than its `timeoutMs` or `queueTimeoutMs`. Details: `timeoutMs`. */
+  'ERR_TIMEOUT',
   /** The caller's `signal` fired. `cause` is the signal's reason; the error's `name` is `AbortError`. */
   'ERR_ABORTED',
   /** The model was disposed before or during the call. */

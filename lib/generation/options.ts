@@ -1,8 +1,9 @@
 import { randomInt } from 'node:crypto';
-import type { NativeSampling } from '../addon/native.js';
+import type { NativeRequest, NativeSampling, NativeTrace } from '../addon/native.js';
 import { invalidArgument } from '../common/errors.js';
 import {
   booleanOption,
+  functionOption,
   integerOption,
   isPlainObject,
   numberOption,
@@ -45,6 +46,13 @@ export interface SamplingOptions {
    * the token. Default: none.
    */
   logitBias?: Readonly<Record<number, number>> | undefined;
+  /**
+   * Texts, or sequences of token ids, that the answer must not have. A text is banned as it is encoded at the beginning of a
+   * word and within one; the same letters encoded in another way can still come. Default: none.
+   */
+  badWords?: readonly (string | readonly number[])[] | undefined;
+  /** The ids of the only tokens that may be chosen. Default: all. */
+  allowedTokens?: readonly number[] | undefined;
   /** The same seed, prompt and options give the same tokens. A whole number from 0. Default: a random one each time. */
   seed?: number | undefined;
   /** Log-probabilities are given of each chosen token and of so many of the likeliest, 0 to 100. Default: none are. */
@@ -67,6 +75,43 @@ export interface GenerateOptions extends SamplingOptions {
   stopTokens?: readonly number[] | undefined;
   /** Ends the generation with ERR_ABORTED, also while the prompt is being computed. Default: none. */
   signal?: AbortSignal | undefined;
+  /** Ends the generation with ERR_TIMEOUT if it is not complete after so many milliseconds. Default: no limit. */
+  timeoutMs?: number | undefined;
+  /** Ends the generation with ERR_TIMEOUT if work on it has not begun after so many milliseconds. Default: no limit. */
+  queueTimeoutMs?: number | undefined;
+  /**
+   * Requests of a higher priority are computed before others, which may pause for them. A whole number, negative ones
+   * included. Default: 0.
+   */
+  priority?: number | undefined;
+  /**
+   * Whose request this is, such as a user's name: while requests wait, clients get the same number of tokens computed,
+   * however many requests each has; with `weight`, so many times as many. Default: one client, of weight 1, for all requests
+   * that name none.
+   */
+  client?: string | { key: string; weight?: number | undefined } | undefined;
+  /** Hears each phase of the request, as it begins or ends: for logs and metrics. Default: none. */
+  onTrace?: ((event: TraceEvent) => void) | undefined;
+}
+
+/** A phase of a request. */
+export interface TraceEvent {
+  /** The request's number, which its model gives once. */
+  request: number;
+  /** The request's client, `''` for none. */
+  client: string;
+  /**
+   * `queued`; `admitted`: work begins, or begins again after `preempted`; `prefill`: a chunk of the prompt was computed;
+   * `preempted`: the request pauses, since others need its memory; `decode`: the tokens after the first were generated;
+   * `finished` and `failed`: the end.
+   */
+  phase: NativeTrace['phase'];
+  /** Milliseconds since the request was made. */
+  atMs: number;
+  /** What the phase took in milliseconds, of `prefill` and `decode`; else 0. */
+  tookMs: number;
+  /** `admitted`: tokens that were kept from earlier requests; `prefill`: of the chunk; `decode`, `preempted`, `finished` and `failed`: generated. */
+  tokens: number;
 }
 
 /** How many tokens a generation took. */
@@ -77,6 +122,8 @@ export interface Usage {
   cachedTokens: number;
   /** Tokens of the answer, a stop token included. */
   generatedTokens: number;
+  /** Tokens of the answer that were guessed from what stood before, and computed several at a time: speculation. */
+  speculatedTokens: number;
 }
 
 /** How long a generation took, in milliseconds, and its speed in tokens per second. */
@@ -150,6 +197,8 @@ const SAMPLING_OPTIONS = [
   'presencePenalty',
   'frequencyPenalty',
   'logitBias',
+  'badWords',
+  'allowedTokens',
   'seed',
   'logprobs',
 ] as const satisfies readonly (keyof SamplingOptions)[];
@@ -161,6 +210,11 @@ export const GENERATE_OPTIONS = [
   'stop',
   'stopTokens',
   'signal',
+  'timeoutMs',
+  'queueTimeoutMs',
+  'priority',
+  'client',
+  'onTrace',
 ] as const satisfies readonly (keyof GenerateOptions)[];
 
 /** The options of a generation that are set. Refuses what is no such option, and values that are not allowed. */
@@ -172,11 +226,49 @@ export function readGenerateOptions(options: unknown): Settings<GenerateOptions>
 
 /** Refuses values that no model allows. */
 export function checkGenerateOptions(options: GenerateOptions): void {
-  toNativeSampling(options, 2 ** 32);
+  toNativeSampling(options, ANY_VOCABULARY);
   maxTokensOf(options, 0);
   signalOption(options.signal);
   new StopSequences(options.stop ?? []);
   if (options.stopTokens !== undefined) tokenIds('stopTokens', options.stopTokens);
+  toNativeOrder(options);
+  toTimeLimits(options);
+  functionOption('onTrace', options.onTrace);
+}
+
+/** The most milliseconds that a timer of Node's waits. */
+const MOST_MS = 0x7fff_ffff;
+
+/** How long a request may take. */
+export interface TimeLimits {
+  timeoutMs: number | undefined;
+  queueTimeoutMs: number | undefined;
+}
+
+export function toTimeLimits(options: GenerateOptions): TimeLimits {
+  const limit = (name: 'timeoutMs' | 'queueTimeoutMs') =>
+    options[name] === undefined ? undefined : numberOption(name, options[name], 0, { least: 0, most: MOST_MS });
+  return { timeoutMs: limit('timeoutMs'), queueTimeoutMs: limit('queueTimeoutMs') };
+}
+
+/** A client may get so many times more, or less, than another one. */
+const WEIGHTS = { least: 1e-3, most: 1e3 };
+
+/** What decides when a request's turn comes. */
+export function toNativeOrder(options: GenerateOptions): Pick<NativeRequest, 'priority' | 'client' | 'weight'> {
+  const priority = integerOption('priority', options.priority, 0, { least: -1e6, most: 1e6 });
+  const { client = '' } = options;
+  if (typeof client === 'string') return { priority, client, weight: 1 };
+  const { key, weight } = readOptions<{ key: string; weight?: number }>(client, ['key', 'weight'], 'client');
+  if (typeof key !== 'string') throw invalidArgument(`client.key must be a string, got ${show(key)}`);
+  return { priority, client: key, weight: numberOption('client.weight', weight, 1, WEIGHTS) };
+}
+
+const ANY_VOCABULARY = 2 ** 32;
+
+function checkedMask(allowed: unknown): Uint32Array {
+  if (allowed !== undefined) tokenIds('allowedTokens', allowed);
+  return new Uint32Array();
 }
 
 export function maxTokensOf(options: GenerateOptions, fallback: number): number {
@@ -210,8 +302,45 @@ function toBias(logitBias: unknown, vocabSize: number): [id: number, value: numb
   });
 }
 
+/** The token ids of a text, where the model has a tokenizer. */
+export type Encode = (text: string) => readonly number[];
+
+function toBanned(badWords: unknown, vocabSize: number, encode: Encode | undefined): Uint32Array[] {
+  if (badWords === undefined) return [];
+  if (!Array.isArray(badWords)) {
+    throw invalidArgument(`badWords must be an array of texts and of arrays of token ids, got ${show(badWords)}`);
+  }
+  const banned = badWords.flatMap((word: unknown, i): ArrayLike<number>[] => {
+    const name = `badWords[${i}]`;
+    if (typeof word !== 'string') return [tokenIds(name, word, vocabSize - 1)];
+    if (word === '') throw invalidArgument(`${name} is empty`);
+    if (!encode) return [];
+    // A line break is a token of its own, so what follows it is encoded as within a word.
+    const within = encode(`\n${word}`).slice(encode('\n').length);
+    return [encode(word), within];
+  });
+  for (const [i, { length }] of banned.entries()) {
+    if (length === 0) throw invalidArgument(`badWords[${i}] has no tokens`);
+  }
+  const distinct = new Map(banned.map((ids) => [Array.from(ids).join(), Uint32Array.from(ids)]));
+  return [...distinct.values()];
+}
+
+function toMask(allowed: unknown, vocabSize: number): Uint32Array {
+  if (allowed === undefined) return new Uint32Array();
+  const ids = tokenIds('allowedTokens', allowed, vocabSize - 1);
+  if (ids.length === 0) throw invalidArgument('allowedTokens is empty: no token is left to generate');
+  const mask = new Uint32Array(Math.ceil(vocabSize / 32));
+  for (const id of ids) mask[id >>> 5] = (mask[id >>> 5] as number) | (1 << (id & 31));
+  return mask;
+}
+
 /** Checks the sampling options and fills in the defaults. */
-export function toNativeSampling(options: SamplingOptions, vocabSize: number): NativeSampling & { seedNumber: number } {
+export function toNativeSampling(
+  options: SamplingOptions,
+  vocabSize: number,
+  encode?: Encode,
+): NativeSampling & { seedNumber: number } {
   const bias = toBias(options.logitBias, vocabSize);
   const doSample = booleanOption('doSample', options.doSample, true);
   const temperature = numberOption('temperature', options.temperature, 0.8, { least: 0, most: 100 });
@@ -227,6 +356,9 @@ export function toNativeSampling(options: SamplingOptions, vocabSize: number): N
     frequencyPenalty: numberOption('frequencyPenalty', options.frequencyPenalty, 0, { least: -100, most: 100 }),
     biasIds: Uint32Array.from(bias, ([id]) => id),
     biasValues: Float32Array.from(bias, ([, value]) => value),
+    banned: toBanned(options.badWords, vocabSize, encode),
+    // What is only checked here may be for a model of any vocabulary.
+    mask: vocabSize === ANY_VOCABULARY ? checkedMask(options.allowedTokens) : toMask(options.allowedTokens, vocabSize),
     seed: BigInt(seedNumber),
     seedNumber,
     logprobs: integerOption('logprobs', options.logprobs, -1, { most: 100 }),

@@ -1,49 +1,86 @@
-import type { NativeFinish, NativeTokenLogprobs, TokenDecoder } from '../addon/native.js';
+import type { NativeFinish, NativeTokenLogprobs, NativeTrace, TokenDecoder } from '../addon/native.js';
 import { onAbort } from '../common/abort.js';
-import { aborted, type ChatGLMError } from '../common/errors.js';
-import { allocated } from '../common/options.js';
-import type { TokenLogprobs } from './options.js';
+import { aborted, ChatGLMError } from '../common/errors.js';
+import type { TimeLimits, TokenLogprobs } from './options.js';
 import { PieceStream } from './piece-stream.js';
 import type { RawGeneration, RawResult, RawToken } from './text-stream.js';
 
-/** Where the events of one native request go. */
+/** Where the events of one native request go. Of the values, a request gets those that its kind has. */
 export interface RequestHandler {
-  onToken(id: number, logprobs: NativeTokenLogprobs | undefined): void;
-  onLogits(row: number, values: Float32Array): void;
-  onFinish(finish: NativeFinish): void;
+  onAdmitted?(): void;
+  onToken?(id: number, logprobs: NativeTokenLogprobs | undefined): void;
+  onLogits?(position: number, values: Float32Array): void;
+  onScores?(position: number, scores: readonly NativeTokenLogprobs[]): void;
+  onTrace?(request: number, trace: NativeTrace): void;
+  onFinish(finish: NativeFinish, request: number): void;
   onError(error: ChatGLMError): void;
+}
+
+/** What a token stream needs of its request. */
+export interface TokenStreamOptions {
+  seed: number;
+  decoder: TokenDecoder | undefined;
+  /** Asks for an early end of the native request. */
+  cancel: () => void;
+  signal: AbortSignal | undefined;
+  limits: TimeLimits;
+  onTrace: ((request: number, trace: NativeTrace) => void) | undefined;
 }
 
 /** The tokens of one native request as they are computed. */
 export class TokenStream extends PieceStream<RawToken, RawResult> implements RawGeneration, RequestHandler {
-  readonly #seed: number;
-  readonly #decoder: TokenDecoder | undefined;
-  readonly #cancel: () => void;
-  readonly #over: () => void;
+  readonly #options: TokenStreamOptions;
+  readonly #notAborted: () => void;
+  readonly #timer: NodeJS.Timeout | undefined;
+  readonly #queueTimer: NodeJS.Timeout | undefined;
 
-  /** @param cancel Asks for an early end of the native request. */
-  constructor(seed: number, decoder: TokenDecoder | undefined, cancel: () => void, signal: AbortSignal | undefined) {
+  constructor(options: TokenStreamOptions) {
     super();
-    this.#seed = seed;
-    this.#decoder = decoder;
-    this.#cancel = cancel;
-    this.#over = onAbort(signal, () => {
+    const { cancel, signal, limits } = options;
+    this.#options = options;
+    this.#notAborted = onAbort(signal, () => {
       cancel();
+      this.#over();
       this.fail(aborted(signal as AbortSignal), true);
     });
+    this.#timer = this.#after(limits.timeoutMs, 'the answer is not complete');
+    this.#queueTimer = this.#after(limits.queueTimeoutMs, 'work on the request has not begun');
+  }
+
+  /** The request itself keeps the process alive, so its timers need not. */
+  #after(timeoutMs: number | undefined, what: string): NodeJS.Timeout | undefined {
+    if (timeoutMs === undefined) return undefined;
+    const expire = () => {
+      this.#options.cancel();
+      this.#over();
+      this.fail(new ChatGLMError('ERR_TIMEOUT', `${what} after ${timeoutMs} ms`, { timeoutMs }));
+    };
+    return setTimeout(expire, timeoutMs).unref();
+  }
+
+  #over(): void {
+    this.#notAborted();
+    clearTimeout(this.#timer);
+    clearTimeout(this.#queueTimer);
+  }
+
+  onAdmitted(): void {
+    clearTimeout(this.#queueTimer);
+  }
+
+  onTrace(request: number, trace: NativeTrace): void {
+    this.#options.onTrace?.(request, trace);
   }
 
   onToken(id: number, logprobs: NativeTokenLogprobs | undefined): void {
-    const piece: RawToken = { token: id, text: this.#decoder?.push(id) ?? '' };
+    const piece: RawToken = { token: id, text: this.#options.decoder?.push(id) ?? '' };
     if (logprobs) piece.logprobs = toTokenLogprobs(id, logprobs);
     this.push(piece);
   }
 
-  onLogits(): void {}
-
   onFinish(finish: NativeFinish): void {
     this.#over();
-    this.end(toRawResult(finish, this.#seed));
+    this.end(toRawResult(finish, this.#options.seed));
   }
 
   onError(error: ChatGLMError): void {
@@ -52,25 +89,25 @@ export class TokenStream extends PieceStream<RawToken, RawResult> implements Raw
   }
 
   flush(): string {
-    return this.#decoder?.flush() ?? '';
+    return this.#options.decoder?.flush() ?? '';
   }
 
   protected override stop(): void {
-    this.#cancel();
+    this.#options.cancel();
   }
 }
 
-function toTokenLogprobs(token: number, { logprob, topIds, topLogprobs }: NativeTokenLogprobs): TokenLogprobs {
+export function toTokenLogprobs(token: number, { logprob, topIds, topLogprobs }: NativeTokenLogprobs): TokenLogprobs {
   const top = Array.from(topIds, (id, i) => ({ token: id, logprob: topLogprobs[i] as number }));
   return { token, logprob, top };
 }
 
 function toRawResult(finish: NativeFinish, seed: number): RawResult {
-  const { reason, promptTokens, cachedTokens, generatedTokens } = finish;
+  const { reason, promptTokens, cachedTokens, generatedTokens, acceptedTokens } = finish;
   const { queueMs, firstTokenMs, prefillMs, decodeMs } = finish;
   return {
     finishReason: reason,
-    usage: { promptTokens, cachedTokens, generatedTokens },
+    usage: { promptTokens, cachedTokens, generatedTokens, speculatedTokens: acceptedTokens },
     timings: {
       queueMs,
       firstTokenMs,
@@ -85,48 +122,4 @@ function toRawResult(finish: NativeFinish, seed: number): RawResult {
 
 function perSecond(tokens: number, milliseconds: number): number {
   return tokens > 0 && milliseconds > 0 ? (tokens * 1000) / milliseconds : 0;
-}
-
-/** The logits of one native request. */
-export class LogitsRequest implements RequestHandler {
-  readonly result: Promise<Float32Array>;
-
-  readonly #from: number;
-  readonly #vocabulary: number;
-  readonly #logits: Float32Array;
-  readonly #over: () => void;
-  #resolve!: (logits: Float32Array) => void;
-  #reject!: (error: unknown) => void;
-
-  /** @param from The position of the first row. */
-  constructor(rows: number, from: number, vocabulary: number, cancel: () => void, signal: AbortSignal | undefined) {
-    this.#from = from;
-    this.#vocabulary = vocabulary;
-    const count = rows * vocabulary;
-    this.#logits = allocated(count * Float32Array.BYTES_PER_ELEMENT, () => new Float32Array(count));
-    this.result = new Promise((resolve, reject) => {
-      this.#resolve = resolve;
-      this.#reject = reject;
-    });
-    this.#over = onAbort(signal, () => {
-      cancel();
-      this.onError(aborted(signal as AbortSignal));
-    });
-  }
-
-  onToken(): void {}
-
-  onLogits(row: number, values: Float32Array): void {
-    this.#logits.set(values, (row - this.#from) * this.#vocabulary);
-  }
-
-  onFinish(): void {
-    this.#over();
-    this.#resolve(this.#logits);
-  }
-
-  onError(error: ChatGLMError): void {
-    this.#over();
-    this.#reject(error);
-  }
 }

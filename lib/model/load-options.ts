@@ -6,11 +6,13 @@ import {
   deviceOption,
   functionOption,
   integerOption,
+  numberOption,
   readOptions,
   type Settings,
   signalOption,
 } from '../common/options.js';
 import { DEFAULT_FAMILY, familyNamed, MODEL_FAMILIES, type ModelFamily } from '../families/index.js';
+import type { GenerateOptions } from '../generation/options.js';
 import type { TokenizerData } from '../tokenizer/data.js';
 
 /** How far loading has come. */
@@ -39,8 +41,15 @@ export interface LoadOptions {
    * Default: that, but no more than 32,768.
    */
   contextLength?: number | undefined;
-  /** The most sequences that are computed at the same time, 1 to 256; further requests wait. Default: 4. */
+  /** The most sequences that are computed at the same time, 1 to 256; further requests wait. Default: 256. */
   maxSequences?: number | undefined;
+  /**
+   * How many tokens the key/value cache holds, of all running sequences and of what is kept for later requests; at least
+   * `contextLength`. Sequences take what they need as they grow, and when nothing is left, the youngest one of the lowest
+   * priority pauses. Default: `contextLength` for each of the `maxSequences`, but at most four of them, and where a GPU has
+   * not memory for these, as many as fit.
+   */
+  kvCacheTokens?: number | undefined;
   /** The most requests that wait; one more is refused with ERR_QUEUE_FULL. Default: 256. */
   maxQueue?: number | undefined;
   /**
@@ -56,6 +65,19 @@ export interface LoadOptions {
   kvCacheType?: 'f16' | 'f32' | 'q8_0' | undefined;
   /** Keys and values are kept for later requests that begin with the same tokens. Default: true. */
   prefixCache?: boolean | undefined;
+  /**
+   * Guess the next tokens from what stood before in the prompt and the answer, and verify several guesses in one step, where
+   * that pays: when an answer repeats what was said. The tokens are the same without it. Default: true.
+   */
+  speculation?: boolean | undefined;
+  /**
+   * The most milliseconds that a chunk of a prompt adds to a step in which other requests generate. Less gives running
+   * answers an even pace, more gives new requests a sooner first token. Default: as long as the step takes anyway, so that
+   * the gap between two tokens at most doubles.
+   */
+  prefillBudgetMs?: number | undefined;
+  /** Hears the phases of all requests that have no `onTrace` of their own. Default: none. */
+  onTrace?: GenerateOptions['onTrace'];
   /** The model's family, where the checkpoint's files do not tell the right one. Default: the one they tell. */
   family?: ModelFamily | undefined;
   /** Called while loading, at most ten times a second, and when all weights are read. */
@@ -70,6 +92,10 @@ export const LOAD_OPTIONS = [
   'contextLength',
   'maxSequences',
   'maxQueue',
+  'kvCacheTokens',
+  'speculation',
+  'prefillBudgetMs',
+  'onTrace',
   'threads',
   'kvCacheType',
   'prefixCache',
@@ -79,7 +105,9 @@ export const LOAD_OPTIONS = [
 ] as const satisfies readonly (keyof LoadOptions)[];
 
 const MOST_DEFAULT_CONTEXT = 32_768;
-const DEFAULT_SEQUENCES = 4;
+const MOST_SEQUENCES = 256;
+/** Contexts whose tokens the key/value cache holds by default. */
+const DEFAULT_CONTEXTS = 4;
 const DEFAULT_QUEUE = 256;
 
 /** What a model is made from: a checkpoint, or a shape to be filled with random numbers. */
@@ -104,17 +132,33 @@ export function checkLoadOptions(options: LoadOptions): void {
   toNativeOptions(options, Number.MAX_SAFE_INTEGER);
   if (options.family !== undefined) choiceOption('family', options.family, MODEL_FAMILIES, DEFAULT_FAMILY);
   functionOption('onProgress', options.onProgress);
+  functionOption('onTrace', options.onTrace);
   signalOption(options.signal);
 }
 
 /** What native code takes of the options. `most`: the most tokens that the model was made for. */
 function toNativeOptions(options: LoadOptions, most: number) {
+  const contextLength = integerOption('contextLength', options.contextLength, Math.min(most, MOST_DEFAULT_CONTEXT), {
+    least: 1,
+    most,
+  });
+  const maxSequences = integerOption('maxSequences', options.maxSequences, MOST_SEQUENCES, {
+    least: 1,
+    most: MOST_SEQUENCES,
+  });
   return {
-    contextLength: integerOption('contextLength', options.contextLength, Math.min(most, MOST_DEFAULT_CONTEXT), {
-      least: 1,
-      most,
-    }),
-    maxSequences: integerOption('maxSequences', options.maxSequences, DEFAULT_SEQUENCES, { least: 1, most: 256 }),
+    contextLength,
+    maxSequences,
+    kvCacheTokens: integerOption(
+      'kvCacheTokens',
+      options.kvCacheTokens,
+      contextLength * Math.min(maxSequences, DEFAULT_CONTEXTS),
+      // Where the model's context is not known, only the type is checked.
+      { least: most === Number.MAX_SAFE_INTEGER ? 1 : contextLength, most: 2 ** 36 },
+    ),
+    kvCacheShrinks: options.kvCacheTokens === undefined,
+    speculation: booleanOption('speculation', options.speculation, true),
+    prefillBudgetMs: numberOption('prefillBudgetMs', options.prefillBudgetMs, 0, { least: 0.01, most: 1e6 }),
     maxQueue: integerOption('maxQueue', options.maxQueue, DEFAULT_QUEUE, { most: 1 << 20 }),
     threads: integerOption('threads', options.threads, undefined, { least: 1, most: 1024 }),
     quantization: choiceOption('quantization', options.quantization, ['int8', 'int4'], ''),

@@ -1,4 +1,4 @@
-import { callNative, loadNative, type NativeModel, type NativeRequest } from '../addon/native.js';
+import { callNative, loadNative, type NativeModel, type NativeRequest, type NativeTrace } from '../addon/native.js';
 import { Chat, type ChatOnceOptions, type ChatOnceResult, type ChatOptions, chatOnce } from '../chat/chat.js';
 import { onAbort } from '../common/abort.js';
 import { aborted, ChatGLMError, invalidArgument, throwIfAborted } from '../common/errors.js';
@@ -12,10 +12,19 @@ import {
   tokenIds,
 } from '../common/options.js';
 import { type ModelFamily, stopTokens } from '../families/index.js';
-import { type GenerateOptions, maxTokensOf, readGenerateOptions, toNativeSampling } from '../generation/options.js';
+import {
+  type GenerateOptions,
+  maxTokensOf,
+  readGenerateOptions,
+  toNativeOrder,
+  toNativeSampling,
+  toTimeLimits,
+  type TokenLogprobs,
+} from '../generation/options.js';
 import { StopSequences } from '../generation/stop-sequences.js';
 import { Generation, type RawGeneration } from '../generation/text-stream.js';
-import { LogitsRequest, type RequestHandler, TokenStream } from '../generation/token-stream.js';
+import { type RequestHandler, TokenStream, toTokenLogprobs } from '../generation/token-stream.js';
+import { LogitsRequest, ScoreRequest } from '../generation/value-request.js';
 import { Tokenizer } from '../tokenizer/tokenizer.js';
 import { type LoadOptions, type ModelSource, toNativeSpec } from './load-options.js';
 import { Requests } from './requests.js';
@@ -46,6 +55,8 @@ export interface ModelInfo {
   kvCacheType: 'f16' | 'f32' | 'q8_0';
   /** Bytes of keys and values that each token of a sequence takes. */
   kvBytesPerToken: number;
+  /** How many tokens the key/value cache holds. */
+  kvCacheTokens: number;
   /** The most memory that keys and values take. A GPU gives it when the model is loaded, the CPU as it is first needed. */
   kvCacheBytes: number;
   /** Bytes of a GPU's memory that the model takes: weights, keys and values, and scratch space. 0 on the CPU. */
@@ -70,6 +81,18 @@ export interface ModelStats {
   usedPages: number;
   /** Pages that there are in all. */
   totalPages: number;
+  /** Steps that were computed since the model was loaded, as all that follows. */
+  steps: number;
+  /** Tokens of prompts that were computed. */
+  prefillTokens: number;
+  /** Tokens that were generated. */
+  generatedTokens: number;
+  /** Tokens that were guessed, and of these those that turned out to be right. */
+  draftedTokens: number;
+  /** Guessed tokens that turned out to be right. */
+  acceptedTokens: number;
+  /** How often a sequence paused since others needed its pages. */
+  preemptions: number;
 }
 
 /** Options of `model.logits()`. */
@@ -79,6 +102,29 @@ export interface LogitsOptions {
   /** Ends the computation with ERR_ABORTED. Default: none. */
   signal?: AbortSignal | undefined;
 }
+
+/** Options of `model.score()`. */
+export interface ScoreOptions {
+  /** The position of the first token whose score is wanted, from 1; tokens before it may come from the prefix cache. Default: 1. */
+  from?: number | undefined;
+  /** How many of the likeliest tokens of each place are given too, 0 to 100. Default: 0. */
+  logprobs?: number | undefined;
+  /** Ends the computation with ERR_ABORTED. Default: none. */
+  signal?: AbortSignal | undefined;
+}
+
+/** A request that asks for nothing. What it says of sampling matters to those that generate. */
+const PLAIN_REQUEST: Omit<NativeRequest, 'prompt'> = {
+  kind: 'generate',
+  maxTokens: 0,
+  stopTokens: new Uint32Array(),
+  sampling: toNativeSampling({ seed: 0 }, 1),
+  from: 0,
+  top: 0,
+  ...toNativeOrder({}),
+  pin: false,
+  trace: false,
+};
 
 /**
  * A loaded model. It answers any number of requests at once and keeps no process alive while it has none.
@@ -100,10 +146,18 @@ export class Model implements AsyncDisposable {
   readonly #native: NativeModel;
   readonly #requests: Requests;
   readonly #tokenizer: Tokenizer | undefined;
+  readonly #onTrace: LoadOptions['onTrace'];
   #isDisposed = false;
 
-  private constructor(info: ModelInfo, handle: NativeModel, requests: Requests, tokenizer: Tokenizer | undefined) {
+  private constructor(
+    info: ModelInfo,
+    handle: NativeModel,
+    requests: Requests,
+    tokenizer: Tokenizer | undefined,
+    onTrace: LoadOptions['onTrace'],
+  ) {
     this.info = info;
+    this.#onTrace = onTrace;
     this.#native = handle;
     this.#requests = requests;
     this.#tokenizer = tokenizer;
@@ -120,7 +174,7 @@ export class Model implements AsyncDisposable {
     const handle = callNative(() => new (loadNative().Model)(spec, requests.handle));
     const over = onAbort(signal, () => requests.failLoading(aborted(signal as AbortSignal)));
     try {
-      const { weightBytes, ...facts } = await requests.ready;
+      const { weightBytes, pages, pageBytes, pageLayout: _, ...facts } = await requests.ready;
       const { pageTokens } = loadNative();
       const info: ModelInfo = {
         family: config.family,
@@ -132,10 +186,11 @@ export class Model implements AsyncDisposable {
         ...facts,
         bytes: weightBytes,
         kvCacheType: facts.kvCacheType as ModelInfo['kvCacheType'],
-        kvBytesPerToken:
-          facts.kvCacheBytes / (spec.maxSequences * Math.ceil(spec.contextLength / pageTokens) * pageTokens),
+        kvBytesPerToken: pageBytes / pageTokens,
+        kvCacheTokens: pages * pageTokens,
+        kvCacheBytes: pages * pageBytes,
       };
-      return new Model(Object.freeze(info), handle, requests, tokenizer);
+      return new Model(Object.freeze(info), handle, requests, tokenizer, options.onTrace);
     } catch (error) {
       handle.dispose();
       await requests.disposed;
@@ -213,15 +268,26 @@ export class Model implements AsyncDisposable {
     options: GenerateOptions,
   ): RawGeneration {
     const signal = signalOption(options.signal);
-    const { seedNumber, ...sampling } = toNativeSampling(options, this.info.vocabSize);
-    const settings = {
+    const tokenizer = this.#tokenizer;
+    const { seedNumber: seed, ...sampling } = toNativeSampling(
+      options,
+      this.info.vocabSize,
+      options.badWords && ((text) => this.tokenizer.encode(text)),
+    );
+    const order = toNativeOrder(options);
+    const hear = options.onTrace ?? this.#onTrace;
+    const settings: Omit<NativeRequest, 'prompt'> = {
+      ...PLAIN_REQUEST,
+      ...order,
       maxTokens: maxTokensOf(options, this.info.contextLength),
       stopTokens: options.stopTokens === undefined ? this.#stopTokens() : tokenIds('stopTokens', options.stopTokens),
       sampling,
-      logitsFrom: -1,
+      trace: hear !== undefined,
     };
-    const decoder = this.#tokenizer?.createDecoder();
-    const create = (cancel: () => void) => new TokenStream(seedNumber, decoder, cancel, signal);
+    const onTrace = hear && ((request: number, trace: NativeTrace) => hear({ request, client: order.client, ...trace }));
+    const limits = toTimeLimits(options);
+    const create = (cancel: () => void) =>
+      new TokenStream({ seed, decoder: tokenizer?.createDecoder(), cancel, signal, limits, onTrace });
     const toRequest = (ids: ArrayLike<number>): NativeRequest | ChatGLMError => {
       const prompt = this.#promptOf('prompt', ids, ', the answer included');
       return prompt instanceof ChatGLMError ? prompt : { ...settings, prompt };
@@ -283,14 +349,45 @@ export class Model implements AsyncDisposable {
     const prompt = this.#promptOf('ids', ids, '');
     if (prompt instanceof ChatGLMError) throw prompt;
     const from = integerOption('from', set.from, 0, { most: Math.max(0, prompt.length - 1) });
-    const { seedNumber: _, ...sampling } = toNativeSampling({ seed: 0 }, this.info.vocabSize);
-    const request: NativeRequest = { prompt, maxTokens: 0, stopTokens: new Uint32Array(), sampling, logitsFrom: from };
     const handler = this.#submit(
-      request,
+      { ...PLAIN_REQUEST, kind: 'logits', prompt, from },
       signal,
       (cancel) => new LogitsRequest(prompt.length - from, from, this.info.vocabSize, cancel, signal),
     );
     return await handler.result;
+  }
+
+  /**
+   * The log-probabilities that the model gives the tokens of a text, each after the tokens before it: what perplexity and the
+   * comparison of answers are made of. The first token has none before it, so there is no score of it.
+   *
+   * @returns One entry for each token from `from` on.
+   * @throws {ChatGLMError} ERR_CONTEXT_OVERFLOW, ERR_INVALID_ARGUMENT, ERR_QUEUE_FULL, ERR_ABORTED, ERR_DISPOSED,
+   *   ERR_INVALID_LOGITS.
+   *
+   * @example
+   * ```ts
+   * const ids = model.tokenizer.encodePrompt('The capital of France is Paris.');
+   * const scores = await model.score(ids, { from: 2 }); // not of [gMASK] and sop
+   * const mean = scores.reduce((sum, { logprob }) => sum + logprob, 0) / scores.length;
+   * console.log('perplexity', Math.exp(-mean));
+   * ```
+   */
+  async score(ids: ArrayLike<number>, options: Nullable<ScoreOptions> = {}): Promise<TokenLogprobs[]> {
+    const set = readOptions<ScoreOptions>(options, ['from', 'logprobs', 'signal'], 'score()');
+    const signal = signalOption(set.signal);
+    const prompt = this.#promptOf('ids', ids, '');
+    if (prompt instanceof ChatGLMError) throw prompt;
+    if (prompt.length < 2) throw invalidArgument(`ids must have at least 2 tokens to score, got ${prompt.length}`);
+    const from = integerOption('from', set.from, 1, { least: 1, most: prompt.length - 1 });
+    const top = integerOption('logprobs', set.logprobs, 0, { most: 100 });
+    const handler = this.#submit(
+      { ...PLAIN_REQUEST, kind: 'score', prompt, from, top },
+      signal,
+      (cancel) => new ScoreRequest(cancel, signal),
+    );
+    const scores = await handler.result;
+    return scores.map((score, i) => toTokenLogprobs(prompt[from + i] as number, score));
   }
 
   /**

@@ -10,6 +10,10 @@ export class Requests {
   onProgress: LoadOptions['onProgress'];
   readonly ready: Promise<NativeModelInfo>;
   readonly disposed: Promise<void>;
+  readonly #pageCalls = new Map<
+    number,
+    { resolve: (data: Uint8Array) => void; reject: (error: ChatGLMError) => void }
+  >();
   #resolveReady!: (info: NativeModelInfo) => void;
   #rejectReady!: (error: unknown) => void;
   #resolveDisposed!: () => void;
@@ -45,13 +49,25 @@ export class Requests {
           this.failLoading(fromNative(event.error));
           break;
         case 'token':
-          this.handlers.get(event.request)?.onToken(event.id, event.logprobs);
+          this.handlers.get(event.request)?.onToken?.(event.id, event.logprobs);
           break;
         case 'logits':
-          this.handlers.get(event.request)?.onLogits(event.row, event.values);
+          this.handlers.get(event.request)?.onLogits?.(event.position, event.values);
+          break;
+        case 'scores':
+          this.handlers.get(event.request)?.onScores?.(event.position, event.scores);
+          break;
+        case 'admitted':
+          this.handlers.get(event.request)?.onAdmitted?.();
+          break;
+        case 'trace':
+          this.handlers.get(event.request)?.onTrace?.(event.request, event.trace);
+          break;
+        case 'pages':
+          this.#endPages(event);
           break;
         case 'finish':
-          this.#take(event.request)?.onFinish(event.finish);
+          this.#take(event.request)?.onFinish(event.finish, event.request);
           break;
         case 'error':
           this.#take(event.request)?.onError(fromNative(event.error));
@@ -62,6 +78,18 @@ export class Requests {
       }
     }
   };
+
+  /** The bytes of the pages that a call of `readPages()` or `writePages()`, whose number this is, reads or has written. */
+  pages(call: number): Promise<Uint8Array> {
+    return new Promise((resolve, reject) => this.#pageCalls.set(call, { resolve, reject }));
+  }
+
+  #endPages({ request, data, error }: Extract<NativeEvent, { type: 'pages' }>): void {
+    const call = this.#pageCalls.get(request);
+    this.#pageCalls.delete(request);
+    if (error) call?.reject(fromNative(error));
+    else call?.resolve(data);
+  }
 
   #take(request: number): RequestHandler | undefined {
     const handler = this.handlers.get(request);

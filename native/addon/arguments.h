@@ -2,7 +2,9 @@
 #include <napi.h>
 
 #include <cstdint>
+#include <initializer_list>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
@@ -38,6 +40,19 @@ Napi::Function function_of(const Napi::Value& value, const char* name);
 Napi::Uint8Array bytes_of(const Napi::Value& value, const char* name);
 std::vector<uint32_t> ids_of(const Napi::Value& value, const char* name);
 std::vector<float> floats_of(const Napi::Value& value, const char* name);
+
+/// The choice that the text names. Each choice is a name and what it stands for.
+template <class Choice>
+Choice choice_of(const Napi::Value& value, const char* name,
+                 std::initializer_list<std::pair<const char*, Choice>> choices) {
+  const std::string text = string_of(value, name);
+  std::string known;
+  for (const auto& [choice, result] : choices) {
+    if (text == choice) return result;
+    known.append(known.empty() ? "'" : ", '").append(choice).append("'");
+  }
+  throw Error("ERR_INVALID_ARGUMENT", std::string(name) + " is '" + text + "'; this runtime knows " + known);
+}
 
 Napi::Value to_ids(Napi::Env env, const std::vector<uint32_t>& ids);
 

@@ -19,7 +19,7 @@ std::unique_ptr<Backend> on_cpu(const ModelSource& source, const DeviceOptions& 
                                      [](const TensorSource& tensor) { return tensor.type > DataType::bf16; });
   cpu::CpuOptions cpu;
   cpu.threads = source.threads;
-  cpu.pages = options.engine.pages();
+  cpu.pages = options.engine.pages;
   cpu.kv_type = options.kv_type == "q8_0"                                            ? cpu::KvType::q8_0
                 : options.kv_type == "f16" || (options.kv_type.empty() && quantized) ? cpu::KvType::f16
                                                                                      : cpu::KvType::f32;
@@ -35,7 +35,8 @@ std::unique_ptr<Backend> on_gpu(int32_t index, const ModelSource& source, const 
   }
   cuda::CudaOptions cuda;
   cuda.device = index;
-  cuda.pages = options.engine.pages();
+  cuda.pages = options.engine.pages;
+  cuda.least_pages = options.engine.least_pages;
   cuda.max_sequences = options.engine.max_sequences;
   cuda.context_tokens = options.engine.context_tokens;
   cuda.kv_q8_0 = options.kv_type == "q8_0";
@@ -57,17 +58,19 @@ int32_t cuda_index(const std::string& device) {
 }
 
 std::unique_ptr<Backend> make_backend(const ModelSource& source, const DeviceOptions& options, const Progress& progress,
-                                      const std::atomic<bool>& abort) {
+                                      const std::function<void(const Error&)>& warn, const std::atomic<bool>& abort) {
   if (options.device == "cpu") return on_cpu(source, options, progress, abort);
   if (options.device != "auto") return on_gpu(cuda_index(options.device), source, options, progress, abort);
   try {
     return on_gpu(0, source, options, progress, abort);
   } catch (const Error& error) {
-    // The GPU's backend throws all three before anything is read. If the CPU's backend has the same cause, it throws
-    // again.
+    // The GPU's backend throws the first and the last before anything is read, and
+    // ERR_OUT_OF_MEMORY also when another process takes the memory while the weights are read. If the CPU's backend has
+    // the same cause, it throws again.
     const bool elsewhere = error.code == "ERR_DEVICE_UNAVAILABLE" || error.code == "ERR_OUT_OF_MEMORY" ||
                            error.code == "ERR_INVALID_ARGUMENT";
     if (!elsewhere) throw;
+    if (error.code == "ERR_OUT_OF_MEMORY") warn(error);
   }
   return on_cpu(source, options, progress, abort);
 }

@@ -1,6 +1,5 @@
 #include "addon/model.h"
 
-#include <initializer_list>
 #include <limits>
 #include <memory>
 #include <mutex>
@@ -51,19 +50,6 @@ TensorSource tensor_of(const Napi::Value& value) {
     if (tensor.scale_type > DataType::bf16) throw Error("ERR_INVALID_ARGUMENT", "scales are f32, f16 or bf16");
   }
   return tensor;
-}
-
-// One of the names that this runtime knows.
-template <class Enum>
-Enum choice_of(const Napi::Value& value, const char* name,
-               std::initializer_list<std::pair<const char*, Enum>> choices) {
-  const std::string text = string_of(value, name);
-  std::string known;
-  for (const auto& [choice, result] : choices) {
-    if (text == choice) return result;
-    known.append(known.empty() ? "'" : ", '").append(choice).append("'");
-  }
-  throw Error("ERR_INVALID_ARGUMENT", std::string(name) + " is '" + text + "'; this runtime computes " + known);
 }
 
 Architecture architecture_of(const Napi::Object& object) {
@@ -126,7 +112,14 @@ Spec spec_of(const Napi::Object& object) {
   engine.context_tokens = integer("contextLength", 1, 1 << 24);
   engine.max_sequences = integer("maxSequences", 1, 256);
   engine.max_queue = integer("maxQueue", 0, 1 << 20);
+  const int64_t tokens =
+      integer_of(object.Get("kvCacheTokens"), "kvCacheTokens", engine.context_tokens, int64_t{1} << 36);
+  engine.pages = static_cast<int32_t>((tokens + kPageTokens - 1) / kPageTokens);
+  const bool shrinks = boolean_of(object.Get("kvCacheShrinks"), "kvCacheShrinks");
+  engine.least_pages = shrinks ? engine.pages_of_context() : engine.pages;
   engine.prefix_cache = boolean_of(object.Get("prefixCache"), "prefixCache");
+  engine.speculation = boolean_of(object.Get("speculation"), "speculation");
+  engine.prefill_budget_ms = number_of(object.Get("prefillBudgetMs"), "prefillBudgetMs");
   spec.options.device = string_of(object.Get("device"), "device");
   spec.options.kv_type = string_of(object.Get("kvCacheType"), "kvCacheType");
   return spec;
@@ -147,8 +140,11 @@ class Session final : public EngineListener {
       throw Napi::Error::New(env);
     }
     const EngineOptions options = spec.options.engine;
-    auto load = [spec = std::move(spec)](const Progress& progress, const std::atomic<bool>& abort) {
-      return make_backend(spec.source, spec.options, progress, abort);
+    // The engine, whose thread calls this, belongs to the session.
+    auto load = [spec = std::move(spec), self = session.get()](const Progress& progress,
+                                                               const std::atomic<bool>& abort) {
+      const auto warn = [self](const Error& error) { self->send({.type = Event::Type::warning, .error = error}); };
+      return make_backend(spec.source, spec.options, progress, warn, abort);
     };
     try {
       session->engine_ = std::make_unique<Engine>(options, std::move(load), *session);
@@ -185,19 +181,38 @@ class Session final : public EngineListener {
   }
   void on_ready(const BackendInfo& info) override { send({.type = Event::Type::ready, .info = info}); }
   void on_failed(const Error& error) override { send({.type = Event::Type::failed, .error = error}); }
-  void on_token(uint32_t request, int32_t token, const Logprobs* logprobs) override {
+  void on_admitted(uint32_t request) override { send({.type = Event::Type::admitted, .request = request}); }
+  void on_token(uint32_t request, int32_t token, const Outcome* outcome) override {
     Event event{.type = Event::Type::token, .request = request, .token = token};
-    if (logprobs) event.logprobs = *logprobs;
+    if (outcome) event.outcome = std::make_unique<Outcome>(*outcome);
     send(std::move(event));
   }
   void on_logits(uint32_t request, int32_t position, std::span<const float> logits) override {
-    send({.type = Event::Type::logits, .request = request, .row = position, .logits = {logits.begin(), logits.end()}});
+    send({.type = Event::Type::logits,
+          .request = request,
+          .position = position,
+          .logits = {logits.begin(), logits.end()}});
+  }
+  void on_scores(uint32_t request, int32_t position, std::span<const Outcome> scores) override {
+    send({.type = Event::Type::scores,
+          .request = request,
+          .position = position,
+          .scores = {scores.begin(), scores.end()}});
+  }
+  void on_trace(uint32_t request, const Trace& trace) override {
+    send({.type = Event::Type::trace, .request = request, .trace = trace});
   }
   void on_finish(uint32_t request, const Finish& finish) override {
     send({.type = Event::Type::finish, .request = request, .finish = finish});
   }
   void on_error(uint32_t request, const Error& error) override {
     send({.type = Event::Type::error, .request = request, .error = error});
+  }
+  void on_pages(uint32_t call, std::vector<uint8_t> data, const Error* error) override {
+    Event event{.type = Event::Type::pages, .request = call};
+    event.data = std::move(data);
+    if (error) event.error = *error;
+    send(std::move(event));
   }
   void on_stopped() override {
     send({.type = Event::Type::disposed});
@@ -239,10 +254,11 @@ class Session final : public EngineListener {
     for (size_t i = 0; i < events.size(); ++i) {
       array.Set(static_cast<uint32_t>(i), events[i].to_js(env));
       const Event::Type type = events[i].type;
-      // Pending are: loading until it is ready or has failed, each request until its end, and stopping.
+      // Pending are: loading until it is ready or has failed, each request and each call for pages until its end, and
+      // stopping.
       const bool loaded = type == Event::Type::ready || type == Event::Type::failed;
       if ((loaded && std::exchange(loading_, false)) || type == Event::Type::finish || type == Event::Type::error ||
-          (type == Event::Type::disposed && stopping_)) {
+          type == Event::Type::pages || (type == Event::Type::disposed && stopping_)) {
         ++ended;
       }
     }
@@ -280,6 +296,8 @@ class ModelObject : public Napi::ObjectWrap<ModelObject> {
         env, "Model",
         {InstanceMethod<&ModelObject::submit>("submit"), InstanceMethod<&ModelObject::cancel>("cancel"),
          InstanceMethod<&ModelObject::clear_cache>("clearCache"), InstanceMethod<&ModelObject::stats>("stats"),
+         InstanceMethod<&ModelObject::read_pages>("readPages"), InstanceMethod<&ModelObject::write_pages>("writePages"),
+         InstanceMethod<&ModelObject::import_pages>("importPages"), InstanceMethod<&ModelObject::release>("release"),
          InstanceMethod<&ModelObject::dispose>("dispose")});
   }
 
@@ -305,7 +323,7 @@ class ModelObject : public Napi::ObjectWrap<ModelObject> {
 
   Napi::Value cancel(const Napi::CallbackInfo& info) {
     return guarded(info.Env(), [&] {
-      session_->engine().cancel(static_cast<uint32_t>(integer_of(info[0], "request", 0, UINT32_MAX)));
+      session_->engine().cancel(number_argument(info[0], "request"));
       return info.Env().Undefined();
     });
   }
@@ -326,8 +344,54 @@ class ModelObject : public Napi::ObjectWrap<ModelObject> {
       object.Set("cachedTokens", static_cast<double>(stats.cached_tokens));
       object.Set("usedPages", stats.used_pages);
       object.Set("totalPages", stats.total_pages);
+      object.Set("steps", static_cast<double>(stats.steps));
+      object.Set("prefillTokens", static_cast<double>(stats.prefill_tokens));
+      object.Set("generatedTokens", static_cast<double>(stats.generated_tokens));
+      object.Set("draftedTokens", static_cast<double>(stats.drafted_tokens));
+      object.Set("acceptedTokens", static_cast<double>(stats.accepted_tokens));
+      object.Set("preemptions", static_cast<double>(stats.preemptions));
       return object;
     });
+  }
+
+  Napi::Value read_pages(const Napi::CallbackInfo& info) {
+    return guarded(info.Env(), [&] {
+      const uint32_t call = session_->engine().read_pages(number_argument(info[0], "pin"), page_argument(info[1]),
+                                                          page_argument(info[2]));
+      session_->add_pending(info.Env(), 1);
+      return Napi::Number::New(info.Env(), call);
+    });
+  }
+
+  Napi::Value import_pages(const Napi::CallbackInfo& info) {
+    return guarded(info.Env(), [&] {
+      const std::vector<uint32_t> ids = ids_of(info[0], "tokens");
+      return Napi::Number::New(info.Env(), session_->engine().import_pages({ids.begin(), ids.end()}));
+    });
+  }
+
+  Napi::Value write_pages(const Napi::CallbackInfo& info) {
+    return guarded(info.Env(), [&] {
+      const Napi::Uint8Array data = bytes_of(info[2], "data");
+      const uint32_t call = session_->engine().write_pages(number_argument(info[0], "pin"), page_argument(info[1]),
+                                                           {data.Data(), data.Data() + data.ElementLength()});
+      session_->add_pending(info.Env(), 1);
+      return Napi::Number::New(info.Env(), call);
+    });
+  }
+
+  Napi::Value release(const Napi::CallbackInfo& info) {
+    return guarded(info.Env(), [&] {
+      session_->engine().release(number_argument(info[0], "pin"));
+      return info.Env().Undefined();
+    });
+  }
+
+  static uint32_t number_argument(const Napi::Value& value, const char* name) {
+    return static_cast<uint32_t>(integer_of(value, name, 0, UINT32_MAX));
+  }
+  static int32_t page_argument(const Napi::Value& value) {
+    return static_cast<int32_t>(integer_of(value, "page", 0, kMostCount));
   }
 
   Napi::Value dispose(const Napi::CallbackInfo& info) {

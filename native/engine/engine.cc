@@ -624,7 +624,7 @@ void Engine::forget_ended() {
 }
 
 void Engine::trace(const Sequence& sequence, Trace::Phase phase, int32_t tokens, double took_ms) {
-  if (!options_.trace) return;
+  if (!sequence.request.trace) return;
   listener_.on_trace(sequence.id(), {phase, milliseconds(Clock::now() - sequence.submitted), took_ms, tokens});
 }
 

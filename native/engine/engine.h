@@ -35,7 +35,6 @@ struct EngineOptions {
   bool prefix_cache = true;
   bool speculation = true;       // drafts where they pay
   double prefill_budget_ms = 0;  // SchedulerLimits::prefill_budget_ms
-  bool trace = false;            // whether the listener hears on_trace()
 
   /// Pages that hold one sequence of context_tokens.
   int32_t pages_of_context() const { return (context_tokens + kPageTokens - 1) / kPageTokens; }
@@ -59,6 +58,7 @@ struct Request {
   double weight = 1;  // of the client
   /// The pages of the prompt stay held after the end, under the request's number, until release().
   bool pin = false;
+  bool trace = false;  // whether the listener hears on_trace()
 };
 
 enum class FinishReason { stop, length, cancelled };
