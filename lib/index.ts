@@ -15,7 +15,7 @@ export {
 export { type ChatReply, ChatStream } from './chat/chat-stream.js';
 export type { ToolCall } from './chat/reply.js';
 export { CONVERSION_TYPES, type ConversionType, type ConvertOptions, convertCheckpoint } from './checkpoint/convert.js';
-export type { WriteProgress, WrittenFile } from './checkpoint/gguf/writer.js';
+export type { WriteProgress } from './checkpoint/gguf/writer.js';
 export { openCheckpoint } from './checkpoint/open.js';
 export {
   type ShapeName,
@@ -28,6 +28,7 @@ export {
 export type { Checkpoint, ModelConfig, TensorEntry } from './checkpoint/types.js';
 export { ChatGLMError, type ErrorCode, type ErrorDetails, type SerializedError } from './common/errors.js';
 export type { FilePath, Nullable } from './common/options.js';
+export type { WrittenFile } from './common/whole-file.js';
 export {
   CHAT_FAMILIES,
   type ChatFamily,

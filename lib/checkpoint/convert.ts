@@ -11,10 +11,11 @@ import {
   show,
   toPath,
 } from '../common/options.js';
+import type { WrittenFile } from '../common/whole-file.js';
 import { MODEL_FAMILIES, type ModelFamily } from '../families/index.js';
 import { CheckpointFile } from './file.js';
 import { ggufMetadata } from './gguf/metadata.js';
-import { checkWriteOptions, WRITE_OPTIONS, type WriteOptions, type WrittenFile, writeGguf } from './gguf/writer.js';
+import { checkWriteOptions, WRITE_OPTIONS, type WriteOptions, writeGguf } from './gguf/writer.js';
 import { openCheckpoint } from './open.js';
 import { rowsAndColumns, tensorBytes } from './tensor-types.js';
 import type { Checkpoint, TensorEntry } from './types.js';

@@ -12,10 +12,11 @@ import {
   show,
   toPath,
 } from '../common/options.js';
+import type { WrittenFile } from '../common/whole-file.js';
 import { DEFAULT_FAMILY, familyNamed, MODEL_FAMILIES } from '../families/index.js';
 import { syntheticTokenizer } from '../tokenizer/synthetic.js';
 import { type GgufFileType, ggufMetadata } from './gguf/metadata.js';
-import { checkWriteOptions, WRITE_OPTIONS, type WriteOptions, type WrittenFile, writeGguf } from './gguf/writer.js';
+import { checkWriteOptions, WRITE_OPTIONS, type WriteOptions, writeGguf } from './gguf/writer.js';
 import { type TensorRole, type TensorSpec, tensorLayout } from './tensor-table.js';
 import { rowsAndColumns, tensorBytes } from './tensor-types.js';
 import type { ModelConfig } from './types.js';

@@ -16,10 +16,10 @@ import {
   type GenerateOptions,
   maxTokensOf,
   readGenerateOptions,
+  type TokenLogprobs,
   toNativeOrder,
   toNativeSampling,
   toTimeLimits,
-  type TokenLogprobs,
 } from '../generation/options.js';
 import { StopSequences } from '../generation/stop-sequences.js';
 import { Generation, type RawGeneration } from '../generation/text-stream.js';
@@ -284,7 +284,8 @@ export class Model implements AsyncDisposable {
       sampling,
       trace: hear !== undefined,
     };
-    const onTrace = hear && ((request: number, trace: NativeTrace) => hear({ request, client: order.client, ...trace }));
+    const onTrace =
+      hear && ((request: number, trace: NativeTrace) => hear({ request, client: order.client, ...trace }));
     const limits = toTimeLimits(options);
     const create = (cancel: () => void) =>
       new TokenStream({ seed, decoder: tokenizer?.createDecoder(), cancel, signal, limits, onTrace });
