@@ -8,7 +8,9 @@ export {
   type ChatOnceOptions,
   type ChatOnceResult,
   type ChatOptions,
+  type RestoreOptions,
   type SavedChat,
+  type SaveOptions,
   type SendOptions,
   TOOLS_PROMPT,
 } from './chat/chat.js';
@@ -45,6 +47,7 @@ export type {
   SamplingOptions,
   Timings,
   TokenLogprobs,
+  TraceEvent,
   Usage,
 } from './generation/options.js';
 export { Generation } from './generation/text-stream.js';
@@ -57,5 +60,12 @@ export {
   type SyntheticModelOptions,
 } from './model/load.js';
 export type { LoadOptions, LoadProgress } from './model/load-options.js';
-export { type LogitsOptions, Model, type ModelInfo, type ModelStats } from './model/model.js';
+export {
+  CachedPrompt,
+  type LogitsOptions,
+  Model,
+  type ModelInfo,
+  type ModelStats,
+  type ScoreOptions,
+} from './model/model.js';
 export { type DecodeOptions, type EncodeOptions, Tokenizer } from './tokenizer/tokenizer.js';

@@ -1,5 +1,14 @@
 import { ChatGLMError, invalidArgument } from '../common/errors.js';
-import { choiceOption, type Nullable, readOptions, show } from '../common/options.js';
+import {
+  choiceOption,
+  type FilePath,
+  type Nullable,
+  readOptions,
+  show,
+  signalOption,
+  toPath,
+} from '../common/options.js';
+import type { WrittenFile } from '../common/whole-file.js';
 import {
   CHAT_FAMILIES,
   type ChatFamily,
@@ -28,6 +37,7 @@ import {
 import { StopSequences } from '../generation/stop-sequences.js';
 import type { RawGeneration } from '../generation/text-stream.js';
 import { type ChatReply, ChatStream } from './chat-stream.js';
+import { type KvStore, openSession, saveSession } from './session.js';
 
 /** What the model is told about tools when `system` says nothing: the sentence that ChatGLM3 was trained with. */
 export const TOOLS_PROMPT =
@@ -70,6 +80,21 @@ export interface SavedChat {
   history: ChatMessage[];
 }
 
+/** Options of `chat.save()`. */
+export interface SaveOptions {
+  /** Ends writing with ERR_ABORTED; nothing is left behind. Default: none. */
+  signal?: AbortSignal | undefined;
+}
+
+/** Options of `model.restoreChat()`. Those of a generation hold for every answer that is not given others; `signal` is for reading the file. */
+export interface RestoreOptions extends GenerateOptions {
+  /**
+   * What to do with a file of another model, or of keys and values of another type or device: `error` throws
+   * ERR_SESSION_MISMATCH; `history` goes on with the conversation's text, whose prompt is computed again. Default: `error`.
+   */
+  onMismatch?: 'error' | 'history' | undefined;
+}
+
 /** What a chat needs of a model. */
 export interface ChatModel {
   readonly info: { readonly family: ModelFamily };
@@ -83,6 +108,8 @@ export interface ChatModel {
       signal: AbortSignal | undefined,
     ): number[] | Promise<number[]>;
   };
+  /** Where the keys and values of prompts are kept. */
+  readonly kv: KvStore;
   /** The error for texts that are so long in all that they cannot fit the context. */
   overflowOf(length: number): ChatGLMError | undefined;
   generateIds(
@@ -250,6 +277,58 @@ export class Chat {
    */
   toJSON(): SavedChat {
     return { family: this.family, history: validateMessages(this.#history, 'history') };
+  }
+
+  /**
+   * Writes the chat to a file, with the keys and values that were computed for it: `model.restoreChat()` goes on with it
+   * without computing the history again. A file of this name is replaced, once the new one is whole and on the disk. It is as
+   * large as `model.info.kvBytesPerToken` times the tokens of the history. What is no longer kept of the history, as other
+   * requests needed its memory, is computed again first.
+   *
+   * @throws {ChatGLMError} ERR_INVALID_ARGUMENT, also for an empty history; ERR_BUSY while the chat is answering;
+   *   ERR_ABORTED, ERR_DISPOSED and others of the model; the codes of the system.
+   *
+   * @example
+   * ```ts
+   * const { bytes } = await chat.save('./anna.chat');
+   * console.log(`${(bytes / 1e6).toFixed(0)} MB`);
+   * ```
+   */
+  async save(path: FilePath, options: Nullable<SaveOptions> = {}): Promise<WrittenFile> {
+    const file = toPath('path', path);
+    const { signal } = readOptions<SaveOptions>(options, ['signal'], 'save()');
+    signalOption(signal);
+    this.#refuseWhileAnswering();
+    const chat = this.toJSON();
+    if (chat.history.length === 0) throw invalidArgument('the chat has no history to save');
+    const ids = await this.promptIds(signal);
+    return await saveSession(file, { store: this.#model.kv, ids, chat }, { signal });
+  }
+
+  /** @internal The ids of the history, as the next prompt begins. */
+  async promptIds(signal: AbortSignal | undefined): Promise<number[]> {
+    const parts = chatPrompt(this.family, validateMessages(this.#history, 'history'));
+    const tooLong = this.#model.overflowOf(promptLength(parts));
+    if (tooLong) throw tooLong;
+    return await this.#model.tokenizer.encodePrompted(parts, this.family, signal);
+  }
+
+  /** @internal Use `model.restoreChat()`. */
+  static async restore(model: ChatModel, path: FilePath, options: Nullable<RestoreOptions>): Promise<Chat> {
+    const file = toPath('path', path);
+    const set = readOptions<RestoreOptions>(options, [...GENERATE_OPTIONS, 'onMismatch'], 'restoreChat()');
+    const { onMismatch, ...defaults } = set;
+    const wanted = choiceOption('onMismatch', onMismatch, ['error', 'history'], 'error');
+    checkGenerateOptions(defaults);
+    const { chat, mismatch } = await openSession(file, model.kv, { signal: defaults.signal });
+    if (mismatch && wanted === 'error') {
+      const { what, reason } = mismatch;
+      const remedy = "onMismatch: 'history' takes its text alone";
+      throw new ChatGLMError('ERR_SESSION_MISMATCH', `${file} ${reason}; ${remedy}`, { file, what });
+    }
+    // The signal was for reading the file.
+    const { signal: _, ...rest } = defaults;
+    return new Chat(model, { ...rest, ...(chat as SavedChat) });
   }
 
   /** Answers `added` behind the first `kept` messages of the history. */

@@ -14,6 +14,10 @@ export const ERROR_CODES = [
   'ERR_PERMISSION_DENIED',
   /** The disk, or the user's share of it, is full. Details: `file`. */
   'ERR_DISK_FULL',
+  /** A file is no saved chat, or not what was written. Details: `file`. */
+  'ERR_SESSION_INVALID',
+  /** A saved chat belongs to another model or another kind of keys and values. Details: `file`, `what`: `model` or `layout`. */
+  'ERR_SESSION_MISMATCH',
   /** The process, or the system, has as many files open as it may have. Details: `file`. */
   'ERR_TOO_MANY_FILES',
   /** The system gave no thread. */

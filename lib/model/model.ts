@@ -1,9 +1,19 @@
 import { callNative, loadNative, type NativeModel, type NativeRequest, type NativeTrace } from '../addon/native.js';
-import { Chat, type ChatOnceOptions, type ChatOnceResult, type ChatOptions, chatOnce } from '../chat/chat.js';
+import {
+  Chat,
+  type ChatOnceOptions,
+  type ChatOnceResult,
+  type ChatOptions,
+  chatOnce,
+  type RestoreOptions,
+} from '../chat/chat.js';
+import type { HeldPages, KvStore } from '../chat/session.js';
+import { fingerprintOf } from '../checkpoint/fingerprint.js';
 import { onAbort } from '../common/abort.js';
 import { aborted, ChatGLMError, invalidArgument, throwIfAborted } from '../common/errors.js';
 import {
   countOfIds,
+  type FilePath,
   integerOption,
   type Nullable,
   readOptions,
@@ -12,6 +22,7 @@ import {
   tokenIds,
 } from '../common/options.js';
 import { type ModelFamily, stopTokens } from '../families/index.js';
+import type { ChatMessage } from '../families/messages.js';
 import {
   type GenerateOptions,
   maxTokensOf,
@@ -24,8 +35,9 @@ import {
 import { StopSequences } from '../generation/stop-sequences.js';
 import { Generation, type RawGeneration } from '../generation/text-stream.js';
 import { type RequestHandler, TokenStream, toTokenLogprobs } from '../generation/token-stream.js';
-import { LogitsRequest, ScoreRequest } from '../generation/value-request.js';
+import { LogitsRequest, PinRequest, ScoreRequest } from '../generation/value-request.js';
 import { Tokenizer } from '../tokenizer/tokenizer.js';
+import { KvMemory } from './kv-memory.js';
 import { type LoadOptions, type ModelSource, toNativeSpec } from './load-options.js';
 import { Requests } from './requests.js';
 
@@ -103,6 +115,45 @@ export interface LogitsOptions {
   signal?: AbortSignal | undefined;
 }
 
+/** The beginning of prompts that is kept in memory: see `model.cachePrompt()`. */
+export class CachedPrompt implements Disposable {
+  /** How many tokens are kept. */
+  readonly tokens: number;
+  readonly #held: HeldPages;
+
+  /** @internal Use `model.cachePrompt()`. */
+  constructor(tokens: number, held: HeldPages) {
+    this.tokens = tokens;
+    this.#held = held;
+  }
+
+  /**
+   * Lets the memory go: from now on others may take it. To call it again does nothing.
+   *
+   * @example
+   * ```ts
+   * const kept = await model.cachePrompt('# language: Python\n');
+   * kept.release();
+   * ```
+   */
+  release(): void {
+    this.#held.release();
+  }
+
+  /**
+   * Lets the memory go at the end of the block of a `using`.
+   *
+   * @example
+   * ```ts
+   * using kept = await model.cachePrompt('# language: Python\n');
+   * console.log(kept.tokens);
+   * ```
+   */
+  [Symbol.dispose](): void {
+    this.release();
+  }
+}
+
 /** Options of `model.score()`. */
 export interface ScoreOptions {
   /** The position of the first token whose score is wanted, from 1; tokens before it may come from the prefix cache. Default: 1. */
@@ -111,6 +162,14 @@ export interface ScoreOptions {
   logprobs?: number | undefined;
   /** Ends the computation with ERR_ABORTED. Default: none. */
   signal?: AbortSignal | undefined;
+}
+
+interface ModelParts {
+  native: NativeModel;
+  requests: Requests;
+  tokenizer: Tokenizer | undefined;
+  onTrace: LoadOptions['onTrace'];
+  kv: Pick<KvStore, 'pageTokens' | 'pageBytes' | 'layout' | 'fingerprint'>;
 }
 
 /** A request that asks for nothing. What it says of sampling matters to those that generate. */
@@ -146,21 +205,23 @@ export class Model implements AsyncDisposable {
   readonly #native: NativeModel;
   readonly #requests: Requests;
   readonly #tokenizer: Tokenizer | undefined;
+  /** @internal What sessions read and write. */
+  readonly kv: KvStore;
   readonly #onTrace: LoadOptions['onTrace'];
   #isDisposed = false;
 
-  private constructor(
-    info: ModelInfo,
-    handle: NativeModel,
-    requests: Requests,
-    tokenizer: Tokenizer | undefined,
-    onTrace: LoadOptions['onTrace'],
-  ) {
+  private constructor(info: ModelInfo, { native, requests, tokenizer, onTrace, kv }: ModelParts) {
     this.info = info;
-    this.#onTrace = onTrace;
-    this.#native = handle;
+    this.#native = native;
     this.#requests = requests;
     this.#tokenizer = tokenizer;
+    this.#onTrace = onTrace;
+    const pin = (ids: ArrayLike<number>, signal: AbortSignal | undefined) => {
+      const prompt = this.#promptOf('prompt', ids, '');
+      const request = prompt instanceof ChatGLMError ? prompt : { ...PLAIN_REQUEST, prompt, pin: true };
+      return this.#submit(request, signal, (cancel) => new PinRequest(cancel, signal));
+    };
+    this.kv = new KvMemory({ native, requests, ...kv }, pin);
   }
 
   /** @internal Use `loadModel()`. */
@@ -174,7 +235,7 @@ export class Model implements AsyncDisposable {
     const handle = callNative(() => new (loadNative().Model)(spec, requests.handle));
     const over = onAbort(signal, () => requests.failLoading(aborted(signal as AbortSignal)));
     try {
-      const { weightBytes, pages, pageBytes, pageLayout: _, ...facts } = await requests.ready;
+      const { weightBytes, pages, pageBytes, pageLayout: layout, ...facts } = await requests.ready;
       const { pageTokens } = loadNative();
       const info: ModelInfo = {
         family: config.family,
@@ -190,7 +251,9 @@ export class Model implements AsyncDisposable {
         kvCacheTokens: pages * pageTokens,
         kvCacheBytes: pages * pageBytes,
       };
-      return new Model(Object.freeze(info), handle, requests, tokenizer, options.onTrace);
+      const fingerprint = () => fingerprintOf(source, [spec.quantization]);
+      const kv = { pageTokens, pageBytes, layout, fingerprint };
+      return new Model(Object.freeze(info), { native: handle, requests, tokenizer, onTrace: options.onTrace, kv });
     } catch (error) {
       handle.dispose();
       await requests.disposed;
@@ -312,6 +375,66 @@ export class Model implements AsyncDisposable {
    */
   createChat(options: Nullable<ChatOptions> = {}): Chat {
     return new Chat(this, options);
+  }
+
+  /**
+   * Goes on with a chat that `chat.save()` wrote, without computing its history again. Every byte of the file is compared
+   * with what was written before any of it is used.
+   *
+   * @throws {ChatGLMError} ERR_SESSION_INVALID; ERR_SESSION_MISMATCH for a file of another model, device or `kvCacheType`;
+   *   ERR_OUT_OF_MEMORY if the key/value cache has no room for it; ERR_INVALID_ARGUMENT, ERR_ABORTED; the codes of the system.
+   *
+   * @example
+   * ```ts
+   * const chat = await model.restoreChat('./anna.chat', { temperature: 0.5 });
+   * const { text, usage } = await chat.send('Where were we?');
+   * console.log(text, usage.cachedTokens); // nearly all tokens of the prompt
+   * ```
+   */
+  async restoreChat(path: FilePath, options: Nullable<RestoreOptions> = {}): Promise<Chat> {
+    return await Chat.restore(this, path, options);
+  }
+
+  /**
+   * Computes the beginning of prompts, such as a long system prompt, and keeps it in memory, whatever else is computed, until
+   * it is given back: later requests that begin with it find it. What is kept so takes from the `kvCacheTokens` that all
+   * requests share.
+   *
+   * @param prompt A text, as `generate()` takes it; token ids; or messages, such as `[{ role: 'system', content }]`.
+   * @throws {ChatGLMError} as {@link generate}.
+   *
+   * @example
+   * ```ts
+   * const system = 'You are a patient teacher of mathematics. ...';
+   * const kept = await model.cachePrompt([{ role: 'system', content: system }]);
+   * const chat = model.createChat({ system }); // its first answer does not wait for the system prompt
+   * console.log((await chat.send('What is 7 times 8?')).usage.cachedTokens, kept.tokens);
+   * kept.release();
+   * ```
+   */
+  async cachePrompt(
+    prompt: string | ArrayLike<number> | readonly ChatMessage[],
+    options: Nullable<{ signal?: AbortSignal | undefined }> = {},
+  ): Promise<CachedPrompt> {
+    const { signal } = readOptions<{ signal?: AbortSignal }>(options, ['signal'], 'cachePrompt()');
+    signalOption(signal);
+    const ids = await this.#idsOf(prompt, signal);
+    return new CachedPrompt(ids.length, await this.kv.hold(ids, signal));
+  }
+
+  async #idsOf(
+    prompt: string | ArrayLike<number> | readonly ChatMessage[],
+    signal: AbortSignal | undefined,
+  ): Promise<ArrayLike<number>> {
+    if (typeof prompt === 'string') {
+      const tooLong = this.overflowOf(prompt.length);
+      if (tooLong) throw tooLong;
+      return await this.tokenizer.encodePrompted(this.tokenizer.promptParts(prompt), this.info.family, signal);
+    }
+    if (!Array.isArray(prompt) || typeof prompt[0] === 'number' || prompt.length === 0) {
+      return prompt as ArrayLike<number>;
+    }
+    return this.createChat({ history: prompt as readonly ChatMessage[] }).promptIds(signal);
   }
 
   /**
