@@ -44,9 +44,10 @@ uint32_t Engine::submit(Request request) {
                 {{"tokens", static_cast<double>(tokens)}, {"limit", static_cast<double>(limit)}});
   }
   if (!generates) request.max_tokens = 0;
-  if (!generates && (request.from < (request.kind == Request::Kind::score ? 1 : 0) || request.from >= tokens)) {
+  const bool scores = request.kind == Request::Kind::score;
+  if (scores && (request.from < 1 || request.from >= tokens)) {
     throw Error("ERR_INVALID_ARGUMENT", "position " + std::to_string(request.from) + " is not among the " +
-                                            std::to_string(tokens) + " tokens whose values can be given");
+                                            std::to_string(tokens) + " tokens that can be scored");
   }
   request.top = std::clamp(request.top, 0, Outcome::kMostLogprobs);
   request.max_tokens = std::clamp(request.max_tokens, 0, limit - tokens);
@@ -57,7 +58,7 @@ uint32_t Engine::submit(Request request) {
   Job& job = sequence->job;
   job.priority = request.priority;
   // The last token of a text is scored by the logits of the token before.
-  job.tokens = request.kind == Request::Kind::score ? tokens - 1 : tokens;
+  job.tokens = scores ? tokens - 1 : tokens;
   if (request.kind == Request::Kind::logits) job.rows_from = request.from;
   if (generates) {
     sequence->sampler = std::make_unique<SequenceSampler>(request.sampling, request.prompt, options_.vocabulary);

@@ -19,6 +19,9 @@ class Recorder final : public EngineListener {
   struct Answer {
     std::vector<int32_t> tokens;
     std::vector<float> logits;  // all rows
+    std::vector<Outcome> scores;
+    std::vector<Trace> traces;
+    int admissions = 0;
     int32_t first_row = -1;
     int ends = 0;
     std::optional<Finish> finish;
@@ -35,9 +38,12 @@ class Recorder final : public EngineListener {
     change([&] { info_ = info; });
   }
   void on_failed(const Error& error) override {
-    change([&] { failure_ = error.code; });
+    change([&] {
+      failure_ = error.code;
+      ++failures_;
+    });
   }
-  void on_token(uint32_t request, int32_t token, const Logprobs*) override {
+  void on_token(uint32_t request, int32_t token, const Outcome*) override {
     change([&] {
       EXPECT_EQ(answers_[request].ends, 0) << "a token after the end";
       answers_[request].tokens.push_back(token);
@@ -49,6 +55,25 @@ class Recorder final : public EngineListener {
       EXPECT_EQ(answer.ends, 0);
       if (answer.first_row < 0) answer.first_row = position;
       answer.logits.insert(answer.logits.end(), logits.begin(), logits.end());
+    });
+  }
+  void on_scores(uint32_t request, int32_t position, std::span<const Outcome> scores) override {
+    change([&] {
+      Answer& answer = answers_[request];
+      if (answer.first_row < 0) answer.first_row = position;
+      answer.scores.insert(answer.scores.end(), scores.begin(), scores.end());
+    });
+  }
+  void on_admitted(uint32_t request) override {
+    change([&] { EXPECT_EQ(++answers_[request].admissions, 1); });
+  }
+  void on_trace(uint32_t request, const Trace& trace) override {
+    change([&] { answers_[request].traces.push_back(trace); });
+  }
+  void on_pages(uint32_t call, std::vector<uint8_t> data, const Error* error) override {
+    change([&] {
+      EXPECT_FALSE(pages_.contains(call));
+      pages_[call] = {std::move(data), error ? error->code : ""};
     });
   }
   void on_finish(uint32_t request, const Finish& finish) override {
@@ -78,6 +103,15 @@ class Recorder final : public EngineListener {
     const std::lock_guard lock(mutex_);
     return answers_[request];
   }
+  struct Pages {
+    std::vector<uint8_t> data;
+    std::string error;
+  };
+  Pages wait_for_pages(uint32_t call) {
+    EXPECT_TRUE(wait_for([&] { return pages_.contains(call); })) << "call " << call << " does not end";
+    const std::lock_guard lock(mutex_);
+    return pages_[call];
+  }
   void wait_for_tokens(uint32_t request, size_t count) {
     EXPECT_TRUE(wait_for([&] { return answers_[request].tokens.size() >= count || answers_[request].ends > 0; }));
   }
@@ -90,6 +124,10 @@ class Recorder final : public EngineListener {
   std::string failure() {
     const std::lock_guard lock(mutex_);
     return failure_;
+  }
+  int failures() {
+    const std::lock_guard lock(mutex_);
+    return failures_;
   }
   std::optional<BackendInfo> info() {
     const std::lock_guard lock(mutex_);
@@ -119,7 +157,9 @@ class Recorder final : public EngineListener {
   std::condition_variable changed_;
   std::map<uint32_t, Answer> answers_;
   std::optional<BackendInfo> info_;
+  std::map<uint32_t, Pages> pages_;
   std::string failure_;
+  int failures_ = 0;
   uint64_t bytes_ = 0;
   int stopped_ = 0;
 };
@@ -134,7 +174,8 @@ inline Request generation(std::vector<int32_t> prompt, int32_t max_tokens) {
 inline Request logits_of(std::vector<int32_t> prompt, int32_t from) {
   Request request;
   request.prompt = std::move(prompt);
-  request.logits_from = from;
+  request.kind = Request::Kind::logits;
+  request.from = from;
   return request;
 }
 
