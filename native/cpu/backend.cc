@@ -108,14 +108,16 @@ class CpuBackend final : public Backend {
     info.bytes_per_token = info.weight_bytes - static_cast<uint64_t>(embeddings);
     info.mapped_bytes = weights.mapped_bytes;
     info.kv_type = kv_type_ == KvType::f16 ? "f16" : kv_type_ == KvType::f32 ? "f32" : "q8_0";
-    info.kv_bytes = kv_.size();
+    info.page_bytes = static_cast<uint64_t>(page_bytes());
+    info.pages = static_cast<int32_t>(kv_.size() / info.page_bytes);
+    info.page_layout = "cpu " + info.kv_type;
     return info;
   }
   int32_t max_batch_tokens() const override { return kMaxBatchTokens; }
   int32_t max_batch_logits() const override { return kMaxBatchLogits; }
 
-  // Whole rows of logits cost nothing here, so max_top() is 0 and no segment is `top`.
-  bool forward(std::span<const Segment> batch, float* logits, TopLogits*, const std::atomic<bool>& abort) override {
+  bool forward(std::span<const Segment> batch, float* logits, Outcome* outcomes,
+               const std::atomic<bool>& abort) override {
     const ThreadPool::Turn turn(pool_);
     abort_ = &abort;
     tokens_ = 0;
@@ -124,13 +126,19 @@ class CpuBackend final : public Backend {
       attention(layer, batch);
       feed_forward(layer);
     }
-    output(batch, logits);
+    output(batch, logits, outcomes);
     return !abort;
   }
 
   // Copies whole pages: the slots from `tokens` on are written before they are read.
   void copy_page(int32_t from, int32_t to, int32_t) override {
     std::memcpy(kv_page(to, 0, 0, false), kv_page(from, 0, 0, false), static_cast<size_t>(page_bytes()));
+  }
+  void read_page(int32_t page, uint8_t* target) override {
+    std::memcpy(target, kv_page(page, 0, 0, false), static_cast<size_t>(page_bytes()));
+  }
+  void write_page(int32_t page, const uint8_t* source) override {
+    std::memcpy(kv_page(page, 0, 0, false), source, static_cast<size_t>(page_bytes()));
   }
 
  private:
@@ -346,17 +354,50 @@ class CpuBackend final : public Backend {
     multiply(kDown, packed.ffn_down, activated_, tokens_, residual_.data(), shape_.hidden_size, Epilogue::add);
   }
 
-  void output(std::span<const Segment> batch, float* logits) {
-    int64_t token = 0, row = 0;
+  // The rows that are wanted, a slice of a few dozen at a time, so that scores of a long text do not take a row of
+  // memory for each of its tokens.
+  void output(std::span<const Segment> batch, float* logits, Outcome* outcomes) {
+    wanted_.clear();
+    int64_t token = 0;
     for (const Segment& segment : batch) {
       token += static_cast<int64_t>(segment.tokens.size());
-      for (int64_t i = token - segment.logits; i < token; ++i, ++row) {
-        norm_row(i, weights_.unpacked.output_norm, weights_.output, normed_, row);
-      }
+      const auto first = token - static_cast<int64_t>(segment.rows.size());
+      for (size_t i = 0; i < segment.rows.size(); ++i)
+        wanted_.push_back({first + static_cast<int64_t>(i), &segment.rows[i]});
     }
-    if (row == 0) return;  // all segments are chunks of prompts without wanted logits
-    multiply(kOutput, weights_.output, normed_, row, logits, shape_.vocabulary, Epilogue::store);
+    const auto vocabulary = static_cast<size_t>(shape_.vocabulary);
+    for (size_t begin = 0; begin < wanted_.size() && !*abort_; begin += kMaxBatchLogits) {
+      const std::span<const Wanted> slice =
+          std::span(wanted_).subspan(begin, std::min<size_t>(kMaxBatchLogits, wanted_.size() - begin));
+      for (size_t row = 0; row < slice.size(); ++row) {
+        norm_row(slice[row].token, weights_.unpacked.output_norm, weights_.output, normed_, static_cast<int64_t>(row));
+      }
+      if (logits_.size() < slice.size() * vocabulary) logits_.resize(slice.size() * vocabulary);
+      multiply(kOutput, weights_.output, normed_, static_cast<int64_t>(slice.size()), logits_.data(), shape_.vocabulary,
+               Epilogue::store);
+      pool_.run(static_cast<int64_t>(slice.size()), *abort_, [&](int64_t i) {
+        const auto row = static_cast<size_t>(i);
+        const std::span<float> values = std::span(logits_).subspan(row * vocabulary, vocabulary);
+        const size_t before = static_cast<size_t>(
+            std::count_if(slice.begin(), slice.begin() + i, [](const Wanted& w) { return is_logits(w); }));
+        if (is_logits(slice[row])) {
+          std::ranges::copy(values, logits + before * vocabulary);
+        } else {
+          outcomes[row - before] = outcome_of(*slice[row].row, values);
+        }
+      });
+      const auto copied = static_cast<size_t>(std::ranges::count_if(slice, is_logits));
+      logits += copied * vocabulary;
+      outcomes += slice.size() - copied;
+    }
   }
+
+  /// A row of logits that is wanted, and its token in the batch.
+  struct Wanted {
+    int64_t token;
+    const Row* row;
+  };
+  static bool is_logits(const Wanted& wanted) { return wanted.row->use == Row::Use::logits; }
 
   template <class Task>
   void for_tokens(Work work, const Task& task) {
@@ -449,6 +490,8 @@ class CpuBackend final : public Backend {
   Activations activated_;         // (tokens, ffn)
   std::vector<float> zero_bias_;  // (qkv_size), of a model without biases of queries, keys and values
   std::vector<float> cosines_, sines_;  // (tokens, rope_dimension): see Rotation
+  std::vector<Wanted> wanted_;          // rows of the batch
+  std::vector<float> logits_;           // (kMaxBatchLogits, vocabulary) at most, of the slice that is computed
 };
 
 }  // namespace
