@@ -55,6 +55,7 @@ uint32_t Engine::submit(Request request) {
   auto sequence = std::make_unique<Sequence>();
   sequence->tokens = request.prompt;
   sequence->submitted = Clock::now();
+  sequence->holding.cached = options_.prefix_cache;
   Job& job = sequence->job;
   job.priority = request.priority;
   // The last token of a text is scored by the logits of the token before.
@@ -217,15 +218,16 @@ void Engine::run(const Load& load) {
     failure = current_error();
   }
   std::deque<Command> commands;
+  bool stopped;  // loading that is told to stop fails too
   {
     const std::lock_guard lock(mutex_);
-    stopping_ = true;
-    failure_ = failure;
+    stopped = std::exchange(stopping_, true);
+    if (!stopped) failure_ = failure;
     for (SequencePtr& sequence : inbox_) sequences_.emplace(sequence->id(), std::move(sequence));
     inbox_.clear();
     commands.swap(commands_);
   }
-  const Error cause = failure ? *failure : Error("ERR_DISPOSED", "the model was disposed");
+  const Error cause = failure && !stopped ? *failure : Error("ERR_DISPOSED", "the model was disposed");
   for (const Command& command : commands) {
     if (command.replies) listener_.on_pages(command.id, {}, &cause);
   }
@@ -293,7 +295,7 @@ void Engine::take_inbox(Backend& backend) {
   }
   for (const uint32_t id : cancelled) {
     const auto found = sequences_.find(id);
-    if (found != sequences_.end()) finish(*found->second, FinishReason::cancelled);
+    if (found != sequences_.end() && !found->second->ended) finish(*found->second, FinishReason::cancelled);
   }
   forget_ended();
 }
@@ -516,12 +518,17 @@ void Engine::consume(Sequence& sequence, const Scheduler::Part& part, std::span<
 
   job.evaluated += part.tokens;
   note();
-  if (!logits.empty()) listener_.on_logits(sequence.id(), job.evaluated - part.rows, logits);
+  // What was told is not told again if the sequence is preempted and computed once more.
+  if (!logits.empty()) {
+    listener_.on_logits(sequence.id(), job.evaluated - part.rows, logits);
+    sequence.request.from = job.rows_from = job.evaluated;
+  }
   if (sequence.request.kind == Request::Kind::score && !outcomes.empty()) {
     for (const Outcome& outcome : outcomes) {
       if (outcome.status != Outcome::Status::ok) return fail(sequence, not_finite(job.evaluated));
     }
     listener_.on_scores(sequence.id(), job.evaluated - static_cast<int32_t>(outcomes.size()) + 1, outcomes);
+    sequence.request.from = job.evaluated + 1;
   }
   if (job.remaining() > 0) return;
   if (sequence.generated == 0) sequence.prefilled = Clock::now();

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <limits>
 
 namespace chatglm {
 
@@ -9,11 +10,13 @@ void RecentMedian::add(double value) { values_[static_cast<size_t>(count_++ % kK
 
 double RecentMedian::value() const {
   if (count_ == 0) return 0;
-  std::array<double, kKept> sorted = values_;
-  const auto count = std::min(count_, kKept);
-  std::sort(sorted.begin(), sorted.begin() + count);
+  const size_t count = static_cast<size_t>(std::min(count_, kKept));
+  std::array<double, kKept> sorted;
+  sorted.fill(std::numeric_limits<double>::infinity());  // where nothing was measured yet
+  std::copy_n(values_.begin(), count, sorted.begin());
+  std::ranges::sort(sorted);
   // Of an even number the smaller one: the first step of a kind is often the slowest.
-  return sorted[static_cast<size_t>((count - 1) / 2)];
+  return sorted[(count - 1) / 2];
 }
 
 int32_t StepClock::bucket_of(int32_t count) {
