@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <condition_variable>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -27,6 +28,8 @@ class Recorder final : public EngineListener {
     std::optional<Finish> finish;
     std::string error;  // its code
   };
+
+  std::function<void(uint32_t request)> on_admission;  // set before the engine starts
 
   void on_progress(uint64_t bytes, uint64_t total_bytes) override {
     const std::lock_guard lock(mutex_);
@@ -66,6 +69,7 @@ class Recorder final : public EngineListener {
   }
   void on_admitted(uint32_t request) override {
     change([&] { EXPECT_EQ(++answers_[request].admissions, 1); });
+    if (on_admission) on_admission(request);
   }
   void on_trace(uint32_t request, const Trace& trace) override {
     change([&] { answers_[request].traces.push_back(trace); });
