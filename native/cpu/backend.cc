@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "base/thread_pool.h"
+#include "cpu/sampling.h"
 #include "model/quantize.h"
 
 namespace chatglm::cpu {
@@ -383,7 +384,7 @@ class CpuBackend final : public Backend {
         if (is_logits(slice[row])) {
           std::ranges::copy(values, logits + before * vocabulary);
         } else {
-          outcomes[row - before] = outcome_of(*slice[row].row, values);
+          outcomes[row - before] = cpu::outcome_of(kernels_, *slice[row].row, values);
         }
       });
       const auto copied = static_cast<size_t>(std::ranges::count_if(slice, is_logits));

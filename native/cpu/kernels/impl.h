@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "cpu/kernels/kernels.h"
+#include "engine/sampling_math.h"
 
 namespace chatglm::cpu {
 namespace {
@@ -144,9 +145,11 @@ uint64_t read(const uint8_t* data, int64_t bytes) {
 
 #include "cpu/kernels/attention.h"
 #include "cpu/kernels/product.h"
+#include "cpu/kernels/sampling.h"
 
 constexpr Kernels kKernels = {
-    Simd::kName, kLanes, Simd::kByteZeroPoint, product, attend, merge, store_kv, rotate, rms_norm, quantize, read};
+    Simd::kName, kLanes,   Simd::kByteZeroPoint, product,       attend, merge, store_kv, rotate,
+    rms_norm,    quantize, chunk_maxima,         chunk_weights, read};
 
 }  // namespace
 }  // namespace chatglm::cpu

@@ -77,6 +77,10 @@ struct Rotation {
   float* y = nullptr;          // (count)
 };
 
+/// Logits of a row whose largest one, and whose sum of weights, are found in a pass over the row. A multiple of every
+/// instruction set's vectors, and small beside the vocabulary.
+constexpr int32_t kSampleChunk = 128;
+
 /// The kernels of one instruction set. The order in which an output number is summed depends on the columns alone, so a
 /// token's result has the same bits in every batch.
 struct Kernels {
@@ -96,6 +100,10 @@ struct Kernels {
   void (*rms_norm)(const float* x, const float* weight, float epsilon, int64_t count, float* y);
   /// scale = max|x| / 127, code = round(x / scale). remainder = x - scale * code, unless null; it may be x.
   void (*quantize)(const float* x, int64_t count, int32_t zero_point, ActivationBlock* blocks, float* remainder);
+  /// Writes the largest logit of each chunk of kSampleChunk. Returns whether all logits are finite.
+  bool (*chunk_maxima)(const float* logits, int64_t count, float* maxima);
+  /// Writes the sum of weight_of() of each chunk of kSampleChunk: whole numbers.
+  void (*chunk_weights)(const float* logits, int64_t count, float largest, float inverse_temperature, double* sums);
   uint64_t (*read)(const uint8_t* data, int64_t bytes);  // reads all bytes (a multiple of 512), to measure bandwidth
 };
 
