@@ -6,7 +6,7 @@ import { ChatGLMError, ERROR_CODES } from '../lib/common/errors.js';
 import { isSupported } from '../lib/common/node-version.js';
 import { allocated, integerOption, readOptions, show, signalOption, toPath } from '../lib/common/options.js';
 import { throttled } from '../lib/common/progress.js';
-import { LogitsRequest } from '../lib/generation/token-stream.js';
+import { LogitsRequest } from '../lib/generation/value-request.js';
 
 function errorOf(action: () => unknown): ChatGLMError {
   try {

@@ -1,7 +1,7 @@
 import { loadNative, type NativeEvent, type NativeModelSpec } from '../lib/addon/native';
 import { shapeProblem } from '../lib/checkpoint/validate';
 
-// Which shapes this runtime computes is said twice: in TypeScript for who reads a checkpoint without native code, and in
+// Which shapes this runtime knows is said twice: in TypeScript for who reads a checkpoint without native code, and in
 // C++, which trusts nobody. Both must say the same.
 
 type Shape = NativeModelSpec['config'];
@@ -56,6 +56,10 @@ async function nativeProblem(config: Shape): Promise<string | undefined> {
     contextLength: 64,
     maxSequences: 1,
     maxQueue: 0,
+    kvCacheTokens: 64,
+    kvCacheShrinks: false,
+    speculation: false,
+    prefillBudgetMs: 0,
     threads: 1,
     quantization: '',
     kvCacheType: 'f16',
@@ -106,10 +110,10 @@ test('what no architecture has is refused with the field and what there is', () 
       { config: shape, files: [], tensors: [], architecture: { ...good, ...change } } as never,
       () => {},
     );
-  expect(attempt({ norm: 'layer' })).toThrow("architecture.norm is 'layer'; this runtime computes 'rms'");
-  expect(attempt({ activation: 'gelu' })).toThrow("architecture.activation is 'gelu'; this runtime computes 'swiglu'");
-  expect(attempt({ rotary: '' })).toThrow("architecture.rotary is ''; this runtime computes 'interleaved'");
-  expect(attempt({ mask: 'none' })).toThrow("architecture.mask is 'none'; this runtime computes 'causal'");
+  expect(attempt({ norm: 'layer' })).toThrow("architecture.norm is 'layer'; this runtime knows 'rms'");
+  expect(attempt({ activation: 'gelu' })).toThrow("architecture.activation is 'gelu'; this runtime knows 'swiglu'");
+  expect(attempt({ rotary: '' })).toThrow("architecture.rotary is ''; this runtime knows 'interleaved'");
+  expect(attempt({ mask: 'none' })).toThrow("architecture.mask is 'none'; this runtime knows 'causal'");
   expect(attempt({ mask: 1 })).toThrow('architecture.mask must be a string');
   expect(attempt({ qkvBias: 1 })).toThrow('architecture.qkvBias must be true or false');
   expect(attempt({})).toThrow('threads'); // the next field
