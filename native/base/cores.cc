@@ -3,10 +3,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <fstream>
 #include <set>
 #include <string>
 #include <thread>
+
+#include "base/cgroups.h"
 
 #if defined(__linux__)
 #include <sched.h>
@@ -15,13 +16,6 @@
 namespace chatglm {
 
 namespace {
-
-std::string first_line(const std::string& path) {
-  std::ifstream file(path);
-  std::string line;
-  std::getline(file, line);
-  return line;
-}
 
 #if defined(__linux__)
 // The cores whose hardware threads are in the affinity mask.
@@ -58,32 +52,15 @@ double granted_cores(const std::string& root) {
   const auto limit = [&](double quota, double period) {
     if (quota > 0 && period > 0) least = std::min(least, quota / period);
   };
-  std::ifstream groups(root + "/proc/self/cgroup");
-  for (std::string line; std::getline(groups, line);) {
-    // hierarchy:controllers:path; version 2 has no controllers.
-    const size_t first = line.find(':'), second = line.find(':', first + 1);
-    if (first == std::string::npos || second == std::string::npos) continue;
-    const std::string controllers = std::string(",").append(line, first + 1, second - first - 1).append(",");
-    std::string path = line.substr(second + 1);
-    // A container sees its own group at the root, whatever path /proc gives; elsewhere the groups above limit it too.
-    for (;;) {
-      double quota = 0, period = 0;
-      if (controllers == ",,") {
-        if (std::sscanf(first_line(root + "/sys/fs/cgroup" + path + "/cpu.max").c_str(), "%lf %lf", &quota, &period) ==
-            2) {
-          limit(quota, period);
-        }
-      } else if (controllers.find(",cpu,") != std::string::npos) {
-        const std::string folder = root + "/sys/fs/cgroup/cpu" + path;
-        if (std::sscanf(first_line(folder + "/cpu.cfs_quota_us").c_str(), "%lf", &quota) == 1 &&
-            std::sscanf(first_line(folder + "/cpu.cfs_period_us").c_str(), "%lf", &period) == 1) {
-          limit(quota, period);
-        }
-      }
-      if (path.empty()) break;
-      path.resize(path.rfind('/') == std::string::npos ? 0 : path.rfind('/'));
+  visit_cgroups(root, "cpu", [&](const std::string& folder, int version) {
+    double quota = 0, period = 0;
+    if (version == 2) {
+      if (std::sscanf(first_line(folder + "/cpu.max").c_str(), "%lf %lf", &quota, &period) == 2) limit(quota, period);
+    } else if (std::sscanf(first_line(folder + "/cpu.cfs_quota_us").c_str(), "%lf", &quota) == 1 &&
+               std::sscanf(first_line(folder + "/cpu.cfs_period_us").c_str(), "%lf", &period) == 1) {
+      limit(quota, period);
     }
-  }
+  });
   return least;
 }
 

@@ -5,10 +5,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cinttypes>
 #include <cstdio>
 
+#include "base/cgroups.h"
 #include "base/error.h"
 
 namespace chatglm {
@@ -45,14 +47,16 @@ uint64_t available_memory() {
     }
     std::fclose(file);
   }
-  return kilobytes << 10;
+  return std::min(kilobytes << 10, granted_memory("").free);
 }
 
 Error out_of_memory(const std::string& need, double wanted_bytes) {
   const auto megabytes = [](double bytes) { return std::to_string(static_cast<uint64_t>(bytes / (1 << 20))) + " MiB"; };
   const auto free_bytes = static_cast<double>(available_memory());
   return Error("ERR_OUT_OF_MEMORY",
-               need + " " + megabytes(wanted_bytes) + "; the machine has " + megabytes(free_bytes) + " free",
+               need + " " + megabytes(wanted_bytes) + "; " +
+                   (granted_memory("").limit < physical_memory() ? "the container" : "the machine") + " has " +
+                   megabytes(free_bytes) + " free",
                {{"wantedBytes", wanted_bytes}, {"freeBytes", free_bytes}});
 }
 
@@ -60,7 +64,7 @@ Buffer::Buffer(size_t bytes, const char* purpose, [[maybe_unused]] Pages pages) 
   if (bytes == 0) return;
   // The system lends more memory than it has and kills the process later, so a buffer that can never fit is refused
   // here.
-  void* memory = bytes > physical_memory()
+  void* memory = bytes > std::min(physical_memory(), granted_memory("").limit)
                      ? MAP_FAILED
                      : mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) throw out_of_memory(std::string(purpose) + " needs", static_cast<double>(bytes));

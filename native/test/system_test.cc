@@ -11,6 +11,7 @@
 #include <new>
 #include <system_error>
 
+#include "base/cgroups.h"
 #include "base/error.h"
 #include "base/memory.h"
 #include "base/thread_pool.h"
@@ -37,6 +38,49 @@ TEST(Memory, RefusesWhatTheMachineDoesNotHave) {
   EXPECT_EQ(b.data()[7], 9);
   const Buffer none(0, "nothing");
   EXPECT_EQ(none.size(), 0u);
+}
+
+TEST(Memory, ControlGroupsLimitIt) {
+  namespace fs = std::filesystem;
+  const fs::path root = fs::path(testing::TempDir()) / ("chatglm-groups-" + std::to_string(getpid()));
+  const auto write = [&](const std::string& path, const std::string& text) {
+    fs::create_directories((root / path).parent_path());
+    std::ofstream(root / path) << text;
+  };
+  const auto granted = [&] { return granted_memory(root.string()); };
+  EXPECT_EQ(granted().limit, UINT64_MAX);  // no groups at all
+  write("proc/self/cgroup", "0::/outer/inner\n");
+  write("sys/fs/cgroup/outer/inner/memory.max", "max\n");
+  EXPECT_EQ(granted().limit, UINT64_MAX);
+  EXPECT_EQ(granted().free, UINT64_MAX);
+  write("sys/fs/cgroup/outer/memory.max", "1000000\n");
+  EXPECT_EQ(granted().free, 1000000u);
+  write("sys/fs/cgroup/outer/memory.current", "700000\n");
+  EXPECT_EQ(granted().free, 300000u);
+  // What the kernel gives back when it must.
+  write("sys/fs/cgroup/outer/memory.stat", "anon 100\ninactive_file 200000\nactive_file 50000\n");
+  EXPECT_EQ(granted().free, 500000u);
+  EXPECT_EQ(granted().limit, 1000000u);
+  write("sys/fs/cgroup/outer/inner/memory.max", "400000\n");  // the inner group is narrower
+  EXPECT_EQ(granted().limit, 400000u);
+  write("sys/fs/cgroup/memory.max", "300000\n");  // a container's own root
+  write("sys/fs/cgroup/memory.current", "400000\n");
+  EXPECT_EQ(granted().limit, 300000u);
+  EXPECT_EQ(granted().free, 0u);
+
+  write("proc/self/cgroup", "5:cpu,cpuacct:/a\n4:memory:/a/b\nnonsense\n");
+  EXPECT_EQ(granted().limit, UINT64_MAX);
+  write("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n");  // none
+  write("sys/fs/cgroup/memory/a/memory.limit_in_bytes", "800000\n");
+  write("sys/fs/cgroup/memory/a/memory.usage_in_bytes", "500000\n");
+  write("sys/fs/cgroup/memory/a/memory.stat", "inactive_file 1\ntotal_inactive_file 100000\n");
+  EXPECT_EQ(granted().limit, 800000u);
+  EXPECT_EQ(granted().free, 400000u);
+  // Systems with both versions have the controller in the first only.
+  write("proc/self/cgroup", "4:memory:/a/b\n0::/outer\n");
+  write("sys/fs/cgroup/memory.max", "max\n");
+  EXPECT_EQ(granted().limit, 800000u);
+  fs::remove_all(root);
 }
 
 // A sanitizer ends the process where the sanitizer itself gets no memory, and takes objects for broken where it gets no
