@@ -9,8 +9,8 @@
 namespace chatglm::cuda {
 
 /// Lets any number of threads be inside at a time, until it closes. Threads that come and go without a pause would hold
-/// up whoever closes a std::shared_mutex for as long as they like, so they look at a flag first: once close() has begun,
-/// none comes in any more.
+/// up whoever closes a std::shared_mutex for as long as they like, so they look at a flag first: once close() has
+/// begun, none comes in any more.
 class Gate {
  public:
   /// False, and the thread is not inside, if the gate is closed or closing.
