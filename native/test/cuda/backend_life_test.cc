@@ -211,12 +211,13 @@ struct Running {
     options.vocabulary = source.shape.vocabulary;
     options.context_tokens = 400;
     options.max_sequences = 4;
+    options.pages = options.max_sequences * options.pages_of_context();
     options.prefix_cache = prefix_cache;
     engine = std::make_unique<Engine>(
         options,
         [=](const Progress& progress, const std::atomic<bool>& abort) {
           return chatglm_cuda_api(cuda::kCudaApiVersion)
-              ->make_backend(source, options_of(options.pages(), 4, 400), progress, abort);
+              ->make_backend(source, options_of(options.pages, 4, 400), progress, abort);
         },
         recorder);
   }
