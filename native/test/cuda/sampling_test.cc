@@ -141,6 +141,22 @@ void in_parallel(size_t count, const std::function<void(size_t)>& body) {
   for (std::thread& thread : threads) thread.join();
 }
 
+/// The outcome that is expected. Its log-probabilities are exact for the largest logits too, where the logarithm of the
+/// sum of the exponentials has too few digits.
+Outcome expected_outcome(const Row& row, std::span<const float> logits) {
+  Outcome outcome = outcome_of(row, logits);
+  if (outcome.status != Outcome::Status::ok) return outcome;
+  const double largest = *std::max_element(logits.begin(), logits.end());
+  double sum = 0;
+  for (const float logit : logits) sum += std::exp(logit - largest);
+  const auto logprob = [&](int32_t id) {
+    return static_cast<float>(logits[static_cast<size_t>(id)] - largest - std::log(sum));
+  };
+  outcome.logprob = logprob(outcome.token);
+  for (int32_t i = 0; i < outcome.count; ++i) outcome.logprobs[i] = logprob(outcome.ids[i]);
+  return outcome;
+}
+
 class SamplingTest : public CudaTest {
  protected:
   /// The outcomes of rows (wishes.size(), vocabulary) of logits; null for a wish whose row wants nothing.
@@ -209,7 +225,7 @@ class SamplingTest : public CudaTest {
     std::vector<Outcome> expected(rows);
     in_parallel(rows, [&](size_t r) {
       if (wishes[r].use == Row::Use::logits) return;
-      expected[r] = outcome_of(wishes[r].row(), std::span(logits).subspan(r * vocabulary, vocabulary));
+      expected[r] = expected_outcome(wishes[r].row(), std::span(logits).subspan(r * vocabulary, vocabulary));
     });
     for (size_t r = 0; r < rows; ++r) {
       if (wishes[r].use == Row::Use::logits) {
