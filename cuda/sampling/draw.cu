@@ -39,8 +39,6 @@ constexpr int kBinBits = 11;
 constexpr int kThreadBins = kBins / kThreads;
 constexpr int kCollected = 2048;  // most tokens that are sorted
 constexpr int kThreadCollected = kCollected / kThreads;
-/// Tokens farther from the largest logit have a weight of 0: e^-25 is less than half of 2^-35.
-constexpr float kFarthest = 25.0f;
 
 static_assert(1 << kBinBits == kBins && kBins % (kThreads * kThreadBins) == 0);
 
@@ -111,16 +109,25 @@ struct Walk {
     return ((vocabulary + 31) / 32 + kStretches - 1) / kStretches * 32;
   }
   /// Calls visit(id, logit) for all ids of the lane, in rising order. Rows are read from L2: other multiprocessors
-  /// write them.
+  /// write them. The code of a visit is long, and there are many: two copies of each stay in the instruction cache,
+  /// eight would not.
   template <class Visit>
   __device__ __forceinline__ void each(Visit visit) const {
+#pragma unroll 1
     for (int32_t first = begin + static_cast<int32_t>(threadIdx.x) % 32; first < end; first += 32 * kAtOnce) {
       float logits[kAtOnce];
 #pragma unroll
       for (int u = 0; u < kAtOnce; ++u) logits[u] = first + 32 * u < end ? __ldcg(row + first + 32 * u) : -INFINITY;
+#pragma unroll 1
+      for (int pair = 0; pair < kAtOnce / 2; ++pair) {
+        float both[2] = {logits[0], logits[1]};
 #pragma unroll
-      for (int u = 0; u < kAtOnce; ++u) {
-        if (first + 32 * u < end) visit(first + 32 * u, logits[u]);
+        for (int u = 2; u < kAtOnce; ++u) both[u % 2] = pair == u / 2 ? logits[u] : both[u % 2];
+#pragma unroll
+        for (int u = 0; u < 2; ++u) {
+          const int32_t id = first + 32 * (2 * pair + u);
+          if (id < end) visit(id, both[u]);
+        }
       }
     }
   }
@@ -137,6 +144,7 @@ __device__ __forceinline__ void change_listed(const SamplingJob& job, float* row
   const auto exists = [&](int32_t id) { return static_cast<uint32_t>(id) < static_cast<uint32_t>(vocabulary); };
   uint32_t* const bias = lists + job.bias;
   uint32_t* const counts = lists + job.counts;
+#pragma unroll 1
   for (int i = first; i < job.bias_count; i += kStride) {
     const auto id = static_cast<int32_t>(bias[2 * i]);
     if (!exists(id)) continue;
@@ -145,6 +153,7 @@ __device__ __forceinline__ void change_listed(const SamplingJob& job, float* row
     row[id] = within_range(after);
   }
   if (job.bias_count > 0 && job.counts_count > 0) row_sync<parts>();
+#pragma unroll 1
   for (int i = first; i < job.counts_count; i += kStride) {
     const auto id = static_cast<int32_t>(counts[2 * i]), count = static_cast<int32_t>(counts[2 * i + 1]);
     if (!exists(id)) continue;
@@ -155,6 +164,7 @@ __device__ __forceinline__ void change_listed(const SamplingJob& job, float* row
   }
   if (job.banned_count > 0) {
     if (job.bias_count > 0 || job.counts_count > 0) row_sync<parts>();
+#pragma unroll 1
     for (int i = first; i < job.banned_count; i += kStride) {
       const auto id = static_cast<int32_t>(lists[job.banned + i]);
       if (exists(id)) row[id] = -INFINITY;
@@ -213,52 +223,57 @@ class Search {
                                     Shared<parts>& shared)
       : walk_(walk), part_(part), crowd_{largest, inverse_temperature, -1, 0, ~uint64_t{0}}, shared_(shared) {}
 
-  /// The histogram of all tokens. Returns their number and weight.
-  __device__ __forceinline__ CountAndWeight survey() {
-    crowd_.bin = -1, crowd_.least = 0, crowd_.most = ~uint64_t{0};
-    count_bins([&](uint64_t key) { return crowd_.bin_of(logit_of_key(key)); });
-    surveyed_ = true;
-    uint64_t counts = 0, weights = 0, count, weight;
-#pragma unroll
-    for (int i = 0; i < kThreadBins; ++i) {
-      const CountAndWeight bin = bin_at(static_cast<int>(threadIdx.x) * kThreadBins + i);
-      counts += bin.count, weights += bin.weight;
-    }
-    prefix(counts, shared_.scan, count);
-    prefix(weights, shared_.scan, weight);
-    return {static_cast<uint32_t>(count), weight};
-  }
-
-  /// The shortest beginning of the tokens, by falling keys, that has `count` tokens, or with `by_weight` a weight of
-  /// `weight`. There must be so many. After survey().
-  __device__ __forceinline__ Limit find(bool by_weight, uint64_t wanted) {
-    if (!surveyed_) survey();
+  /// Top-k, or after it, by_weight, top-p: the shortest beginning of the tokens, by falling keys, that has as many
+  /// tokens, or as large a share of the weight that has stayed so far.
+  __device__ __forceinline__ void apply(const SamplingJob& job, bool by_weight) {
     crowd_.bin = -1, crowd_.least = 0, crowd_.most = ~uint64_t{0};
     CountAndWeight before = {0, 0};
-    uint32_t count = enter_bin(by_weight, wanted, before);
-    crowd_.bin = shared_.found;
-    if (count > kCollected) {
-      find_ends();
-      surveyed_ = false;
-      do {
-        const uint64_t range = crowd_.most - crowd_.least;
-        const int shift = max(0, 64 - __clzll(static_cast<int64_t>(range)) - kBinBits);
-        const uint64_t most = crowd_.most;
-        count_bins([&](uint64_t key) { return static_cast<int>((most - key) >> shift); });
-        count = enter_bin(by_weight, wanted, before);
+    uint64_t wanted = 0;
+    uint32_t count = 0;
+    int shift = -1;  // of the first histogram, whose bins are not of keys
+    do {
+      if (shift >= 0 || !surveyed_) count_bins(shift);
+      const Scan scan = scan_bins();
+      if (shift < 0) {
+        surveyed_ = true;
+        if (limit_.weight == 0) limit_.weight = scan.weights, tokens_ = scan.counts;
+        wanted = by_weight ? max(least(job.top_p, limit_.weight), uint64_t{1}) : static_cast<uint64_t>(job.top_k);
+        if (wanted >= (by_weight ? limit_.weight : tokens_)) return;  // all stay
+      }
+      count = enter_bin(scan, by_weight, wanted, before);
+      if (shift < 0) {
+        crowd_.bin = shared_.found;
+        if (count > kCollected) {
+          find_ends();
+          surveyed_ = false;  // by the end of the search
+        }
+      } else {
         const uint64_t offset = static_cast<uint64_t>(shared_.found) << shift;
-        crowd_.most = most - offset;
+        crowd_.most -= offset;
         crowd_.least = max(crowd_.least, crowd_.most - min(crowd_.most, (uint64_t{1} << shift) - 1));
-      } while (count > kCollected);
-    }
+      }
+      shift = max(0, 64 - __clzll(static_cast<int64_t>(crowd_.most - crowd_.least)) - kBinBits);
+    } while (count > kCollected);
     collect();
-    if (part_ == 0) sort_collected(count);
-    if (part_ == 0) find_collected(by_weight, wanted, before, count);
+    if (part_ == 0) {
+      sort_collected(count);
+      find_collected(by_weight, wanted, before, count);
+    }
     row_sync<parts>();
-    return shared_.limit;
+    limit_ = shared_.limit;
   }
 
+  /// The key from which on tokens stay.
+  __device__ __forceinline__ uint64_t last_key() const { return limit_.key; }
+
  private:
+  /// What a thread knows of a histogram.
+  struct Scan {
+    CountAndWeight bins[kThreadBins];  // the thread's own
+    uint64_t count, weight;            // of the bins before these
+    uint64_t counts, weights;          // of all bins
+  };
+
   /// Calls visit(key, weight) for the crowd's tokens.
   template <class Visit>
   __device__ __forceinline__ void each(Visit visit) const {
@@ -272,19 +287,17 @@ class Search {
     });
   }
 
-  /// A histogram of the crowd, in all blocks.
-  template <class BinOf>
-  __device__ __forceinline__ void count_bins(BinOf bin_of) {
+  /// A histogram of the crowd, in all blocks: of distances, or from shift 0 on of keys.
+  __device__ __forceinline__ void count_bins(int shift) {
     row_sync<parts>();  // an earlier histogram has been read by all
-#pragma unroll
     for (int i = threadIdx.x; i < kBins; i += kThreads) shared_.counts[i] = shared_.low[i] = shared_.high[i] = 0;
     __syncthreads();
-    each([&](uint64_t key, uint64_t weight) {
-      const int bin = bin_of(key);
+    each([&](uint64_t key, uint64_t own) {
+      const int bin = shift < 0 ? crowd_.bin_of(logit_of_key(key)) : static_cast<int>((crowd_.most - key) >> shift);
       atomicAdd(&shared_.counts[bin], 1u);
-      const auto low = static_cast<uint32_t>(weight);
+      const auto low = static_cast<uint32_t>(own);
       const uint32_t old = atomicAdd(&shared_.low[bin], low);
-      const uint32_t high = static_cast<uint32_t>(weight >> 32) + (old + low < old ? 1 : 0);
+      const uint32_t high = static_cast<uint32_t>(own >> 32) + (old + low < old ? 1 : 0);
       if (high != 0) atomicAdd(&shared_.high[bin], high);
     });
     row_sync<parts>();
@@ -310,37 +323,38 @@ class Search {
     }
   }
 
-  __device__ __forceinline__ CountAndWeight bin_at(int i) const {
-    return {shared_.counts[i], static_cast<uint64_t>(shared_.high[i]) << 32 | shared_.low[i]};
+  __device__ __forceinline__ Scan scan_bins() {
+    Scan scan;
+    uint64_t count = 0, weight = 0;
+#pragma unroll
+    for (int i = 0; i < kThreadBins; ++i) {
+      const int bin = static_cast<int>(threadIdx.x) * kThreadBins + i;
+      scan.bins[i] = {shared_.counts[bin], static_cast<uint64_t>(shared_.high[bin]) << 32 | shared_.low[bin]};
+      count += scan.bins[i].count, weight += scan.bins[i].weight;
+    }
+    scan.count = prefix(count, shared_.scan, scan.counts);
+    scan.weight = prefix(weight, shared_.scan, scan.weights);
+    return scan;
   }
 
   /// Finds the bin in which the limit is passed, as shared_.found; takes what lies before it off `wanted` and adds it
   /// to `before`. Returns the number of its tokens.
-  __device__ __forceinline__ uint32_t enter_bin(bool by_weight, uint64_t& wanted, CountAndWeight& before) {
-    CountAndWeight bins[kThreadBins];
-    uint64_t counts = 0, weights = 0, sum;
+  __device__ __forceinline__ uint32_t enter_bin(Scan scan, bool by_weight, uint64_t& wanted, CountAndWeight& before) {
 #pragma unroll
     for (int i = 0; i < kThreadBins; ++i) {
-      bins[i] = bin_at(static_cast<int>(threadIdx.x) * kThreadBins + i);
-      counts += bins[i].count, weights += bins[i].weight;
-    }
-    uint64_t count = prefix(counts, shared_.scan, sum);
-    uint64_t weight = prefix(weights, shared_.scan, sum);
-#pragma unroll
-    for (int i = 0; i < kThreadBins; ++i) {
-      const uint64_t reached = by_weight ? weight : count, own = by_weight ? bins[i].weight : bins[i].count;
+      const CountAndWeight bin = scan.bins[i];
+      const uint64_t reached = by_weight ? scan.weight : scan.count, own = by_weight ? bin.weight : bin.count;
       if (reached < wanted && wanted <= reached + own) {  // of one bin
         shared_.found = static_cast<int32_t>(threadIdx.x) * kThreadBins + i;
-        shared_.bin_before = {static_cast<uint32_t>(count), weight};
+        shared_.bin_before = {static_cast<uint32_t>(scan.count), scan.weight};
       }
-      count += bins[i].count, weight += bins[i].weight;
+      scan.count += bin.count, scan.weight += bin.weight;
     }
     __syncthreads();
     const CountAndWeight skipped = shared_.bin_before;
     wanted -= by_weight ? skipped.weight : skipped.count;
     before.count += skipped.count, before.weight += skipped.weight;
-    const uint32_t result = shared_.counts[shared_.found];
-    return result;
+    return shared_.counts[shared_.found];
   }
 
   /// Narrows the crowd to the keys that it has.
@@ -382,8 +396,11 @@ class Search {
     while (size < static_cast<int>(count)) size *= 2;
     for (int i = static_cast<int>(count + threadIdx.x); i < size; i += kThreads) shared_.collected[i] = 0;
     __syncthreads();
+#pragma unroll 1
     for (int length = 2; length <= size; length *= 2) {
+#pragma unroll 1
       for (int distance = length / 2; distance > 0; distance /= 2) {
+#pragma unroll 1
         for (int pair = threadIdx.x; pair < size / 2; pair += kThreads) {
           const int i = pair / distance * 2 * distance + pair % distance, j = i + distance;
           const uint64_t a = shared_.collected[i], b = shared_.collected[j];
@@ -422,27 +439,23 @@ class Search {
   const int part_;
   Crowd crowd_;
   Shared<parts>& shared_;
-  bool surveyed_ = false;
+  bool surveyed_ = false;  // the histogram is the first one, of all tokens
+  uint64_t tokens_ = 0;    // whose weight is not 0
+  Limit limit_ = {0, 0};
 };
 
-/// The key from which on tokens stay after top-k and top-p.
+/// The key from which on tokens stay after top-k and top-p. Tokens with a weight of 0 come last, add nothing to a sum
+/// and are never drawn, so they count as gone.
 template <int parts>
 __device__ __forceinline__ uint64_t last_key(const SamplingJob& job, int32_t vocabulary, const Walk<parts>& walk,
                                              int part, float largest, Shared<parts>& shared) {
   const bool has_top_k = job.top_k > 0 && job.top_k < vocabulary, has_top_p = job.top_p < 1.0f;
-  if (!has_top_k && !has_top_p) return 0;
   Search<parts> search(walk, part, largest, job.inverse_temperature, shared);
-  // Tokens with a weight of 0 come last, add nothing to a sum and are never drawn, so they count as gone.
-  const CountAndWeight all = search.survey();
-  Limit limit = {0, all.weight};
-  if (has_top_k && static_cast<uint32_t>(job.top_k) < all.count) {
-    limit = search.find(false, static_cast<uint64_t>(job.top_k));
+#pragma unroll 1
+  for (int step = 0; step < 2; ++step) {
+    if (step == 0 ? has_top_k : has_top_p) search.apply(job, step == 1);
   }
-  if (has_top_p) {
-    const uint64_t wanted = max(least(job.top_p, limit.weight), uint64_t{1});
-    if (wanted < limit.weight) limit = search.find(true, wanted);
-  }
-  return limit.key;
+  return search.last_key();
 }
 
 // --- Step 3.
@@ -477,9 +490,11 @@ __device__ __forceinline__ int32_t draw_kept(const SamplingJob& job, int32_t voc
   const int32_t end_of_stretch = min((shared.found + 1) * length, vocabulary);
   const int32_t begin = shared.found * length + thread * each, end = min(begin + each, end_of_stretch);
   uint64_t mine = 0;
+#pragma unroll 2
   for (int32_t id = begin; id < end; ++id) mine += kept_weight(id, __ldcg(walk.row + id));
   uint64_t reached = shared.before + prefix(mine, shared.scan, ignored);
   if (reached <= point && point < reached + mine) {
+#pragma unroll 1
     for (int32_t id = begin; id < end; ++id) {
       reached += kept_weight(id, __ldcg(walk.row + id));
       if (reached > point) {
@@ -540,6 +555,7 @@ __global__ void __launch_bounds__(kThreads, 2) draw_row(float* logits, const Sam
     __syncthreads();
     // The lists have what the row had before; where both have the token, the list of biases, which came first.
     const auto look_up = [&](int32_t list, int32_t count) {
+#pragma unroll 1
       for (int i = thread; i < count; i += kThreads) {
         if (static_cast<int32_t>(__ldcg(lists + list + 2 * i)) == token) {
           shared.raw = __uint_as_float(__ldcg(lists + list + 2 * i + 1));

@@ -85,7 +85,12 @@ __device__ __forceinline__ void write_failure(Outcome& outcome, Outcome::Status 
   outcome.count = 0;
 }
 
+/// Tokens farther from the largest logit have a weight of 0: e^-25 is less than half of 2^-35.
+constexpr float kFarthest = 25.0f;
+
+/// weight_of(), which comes sooner to what is 0.
 __device__ __forceinline__ uint64_t weight(float logit, float largest, float inverse_temperature) {
+  if (__fmul_rn(__fsub_rn(largest, logit), inverse_temperature) > kFarthest) return 0;
   return static_cast<uint64_t>(weight_of(logit, largest, inverse_temperature));
 }
 /// What top-p keeps at least of a sum, or min-p asks of a token.
