@@ -537,7 +537,7 @@ __global__ void __launch_bounds__(kThreads, 2) draw_row(float* logits, const Sam
     }
     const uint64_t key = largest_changed<parts>(job, walk, lists, part, shared);
     if (key == 0) {
-      if (part == 0 && thread == 0) write_failure(outcomes[job.outcome], Outcome::Status::none_allowed, job);
+      if (part == 0 && thread == 0) write_failure(outcomes + job.outcome, Outcome::Status::none_allowed, job);
       return;
     }
     largest = logit_of_key(key);
@@ -567,7 +567,9 @@ __global__ void __launch_bounds__(kThreads, 2) draw_row(float* logits, const Sam
     if (job.bias_count > 0) look_up(job.bias, job.bias_count);
     logprob = stats[index].logprob(shared.raw);
   }
-  if (thread == 0) write_head(outcomes[job.outcome], Outcome::Status::ok, token, logprob);
+  if (thread == 0) {
+    write_head(outcomes + job.outcome, Outcome::Status::ok, token, logprob, listed_tokens(job, vocabulary));
+  }
 }
 
 template <int parts>

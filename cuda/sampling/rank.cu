@@ -211,7 +211,7 @@ __global__ void __launch_bounds__(kThreadsOf<parts>, parts == 1 ? 1 : 2)
   if (__syncthreads_or(groups[thread % kGroups] == kNotFinite)) {  // alike in all blocks
     if (part == 0 && thread == 0) {
       stats[row].finite = 0;
-      write_failure(outcomes[job.outcome], Outcome::Status::not_finite, job);
+      write_failure(outcomes + job.outcome, Outcome::Status::not_finite, job);
     }
     return;
   }
@@ -320,24 +320,23 @@ __global__ void __launch_bounds__(kThreadsOf<parts>, parts == 1 ? 1 : 2)
   }
   __syncthreads();
 
-  Outcome& outcome = outcomes[job.outcome];
-  const int32_t listed = min(max(job.logprobs, 0), vocabulary);
+  Outcome* const outcome = outcomes + job.outcome;
+  const int32_t listed = listed_tokens(job, vocabulary);
   if (thread < listed) {
-    outcome.ids[thread] = ranked.ids[thread];
-    outcome.logprobs[thread] = shared_stats.logprob(ranked.logits[thread]);
+    outcome->ids[thread] = ranked.ids[thread];
+    outcome->logprobs[thread] = shared_stats.logprob(ranked.logits[thread]);
   }
-  if (thread == 0) outcome.count = listed;
   if (job.use == SamplingJob::score) {
     if (thread == 0) {
       const float logit = __ldcg(share.row + job.target);
-      write_head(outcome, Outcome::Status::ok, job.target, shared_stats.logprob(logit));
+      write_head(outcome, Outcome::Status::ok, job.target, shared_stats.logprob(logit), listed);
     }
   } else if (!job.whole) {
     const int32_t place =
         is_greedy(job) ? 0 : draw_ranked(job, ranked, job.top_k > 0 ? min(job.top_k, vocabulary) : vocabulary);
     if (thread == 0) {
       const float logprob = job.logprobs >= 0 ? shared_stats.logprob(ranked.logits[place]) : 0.0f;
-      write_head(outcome, Outcome::Status::ok, ranked.ids[place], logprob);
+      write_head(outcome, Outcome::Status::ok, ranked.ids[place], logprob, listed);
     }
   }
 }

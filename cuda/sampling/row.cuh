@@ -1,4 +1,6 @@
 #pragma once
+#include <cstddef>
+
 #include "cuda/launch.cuh"
 #include "cuda/ptx/cluster.cuh"
 #include "cuda/ptx/math.cuh"
@@ -74,15 +76,21 @@ __device__ __forceinline__ T* in_part(T* local, int part) {
   return in_block(local, part);
 }
 
-__device__ __forceinline__ void write_head(Outcome& outcome, Outcome::Status status, int32_t token, float logprob) {
-  outcome.status = status;
-  outcome.token = token;
-  outcome.logprob = logprob;
+/// How many log-probabilities of likely tokens a row gives.
+__device__ __forceinline__ int32_t listed_tokens(const SamplingJob& job, int32_t vocabulary) {
+  return min(max(job.logprobs, 0), vocabulary);
 }
 
-__device__ __forceinline__ void write_failure(Outcome& outcome, Outcome::Status status, const SamplingJob& job) {
-  write_head(outcome, status, job.target, 0.0f);
-  outcome.count = 0;
+static_assert(offsetof(Outcome, status) == 0 && offsetof(Outcome, token) == 4 && offsetof(Outcome, logprob) == 8 &&
+              offsetof(Outcome, count) == 12 && sizeof(Outcome) % 16 == 0);
+/// The beginning of an outcome in one store, as each store to the host's memory is a packet on the bus.
+__device__ __forceinline__ void write_head(Outcome* outcome, Outcome::Status status, int32_t token, float logprob,
+                                           int32_t count) {
+  *reinterpret_cast<int4*>(outcome) =
+      make_int4(static_cast<int32_t>(status), token, static_cast<int32_t>(__float_as_uint(logprob)), count);
+}
+__device__ __forceinline__ void write_failure(Outcome* outcome, Outcome::Status status, const SamplingJob& job) {
+  write_head(outcome, status, job.target, 0.0f, 0);
 }
 
 /// Tokens farther from the largest logit have a weight of 0: e^-25 is less than half of 2^-35.

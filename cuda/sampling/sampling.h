@@ -5,7 +5,8 @@
 #include "engine/sampling.h"
 
 // The two kernels that make outcomes of rows of logits. Both take the same rows; each row says which of them chooses
-// its token. Outcomes may lie in host memory that is mapped: of an outcome only what is wanted is written.
+// its token. Outcomes are aligned to 16 bytes and may lie in host memory that is mapped: of an outcome only what is
+// wanted is written.
 namespace chatglm::cuda {
 
 /// What is wanted of a row of logits, as the kernels read it: a Row and its Draw, whose lists lie in one array of
