@@ -1,5 +1,7 @@
 #include "cuda/device.h"
 
+#include <cudaTypedefs.h>
+
 #include "cuda/launch.cuh"
 #include "cuda/ptx/wgmma.cuh"
 
@@ -37,6 +39,55 @@ int32_t count_clusters(int32_t cluster, size_t shared_bytes) {
   return 0;
 }
 
+/// A function of the driver, which the CUDA runtime finds: this library is not linked with the driver.
+template <class Function>
+Function driver_function(const char* name, unsigned cuda_version, const std::string& device) {
+  void* function = nullptr;
+  cudaDriverEntryPointQueryResult result = cudaDriverEntryPointSymbolNotFound;
+  const cudaError_t status =
+      cudaGetDriverEntryPointByVersion(name, &function, cuda_version, cudaEnableDefault, &result);
+  if (status != cudaSuccess || result != cudaDriverEntryPointSuccess || !function) {
+    cudaGetLastError();
+    throw Error("ERR_DEVICE_UNAVAILABLE", "device '" + device + "': the driver has no " + name);
+  }
+  return reinterpret_cast<Function>(function);
+}
+
+// The runtime would make a GPU's primary context to ask for its memory, and leave it: some hundred MB of the GPU's
+// memory until the process ends. The driver counts who retains the context, the runtime among them, so it goes with the
+// last one, and another thread that loads a model meanwhile keeps it.
+class RetainedContext {
+ public:
+  RetainedContext(CUdevice device, const std::string& name)
+      : device_(device),
+        release_(driver_function<PFN_cuDevicePrimaryCtxRelease_v11000>("cuDevicePrimaryCtxRelease", 11000, name)) {
+    const auto retain = driver_function<PFN_cuDevicePrimaryCtxRetain_v7000>("cuDevicePrimaryCtxRetain", 7000, name);
+    const auto push = driver_function<PFN_cuCtxPushCurrent_v4000>("cuCtxPushCurrent", 4000, name);
+    pop_ = driver_function<PFN_cuCtxPopCurrent_v4000>("cuCtxPopCurrent", 4000, name);
+    CUcontext context = nullptr;
+    if (retain(&context, device_) != CUDA_SUCCESS) refuse(name);
+    if (push(context) != CUDA_SUCCESS) {
+      release_(device_);
+      refuse(name);
+    }
+  }
+  ~RetainedContext() {
+    CUcontext context = nullptr;
+    pop_(&context);
+    release_(device_);
+  }
+  RetainedContext(const RetainedContext&) = delete;
+
+ private:
+  [[noreturn]] static void refuse(const std::string& name) {
+    throw Error("ERR_DEVICE_UNAVAILABLE", "device '" + name + "': the GPU cannot be used");
+  }
+
+  CUdevice device_;
+  PFN_cuDevicePrimaryCtxRelease_v11000 release_;
+  PFN_cuCtxPopCurrent_v4000 pop_ = nullptr;
+};
+
 void require(cudaError_t status, const std::string& device) {
   if (status == cudaSuccess) return;
   cudaGetLastError();  // the error is told once
@@ -64,18 +115,21 @@ int32_t device_count() {
 
 GpuInfo gpu_info(int32_t index) {
   const std::string device = "cuda:" + std::to_string(index);
-  int before = 0;
-  require(cudaGetDevice(&before), device);
   cudaDeviceProp properties;
   require(cudaGetDeviceProperties(&properties, index), device);
   GpuInfo info;
   info.name = properties.name;
   info.compute_capability = std::to_string(properties.major) + "." + std::to_string(properties.minor);
+  const auto memory_info = driver_function<PFN_cuMemGetInfo_v3020>("cuMemGetInfo", 3020, device);
+  const auto get_device = driver_function<PFN_cuDeviceGet_v2000>("cuDeviceGet", 2000, device);
   size_t free = 0, total = 0;
-  require(cudaSetDevice(index), device);
-  const cudaError_t status = cudaMemGetInfo(&free, &total);
-  cudaSetDevice(before);
-  require(status, device);
+  CUdevice handle = 0;
+  bool known = get_device(&handle, index) == CUDA_SUCCESS;
+  if (known) {
+    const RetainedContext context(handle, device);
+    known = memory_info(&free, &total) == CUDA_SUCCESS;
+  }
+  if (!known) throw Error("ERR_DEVICE_UNAVAILABLE", "device '" + device + "': the driver does not tell its memory");
   info.total_bytes = total;
   info.free_bytes = free;
   return info;

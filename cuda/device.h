@@ -9,7 +9,7 @@ namespace chatglm::cuda {
 /// How many GPUs there are. Throws ERR_DEVICE_UNAVAILABLE with the driver's reason if there is none.
 int32_t device_count();
 
-/// Throws ERR_DEVICE_UNAVAILABLE.
+/// Throws ERR_DEVICE_UNAVAILABLE. Where the process has no CUDA context on the GPU, it has none afterwards either.
 GpuInfo gpu_info(int32_t index);
 
 /// Makes the GPU the calling thread's and finds out what runs on it. Throws ERR_DEVICE_UNAVAILABLE.

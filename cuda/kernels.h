@@ -157,9 +157,6 @@ void attend_prefill_wgmma(const Launch& launch, const half* queries, int32_t hea
                           const PrefillSegment& segment, const KvCache& cache, int32_t layer, const Activations& out);
 bool attend_prefill_wgmma_fits(const Device& device, const KvCache& cache);
 
-/// The largest logits of each row (rows, vocabulary). top: (rows), device memory or host memory that is mapped.
-void top_k(const Launch& launch, const float* logits, int32_t rows, int32_t vocabulary, TopLogits* top);
-
 /// Orders rows [first_row, first_row + rows) of a matrix as the model file has them (type, row_bytes each, at `source`
 /// in device memory) into `target`, whose shape is packed_shape's. Rows of gate_up matrices go where source_row says.
 /// Filling is not written: zero the memory first. `overflow` is set to 1 if a number is too large for f16.

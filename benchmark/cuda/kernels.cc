@@ -8,8 +8,10 @@
 
 #include "base/half.h"
 #include "benchmark/cuda/report.h"
+#include "benchmark/cuda/sampling_options.h"
 #include "cuda/device.h"
 #include "cuda/kernels.h"
+#include "cuda/sampling/sampling.h"
 
 namespace chatglm::benchmark {
 
@@ -81,6 +83,7 @@ class Kernels {
     measure_attention(cuda::KvType::f16, " f16");
     measure_attention(cuda::KvType::q8_0, " q8_0");
     measure_small();
+    measure_sampling();
   }
 
  private:
@@ -413,17 +416,80 @@ class Kernels {
       }
       report_.print("\n");
     }
-    if (wanted("top_k")) {
-      report_.print("%-24s", "top_k");
-      product_.repeat(random_floats());
-      GpuMemory top(static_cast<int64_t>(256 * sizeof(TopLogits)));
-      for (const int32_t rows : {1, 8, 64, 256}) {
+  }
+
+  // --- Sampling: every option by itself, on rows whose logits are about as a model's: a crowd and a few likely tokens.
+  // Draws change their row, so each launch has the rows copied anew, and the time of the copies is taken off.
+  void measure_sampling() {
+    const std::string prefix = "sampling ";
+    std::vector<SamplingOptions> wanted_options;
+    for (const SamplingOptions& options : sampling_options(kVocabulary)) {
+      if (wanted(prefix + options.name)) wanted_options.push_back(options);
+    }
+    if (wanted_options.empty()) return;
+    constexpr int32_t kMostRows = 256;
+    constexpr int64_t kRowBytes = int64_t{4} * kVocabulary;
+    std::vector<float> pattern(1 << 18);
+    std::normal_distribution<float> normal(0, 2.2f);
+    for (float& x : pattern) x = normal(random_) + (random_() % 4096 == 0 ? 10.0f : 0.0f);
+    std::vector<uint8_t> bytes(pattern.size() * sizeof(float));
+    std::memcpy(bytes.data(), pattern.data(), bytes.size());
+    GpuMemory pristine(kMostRows * kRowBytes), jobs(kMostRows * static_cast<int64_t>(sizeof(cuda::SamplingJob))),
+        stats(kMostRows * static_cast<int64_t>(sizeof(cuda::RowStats)));
+    pristine.repeat(bytes);
+    const cuda::PinnedMemory outcomes(kMostRows * sizeof(Outcome));
+    for (const SamplingOptions& options : wanted_options) {
+      report_.print("%-24s", (prefix + options.name).c_str());
+      const std::vector<Row> rows = options.rows(kMostRows);
+      std::vector<uint32_t> words;
+      std::vector<cuda::SamplingJob> host_jobs;
+      bool is_whole = false;
+      for (int32_t r = 0; r < kMostRows; ++r) {
+        const Row& row = rows[static_cast<size_t>(r)];
+        cuda::SamplingJob& job = host_jobs.emplace_back();
+        job = {};
+        cuda::fill_job(row, kVocabulary, job);
+        job.outcome = r;
+        const auto put = [&](const auto& list, int32_t& begin, int32_t& count) {
+          begin = static_cast<int32_t>(words.size()), count = static_cast<int32_t>(list.size());
+          const auto* data = reinterpret_cast<const uint32_t*>(list.data());
+          words.insert(words.end(), data, data + list.size() * sizeof(list[0]) / 4);
+        };
+        put(row.draw->bias, job.bias, job.bias_count);
+        put(row.draw->counts, job.counts, job.counts_count);
+        put(row.draw->mask, job.mask, job.mask_words);
+        put(row.draw->banned, job.banned, job.banned_count);
+        is_whole = is_whole || job.whole;
+      }
+      GpuMemory lists(static_cast<int64_t>(words.size()) * 4 + 4);
+      check(cudaMemcpy(lists.data(), words.data(), words.size() * 4, cudaMemcpyHostToDevice), "cudaMemcpy");
+      check(cudaMemcpy(jobs.data(), host_jobs.data(), jobs.size(), cudaMemcpyHostToDevice), "cudaMemcpy");
+      for (const int32_t count : {1, 8, 64, 256}) {
+        const auto copy = [&] {
+          check(cudaMemcpyAsync(product_.data(), pristine.data(), static_cast<size_t>(count * kRowBytes),
+                                cudaMemcpyDeviceToDevice, stream_),
+                "copying logits");
+        };
+        const double copying = time(1e-4, [&](int) { copy(); });
         Measurement m;
-        m.name = "top_k";
-        m.tokens = rows;
-        m.bytes = 4.0 * rows * kVocabulary;
-        cell(m, std::to_string(rows),
-             [&](int) { cuda::top_k(launch_, product_.as<float>(), rows, kVocabulary, top.as<TopLogits>()); });
+        m.name = prefix + options.name;
+        m.tokens = count;
+        m.bytes = static_cast<double>(count * kRowBytes);
+        const double all = time(1e-4, [&](int) {
+          copy();
+          cuda::rank_rows(launch_, product_.as<float>(), jobs.as<cuda::SamplingJob>(), count, kVocabulary,
+                          stats.as<cuda::RowStats>(), reinterpret_cast<Outcome*>(outcomes.data()));
+          if (is_whole) {
+            cuda::draw_rows(launch_, product_.as<float>(), jobs.as<cuda::SamplingJob>(), count, kVocabulary,
+                            lists.as<uint32_t>(), stats.as<cuda::RowStats>(),
+                            reinterpret_cast<Outcome*>(outcomes.data()));
+          }
+        });
+        const auto* outcome = reinterpret_cast<const Outcome*>(outcomes.data());
+        if (outcome[count - 1].status != Outcome::Status::ok) throw std::runtime_error("no token was drawn");
+        m.seconds = all - copying;
+        report_.add(m);
+        report_.print(" | %d %.1f", count, m.seconds * 1e6);
       }
       report_.print("\n");
     }

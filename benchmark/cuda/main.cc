@@ -12,7 +12,7 @@ namespace {
 
 constexpr char kUsage[] =
     "chatglm_cuda_bench [options]\n"
-    "  --only LIST       of step, kernels, memory (all)\n"
+    "  --only LIST       of memory, graphs, step, kernels (all)\n"
     "  --type LIST       of q4_0, q8_0, f16: types of the weights (q4_0)\n"
     "  --kv f16|q8_0     type of keys and values in steps (f16)\n"
     "  --filter TEXT     only kernels whose name contains it\n"
@@ -40,7 +40,7 @@ int main(int argc, char** argv) {
   using namespace chatglm;
   benchmark::Settings settings;
   settings.types = {"q4_0"};
-  std::vector<std::string> parts = {"memory", "step", "kernels"};
+  std::vector<std::string> parts = {"memory", "graphs", "step", "kernels"};
   std::string out;
   double tflops = 790;
   for (int i = 1; i < argc; ++i) {
@@ -55,7 +55,8 @@ int main(int argc, char** argv) {
     if (option == "--only") {
       parts = split(value);
       for (const std::string& part : parts) {
-        if (part != "step" && part != "kernels" && part != "memory") return refuse("--only: " + part);
+        if (part != "step" && part != "kernels" && part != "memory" && part != "graphs")
+          return refuse("--only: " + part);
       }
     } else if (option == "--type") {
       settings.types = split(value);
@@ -95,6 +96,7 @@ int main(int argc, char** argv) {
     for (const std::string& part : parts) {
       const auto measure = part == "step"     ? benchmark::measure_steps
                            : part == "memory" ? benchmark::measure_memory
+                           : part == "graphs" ? benchmark::measure_graphs
                                               : benchmark::measure_kernels;
       report.attempt(part, [&] { measure(settings, report); });
     }

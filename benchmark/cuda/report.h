@@ -106,6 +106,7 @@ class Report {
 };
 
 void measure_kernels(const Settings& settings, Report& report);
+void measure_graphs(const Settings& settings, Report& report);
 void measure_memory(const Settings& settings, Report& report);
 void measure_steps(const Settings& settings, Report& report);
 

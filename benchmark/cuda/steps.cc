@@ -5,6 +5,7 @@
 #include <thread>
 
 #include "benchmark/cuda/report.h"
+#include "benchmark/cuda/sampling_options.h"
 #include "cuda/api.h"
 #include "test/small_model.h"
 
@@ -72,15 +73,16 @@ class Model {
     return tokens;
   }
 
-  /// Runs a batch, of every segment the largest logits of the last token if it wants them. Returns the seconds.
+  /// Runs a batch, of whose rows outcomes are wanted. Returns the seconds.
   double forward(const std::vector<Segment>& batch) {
-    top_.resize(batch.size());
+    size_t rows = 0;
+    for (const Segment& segment : batch) rows += segment.rows.size();
+    outcomes_.resize(std::max(rows, outcomes_.size()));
     const auto begin = std::chrono::steady_clock::now();
-    if (!backend_->forward(batch, nullptr, top_.data(), never_)) throw std::runtime_error("a step was aborted");
+    if (!backend_->forward(batch, nullptr, outcomes_.data(), never_)) throw std::runtime_error("a step was aborted");
     const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
-    size_t row = 0;
-    for (const Segment& segment : batch) {
-      if (segment.top && top_[row++].finite != 1) throw std::runtime_error("the logits are not finite");
+    for (size_t row = 0; row < rows; ++row) {
+      if (outcomes_[row].status != Outcome::Status::ok) throw std::runtime_error("the logits are not finite");
     }
     return taken.count();
   }
@@ -105,10 +107,17 @@ class Model {
   const std::atomic<bool> never_{false};
   ModelShape shape_;
   std::unique_ptr<Backend> backend_;
-  std::vector<TopLogits> top_;
+  std::vector<Outcome> outcomes_;
   std::mt19937 random_{1};
   double kv_bytes_ = 0;
 };
+
+/// Rows whose likeliest token is wanted.
+std::span<const Row> greedy_rows(int32_t count) {
+  static const Draw draw;
+  static const std::vector<Row> rows(kMostSequences, Row{Row::Use::sample, -1, -1, &draw});
+  return std::span(rows).first(static_cast<size_t>(count));
+}
 
 std::vector<int32_t> pages_from(int32_t first, int32_t count) {
   std::vector<int32_t> pages;
@@ -135,8 +144,7 @@ double prefill(Model& model, const std::vector<int32_t>& tokens, const std::vect
     segment.position = begin;
     segment.pages = pages;
     begin += piece;
-    segment.top = begin == count;
-    segment.logits = segment.top ? 1 : 0;
+    segment.rows = greedy_rows(begin == count ? 1 : 0);
     seconds += model.forward({segment});
   }
   return seconds;
@@ -176,7 +184,7 @@ void measure_decode(Model& model, const std::string& name, int32_t batch, int32_
     std::vector<Segment> segments;
     for (int32_t i = 0; i < batch; ++i) {
       const auto index = static_cast<size_t>(i);
-      segments.push_back({{tokens.data() + index, 1}, depth + step, pages[index], 1, true});
+      segments.push_back({{tokens.data() + index, 1}, depth + step, pages[index], greedy_rows(1)});
     }
     const double seconds = model.forward(segments);
     if (step >= kWarmUps) times.push_back(seconds);
@@ -200,7 +208,7 @@ void measure_batches(Model& model, const std::string& prefix, const Settings& se
       std::vector<Segment> segments;
       for (int32_t i = 0; i < count; ++i) {
         const auto index = static_cast<size_t>(i);
-        segments.push_back({{tokens.data() + index * kBatchDepth, kBatchDepth}, 0, pages[index], 1, true});
+        segments.push_back({{tokens.data() + index * kBatchDepth, kBatchDepth}, 0, pages[index], greedy_rows(1)});
       }
       seconds += model.forward(segments);
     }
@@ -213,6 +221,78 @@ void measure_batches(Model& model, const std::string& prefix, const Settings& se
   for (const int32_t batch : {1, 2, 4, 8, 16, 32, 64, 128, 256}) {
     const std::string name = prefix + "decode x" + std::to_string(batch) + " at " + std::to_string(kBatchDepth);
     report.attempt(name, [&] { measure_decode(model, name, batch, kBatchDepth, kPagesEach, settings, report); });
+  }
+}
+
+// Steps whose tokens are drawn with every option, beside greedy ones taken by turns: what the option adds.
+void measure_sampling(Model& model, const std::string& prefix, const Settings& settings, Report& report) {
+  for (const int32_t batch : {1, 8, 64, 256}) {
+    report.attempt(prefix + "sampling x" + std::to_string(batch), [&] {
+      const std::vector<SamplingOptions> all = sampling_options(model.shape().vocabulary);
+      std::vector<std::vector<double>> times(all.size());
+      const std::vector<int32_t> tokens = model.random_tokens(batch);
+      std::vector<std::vector<int32_t>> pages;
+      for (int32_t i = 0; i < batch; ++i) pages.push_back(pages_from(i * kPagesEach, kPagesEach));
+      for (int step = 0; step < settings.steps + kWarmUps; ++step) {
+        for (size_t o = 0; o < all.size(); ++o) {
+          const std::vector<Row> rows = all[o].rows(batch);
+          std::vector<Segment> segments;
+          for (size_t i = 0; i < rows.size(); ++i) {
+            segments.push_back({{tokens.data() + i, 1}, kBatchDepth, pages[i], {&rows[i], 1}});
+          }
+          const double seconds = model.forward(segments);
+          if (step >= kWarmUps) times[o].push_back(seconds);
+        }
+      }
+      report.print("%-26s %9.1f us greedy;", (prefix + "sampling x" + std::to_string(batch)).c_str(),
+                   median(times[0]) * 1e6);
+      for (size_t o = 0; o < all.size(); ++o) {
+        Measurement m = model.work(prefix + "sampling " + all[o].name, batch, kBatchDepth, 1, batch * kBatchDepth,
+                                   batch * kBatchDepth, batch);
+        m.seconds = median(times[o]);
+        report.add(m);
+        if (o > 0) report.print(" %s %+.1f", all[o].name.c_str(), (m.seconds - median(times[0])) * 1e6);
+      }
+      report.print("\n");
+    });
+  }
+}
+
+// Steps in which sequences compute a token and seven drafts, all of whose rows are wanted, beside as many sequences of
+// one token.
+void measure_drafts(Model& model, const std::string& prefix, const Settings& settings, Report& report) {
+  constexpr int32_t kTokens = 8;
+  for (const auto& [sequences, depth] : {std::pair{1, kBatchDepth},
+                                         {1, 8192},
+                                         {1, 32000},
+                                         {2, kBatchDepth},
+                                         {4, kBatchDepth},
+                                         {8, kBatchDepth},
+                                         {16, kBatchDepth}}) {
+    const std::string name = prefix + "drafts " + std::to_string(sequences) + "x8 at " + std::to_string(depth);
+    const int32_t count = sequences, position = depth;
+    report.attempt(name, [&] {
+      std::vector<double> times;
+      std::vector<std::vector<int32_t>> pages;
+      for (int32_t i = 0; i < count; ++i) {
+        pages.push_back(pages_from(i * kPagesEach, count == 1 ? kContext / kPageTokens : kPagesEach));
+      }
+      for (int step = 0; step < settings.steps + kWarmUps; ++step) {
+        const std::vector<int32_t> tokens = model.random_tokens(count * kTokens);
+        std::vector<Segment> segments;
+        for (int32_t i = 0; i < count; ++i) {
+          const auto index = static_cast<size_t>(i);
+          segments.push_back(
+              {{tokens.data() + index * kTokens, kTokens}, position, pages[index], greedy_rows(kTokens)});
+        }
+        const double seconds = model.forward(segments);
+        if (step >= kWarmUps) times.push_back(seconds);
+      }
+      const double visible = 1.0 * count * kTokens * position;
+      Measurement m = model.work(name, count * kTokens, position, 1, visible, visible / kTokens, count * kTokens);
+      m.seconds = median(times);
+      print_step(report, m);
+    });
   }
 }
 
@@ -231,10 +311,36 @@ void measure_memory(const Settings& settings, Report& report) {
         const BackendInfo info = model->info();
         report.print("%-26s %6.3f GB of its own (weights %.3f, keys and values %.3f), %6.3f GB in use on the GPU\n",
                      name.c_str(), static_cast<double>(after - before) / 1e9,
-                     static_cast<double>(info.weight_bytes) / 1e9, static_cast<double>(info.kv_bytes) / 1e9,
-                     static_cast<double>(after) / 1e9);
+                     static_cast<double>(info.weight_bytes) / 1e9,
+                     static_cast<double>(info.page_bytes) * info.pages / 1e9, static_cast<double>(after) / 1e9);
       });
     }
+  }
+}
+
+// How long loading a model takes whose weights are next to nothing: the recording of its graphs, which does not depend
+// on the matrices' sizes, and the memory that they take.
+void measure_graphs(const Settings& settings, Report& report) {
+  ModelShape shape = shape_of_6b(settings.layers);
+  shape.hidden_size = 256, shape.ffn_size = 512, shape.vocabulary = 1024;
+  const ModelSource source = test::random_model(shape, DataType::q4_0);
+  const std::atomic<bool> never{false};
+  for (const int32_t sequences : {1, 1, 8, 64, 256}) {
+    report.attempt("graphs", [&] {
+      cuda::CudaOptions options;
+      options.device = settings.device;
+      options.pages = 256, options.max_sequences = sequences, options.context_tokens = 64;
+      const size_t before = used_bytes();
+      const auto begin = std::chrono::steady_clock::now();
+      const auto backend = chatglm_cuda_api(cuda::kCudaApiVersion)
+                               ->make_backend(
+                                   source, options, [](uint64_t, uint64_t) {}, never);
+      const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
+      report.print(
+          "graphs of up to %3d sequences  %6.1f ms to load, %6.1f MB beside the model's own\n", sequences,
+          taken.count() * 1e3,
+          (static_cast<double>(used_bytes() - before) - static_cast<double>(backend->info().device_bytes)) / 1e6);
+    });
   }
 }
 
@@ -251,14 +357,15 @@ void measure_steps(const Settings& settings, Report& report) {
           "%s: %s, loaded in %.1f s, %.3f GB (weights %.3f, read a token %.3f, keys and values %.3f), batches of %d\n",
           type.c_str(), info.kernels.c_str(), taken.count(), static_cast<double>(used_bytes() - before) / 1e9,
           static_cast<double>(info.weight_bytes) / 1e9, static_cast<double>(info.bytes_per_token) / 1e9,
-          static_cast<double>(info.kv_bytes) / 1e9, model->max_batch_tokens());
-      if (model->max_top() == 0) throw std::runtime_error("this backend gives no largest logits");
+          static_cast<double>(info.page_bytes) * info.pages / 1e9, model->max_batch_tokens());
       measure_prefill(model, prefix, report);
       for (const int32_t depth : {0, 2048, 8192, 32000}) {
         const std::string name = prefix + "decode at " + std::to_string(depth);
         report.attempt(name, [&] { measure_decode(model, name, 1, depth, kContext / kPageTokens, settings, report); });
       }
       measure_batches(model, prefix, settings, report);
+      measure_sampling(model, prefix, settings, report);
+      measure_drafts(model, prefix, settings, report);
       report.print("%s: %.3f GB at the end\n", type.c_str(), static_cast<double>(used_bytes() - before) / 1e9);
     });
   }

@@ -2,8 +2,7 @@
 #include <cstdint>
 
 #include "base/data_type.h"
-#include "engine/backend.h"
-#include "model/model.h"
+#include "engine/page.h"
 
 #ifdef __CUDACC__
 #define CHATGLM_HD __host__ __device__

@@ -16,23 +16,23 @@ TEST_F(CudaBackendTest, AnAbortedBatchCanBeRunAgain) {
   const Pages pages = shuffled_pages(kPages, 21);
   Model model(source, options_of(kPages, 2, kTokens)), calm(source, options_of(kPages, 2, kTokens));
   const Rows expected = calm.logits(prompt, pages, kTokens - 20);
-  const Segment whole = {prompt, 0, pages, 20}, token = {{&prompt.back(), 1}, kTokens - 1, pages, 1};
+  const Segment whole = {prompt, 0, pages, logits_rows(20)},
+                token = {{&prompt.back(), 1}, kTokens - 1, pages, logits_rows(1)};
   Rows rows(expected.size());
-  TopLogits top;
   const std::atomic<bool> aborted{true};
-  EXPECT_FALSE(model.backend->forward({&whole, 1}, rows.data(), &top, aborted));
-  EXPECT_FALSE(model.backend->forward({&token, 1}, rows.data(), &top, aborted));
+  EXPECT_FALSE(model.backend->forward({&whole, 1}, rows.data(), nullptr, aborted));
+  EXPECT_FALSE(model.backend->forward({&token, 1}, rows.data(), nullptr, aborted));
   for (const int microseconds : {0, 100, 500, 2000}) {
     std::atomic<bool> abort{false};
     std::thread other([&] {
       std::this_thread::sleep_for(std::chrono::microseconds(microseconds));
       abort = true;
     });
-    const bool complete = model.backend->forward({&whole, 1}, rows.data(), &top, abort);
+    const bool complete = model.backend->forward({&whole, 1}, rows.data(), nullptr, abort);
     other.join();
     if (complete) EXPECT_EQ(std::memcmp(rows.data(), expected.data(), expected.size() * sizeof(float)), 0);
   }
-  ASSERT_TRUE(model.backend->forward({&whole, 1}, rows.data(), &top, kNever));
+  ASSERT_TRUE(model.backend->forward({&whole, 1}, rows.data(), nullptr, kNever));
   EXPECT_EQ(std::memcmp(rows.data(), expected.data(), expected.size() * sizeof(float)), 0);
 }
 
@@ -73,6 +73,41 @@ std::string code_of(const std::function<void()>& body) {
   } catch (const Error& error) {
     return error.code;
   }
+}
+
+// On a GPU that is nearly full: as many pages as fit, which leave room for what the driver takes for the graphs of 256
+// sequences; and they work.
+TEST_F(CudaBackendTest, AsManyPagesAsFit) {
+  const Tokens prompt = random_tokens(640, 34, shape_.vocabulary);
+  Model alone(source_, options_of(10, 1, 640));
+  const Rows expected = alone.logits(prompt, shuffled_pages(10, 35), 630);
+  { const Model warm(source_, options_of(4, 256, 100)); }
+  size_t free = 0, total = 0;
+  check(cudaMemGetInfo(&free, &total));
+  constexpr size_t kLeft = size_t{600} << 20;
+  ASSERT_GT(free, 2 * kLeft);
+  const cuda::DeviceMemory ballast(free - kLeft);
+  cuda::CudaOptions options = options_of(1 << 27, 256, 640);
+  options.least_pages = 1 << 20;
+  EXPECT_EQ(code_of([&] { const Model model(source_, options); }), "ERR_OUT_OF_MEMORY");
+  options.least_pages = 100;
+  {
+    Model model(source_, options);
+    const BackendInfo info = model.backend->info();
+    EXPECT_GT(info.pages, 100);
+    EXPECT_LT(info.device_bytes, kLeft);
+    // The rest is what the driver keeps, and less than a page.
+    EXPECT_GT(info.device_bytes + (size_t{110} << 20) + info.page_bytes, kLeft);
+    Pages pages;
+    for (int32_t i = 0; i < 10; ++i) pages.push_back(info.pages - 1 - i);
+    expect_close(model.logits(prompt, pages, 630), expected, shape_.vocabulary, 0, "in the last pages");
+    size_t left = 0;
+    check(cudaMemGetInfo(&left, &total));
+    RecordProperty("MiBLeft", static_cast<int>(left >> 20));
+  }
+  options.pages = 50;  // fewer than `least_pages`, and than fit
+  const Model few(source_, options);
+  EXPECT_EQ(few.backend->info().pages, 50);
 }
 
 TEST_F(CudaBackendTest, WhatItCannotComputeIsRefused) {
@@ -156,8 +191,10 @@ TEST_F(CudaBackendTest, SaysWhatItIs) {
     EXPECT_EQ(all, expected);
     EXPECT_EQ(info.bytes_per_token, per_token);
     EXPECT_EQ(info.kv_type, "f16");
-    EXPECT_GE(info.device_bytes, info.weight_bytes + info.kv_bytes);
-    EXPECT_EQ(info.kv_bytes, 2u * 2 * 5 * 64 * 2 * 64 * 2);  // 2 layers, 2 groups, heads filled up to 64, f16
+    EXPECT_EQ(info.pages, 5);
+    EXPECT_EQ(info.page_bytes, 2u * 2 * 64 * 2 * 64 * 2);  // 2 layers, 2 groups, heads filled up to 64, f16
+    EXPECT_GE(info.device_bytes, info.weight_bytes + 5 * info.page_bytes);
+    EXPECT_NE(info.page_layout, "");
     EXPECT_GE(model.backend->max_batch_tokens(), 256);
     EXPECT_GE(model.backend->max_batch_logits(), 1);
   }
@@ -174,12 +211,13 @@ struct Running {
     options.vocabulary = source.shape.vocabulary;
     options.context_tokens = 400;
     options.max_sequences = 4;
+    options.pages = options.max_sequences * options.pages_of_context();
     options.prefix_cache = prefix_cache;
     engine = std::make_unique<Engine>(
         options,
         [=](const Progress& progress, const std::atomic<bool>& abort) {
           return chatglm_cuda_api(cuda::kCudaApiVersion)
-              ->make_backend(source, options_of(options.pages(), 4, 400), progress, abort);
+              ->make_backend(source, options_of(options.pages, 4, 400), progress, abort);
         },
         recorder);
   }

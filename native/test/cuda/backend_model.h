@@ -10,7 +10,6 @@
 #include "model/quantize.h"
 #include "test/cuda/support.h"
 #include "test/small_model.h"
-#include "test/top_logits.h"
 
 // What the tests of the whole CUDA backend share: models on the GPU and, exact, on the CPU; sequences whose pages lie
 // among each other's; random batches; and comparisons of logits.
@@ -37,6 +36,19 @@ inline cuda::CudaOptions options_of(int32_t pages, int32_t sequences, int32_t co
   options.context_tokens = context;
   options.kv_q8_0 = kv_q8_0;
   return options;
+}
+
+/// Rows whose logits are wanted.
+inline std::span<const Row> logits_rows(int64_t count) {
+  static const std::vector<Row> rows(4096);
+  return std::span(rows).first(static_cast<size_t>(count));
+}
+/// Rows whose likeliest token is wanted, and the log-probabilities of kLikeliest.
+constexpr int32_t kLikeliest = 64;
+inline std::span<const Row> greedy_rows(int64_t count) {
+  static const Draw draw;
+  static const std::vector<Row> rows(4096, Row{Row::Use::sample, -1, kLikeliest, &draw});
+  return std::span(rows).first(static_cast<size_t>(count));
 }
 
 inline Tokens random_tokens(int64_t count, uint64_t seed, int32_t vocabulary) {
@@ -94,7 +106,7 @@ class Model {
       int32_t count = std::min({piece, end - begin, backend->max_batch_tokens()});
       count = std::min(count, std::max(0, from - begin) + backend->max_batch_logits());
       const int32_t rows = std::max(0, begin + count - std::max(from, begin));
-      const Segment segment = {{prompt.data() + begin, static_cast<size_t>(count)}, begin, pages, rows};
+      const Segment segment = {{prompt.data() + begin, static_cast<size_t>(count)}, begin, pages, logits_rows(rows)};
       EXPECT_TRUE(backend->forward({&segment, 1}, target, nullptr, kNever));
       target += static_cast<int64_t>(rows) * vocabulary;
       begin += count;
@@ -132,33 +144,42 @@ inline void expect_close(const Rows& actual, const Rows& expected, int32_t vocab
   }
 }
 
-/// The largest logits beside an exact row.
-inline void expect_top_close(const TopLogits& top, std::span<const float> expected, const std::string& how) {
-  ASSERT_EQ(top.finite, 1) << how;
-  const TopLogits wanted = top_logits(expected);
-  ASSERT_EQ(top.count, wanted.count) << how;
+/// A greedy outcome beside an exact row.
+inline void expect_outcome_close(const Outcome& outcome, std::span<const float> expected, const std::string& how) {
+  ASSERT_EQ(outcome.status, Outcome::Status::ok) << how;
+  ASSERT_EQ(outcome.count, std::min(kLikeliest, static_cast<int32_t>(expected.size()))) << how;
+  const double largest = *std::max_element(expected.begin(), expected.end());
+  double sum = 0;
+  for (const float x : expected) sum += std::exp(x - largest);
+  const double log_sum = largest + std::log(sum);
   std::vector<float> actual, exact;
-  for (int32_t i = 0; i < top.count; ++i) {
-    ASSERT_GE(top.ids[i], 0) << how;
-    ASSERT_LT(top.ids[i], static_cast<int32_t>(expected.size())) << how;
-    if (i > 0) ASSERT_LE(top.logits[i], top.logits[i - 1]) << how;
-    actual.push_back(top.logits[i]);
-    exact.push_back(expected[static_cast<size_t>(top.ids[i])]);
+  for (int32_t i = 0; i < outcome.count; ++i) {
+    ASSERT_GE(outcome.ids[i], 0) << how;
+    ASSERT_LT(outcome.ids[i], static_cast<int32_t>(expected.size())) << how;
+    if (i > 0) ASSERT_LE(outcome.logprobs[i], outcome.logprobs[i - 1]) << how;
+    actual.push_back(outcome.logprobs[i]);
+    exact.push_back(static_cast<float>(expected[static_cast<size_t>(outcome.ids[i])] - log_sum));
   }
+  EXPECT_EQ(outcome.token, outcome.ids[0]) << how;
+  EXPECT_EQ(outcome.logprob, outcome.logprobs[0]) << how;
   EXPECT_LT(relative_error(actual, exact), kRowFactor * kBar) << how;
-  EXPECT_NEAR(top.log_sum, wanted.log_sum, 0.05) << how;
 }
 
-/// The largest logits beside the row that the same kernels gave.
-inline void expect_top_is(const TopLogits& top, std::span<const float> row, const std::string& how) {
-  const TopLogits wanted = top_logits(row);
-  ASSERT_EQ(top.finite, wanted.finite) << how;
-  ASSERT_EQ(top.count, wanted.count) << how;
-  for (int32_t i = 0; i < top.count; ++i) {
-    ASSERT_EQ(top.ids[i], wanted.ids[i]) << how << ", number " << i;
-    ASSERT_EQ(top.logits[i], wanted.logits[i]) << how << ", number " << i;
+/// An outcome beside what the plain reference makes of the row that the same kernels gave.
+inline void expect_outcome_is(const Outcome& outcome, const Row& row, std::span<const float> logits,
+                              const std::string& how) {
+  const Outcome wanted = outcome_of(row, logits);
+  ASSERT_EQ(outcome.status, wanted.status) << how;
+  if (wanted.status != Outcome::Status::ok) return;
+  ASSERT_EQ(outcome.token, wanted.token) << how;
+  ASSERT_EQ(outcome.count, wanted.count) << how;
+  if (row.use == Row::Use::score || row.logprobs >= 0) {
+    EXPECT_NEAR(outcome.logprob, wanted.logprob, 1e-4) << how;
   }
-  EXPECT_NEAR(top.log_sum, wanted.log_sum, 1e-4 * std::max(1.0f, std::abs(wanted.log_sum))) << how;
+  for (int32_t i = 0; i < wanted.count; ++i) {
+    ASSERT_EQ(outcome.ids[i], wanted.ids[i]) << how << ", number " << i;
+    ASSERT_NEAR(outcome.logprobs[i], wanted.logprobs[i], 1e-4) << how << ", number " << i;
+  }
 }
 
 /// All that a call gave, bit for bit.
@@ -169,11 +190,11 @@ struct Record {
     const auto* data = reinterpret_cast<const uint8_t*>(rows.data());
     bytes.insert(bytes.end(), data, data + rows.size() * sizeof(float));
   }
-  void add(const TopLogits& top) {
-    Rows numbers = {static_cast<float>(top.finite), static_cast<float>(top.count), top.log_sum};
-    for (int32_t i = 0; i < top.count; ++i) {
-      numbers.push_back(static_cast<float>(top.ids[i]));
-      numbers.push_back(top.logits[i]);
+  void add(const Outcome& outcome) {
+    Rows numbers = {static_cast<float>(outcome.status), static_cast<float>(outcome.token), outcome.logprob};
+    for (int32_t i = 0; i < outcome.count; ++i) {
+      numbers.push_back(static_cast<float>(outcome.ids[i]));
+      numbers.push_back(outcome.logprobs[i]);
     }
     add(numbers);
   }
@@ -204,8 +225,8 @@ inline std::vector<Sequence> make_sequences(const std::vector<int32_t>& lengths,
   return sequences;
 }
 
-/// Computes all sequences in random batches: pieces of prompts beside single tokens, rows of logits beside the largest
-/// alone, beside none at all.
+/// Computes all sequences in random batches: pieces of prompts beside single tokens, rows of logits beside outcomes,
+/// beside none at all.
 inline void run_in_batches(Model& model, std::vector<Sequence>& sequences, uint64_t seed, Record* record) {
   Random random(seed);
   for (int step = 0;
@@ -224,59 +245,63 @@ inline void run_in_batches(Model& model, std::vector<Sequence>& sequences, uint6
       batch.push_back({{sequence.tokens.data() + sequence.done, static_cast<size_t>(count)},
                        sequence.done,
                        sequence.pages,
-                       rows,
-                       rows == 1 && random.chance(0.5)});
+                       random.chance(0.4) ? greedy_rows(rows) : logits_rows(rows)});
       owners.push_back(&sequence);
       room -= count;
       logits_room -= rows;
     }
     if (batch.empty()) continue;
     Rows logits;
-    std::vector<TopLogits> tops;
+    std::vector<Outcome> outcomes;
+    const auto is_greedy = [](const Segment& segment) {
+      return !segment.rows.empty() && segment.rows[0].use == Row::Use::sample;
+    };
     for (const Segment& segment : batch) {
-      if (segment.top) {
-        tops.emplace_back();
+      if (is_greedy(segment)) {
+        outcomes.resize(outcomes.size() + segment.rows.size());
       } else {
-        logits.resize(logits.size() + static_cast<size_t>(segment.logits * model.vocabulary), NAN);
+        logits.resize(logits.size() + segment.rows.size() * static_cast<size_t>(model.vocabulary), NAN);
       }
     }
-    ASSERT_TRUE(model.backend->forward(batch, logits.data(), tops.data(), kNever));
+    ASSERT_TRUE(model.backend->forward(batch, logits.data(), outcomes.data(), kNever));
     if (record) {
       record->add(logits);
-      for (const TopLogits& top : tops) record->add(top);
+      for (const Outcome& outcome : outcomes) record->add(outcome);
     }
     int64_t row = 0;
-    size_t top = 0;
+    size_t outcome = 0;
     for (size_t i = 0; i < batch.size(); ++i) {
       Sequence& sequence = *owners[i];
       sequence.done += static_cast<int32_t>(batch[i].tokens.size());
       const std::string how = "step " + std::to_string(step) + ", segment " + std::to_string(i);
-      const auto expected = [&](int32_t position) { return row_of(sequence.expected, model.vocabulary, position); };
-      if (batch[i].top) {
-        const TopLogits& given = tops[top++];
-        if (!sequence.expected.empty()) expect_top_close(given, expected(sequence.done - 1), how);
-        continue;
-      }
-      for (int32_t position = sequence.done - batch[i].logits; position < sequence.done; ++position, ++row) {
+      for (int32_t position = sequence.done - static_cast<int32_t>(batch[i].rows.size()); position < sequence.done;
+           ++position) {
+        const Outcome* const given = is_greedy(batch[i]) ? &outcomes[outcome++] : nullptr;
+        const int64_t given_row = given ? 0 : row++;
         if (sequence.expected.empty()) continue;
-        ASSERT_LT(row_error(row_of(logits, model.vocabulary, row), expected(position)), kRowFactor * kBar) << how;
+        const std::span<const float> expected = row_of(sequence.expected, model.vocabulary, position);
+        if (given) {
+          expect_outcome_close(*given, expected, how);
+        } else {
+          ASSERT_LT(row_error(row_of(logits, model.vocabulary, given_row), expected), kRowFactor * kBar) << how;
+        }
       }
     }
   }
 }
 
-/// The next token of each sequence in one batch: rows of logits, or the largest alone. The positions must not move, so
+/// The next token of each sequence in one batch: rows of logits, or greedy outcomes. The positions must not move, so
 /// that it can be done again.
 inline Rows decode_rows(Model& model, const std::vector<Segment>& batch) {
   Rows rows(batch.size() * static_cast<size_t>(model.vocabulary), NAN);
   EXPECT_TRUE(model.backend->forward(batch, rows.data(), nullptr, kNever));
   return rows;
 }
-inline std::vector<TopLogits> decode_tops(Model& model, std::vector<Segment> batch) {
-  for (Segment& segment : batch) segment.top = true;
-  std::vector<TopLogits> tops(batch.size());
-  EXPECT_TRUE(model.backend->forward(batch, nullptr, tops.data(), kNever));
-  return tops;
+inline std::vector<Outcome> decode_greedily(Model& model, std::vector<Segment> batch) {
+  for (Segment& segment : batch) segment.rows = greedy_rows(1);
+  std::vector<Outcome> outcomes(batch.size());
+  EXPECT_TRUE(model.backend->forward(batch, nullptr, outcomes.data(), kNever));
+  return outcomes;
 }
 
 // --- The model that most tests use.

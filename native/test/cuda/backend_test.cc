@@ -117,16 +117,16 @@ TEST_P(CudaModelTest, EqualsTheCpuInMixedBatches) {
     std::vector<Segment> batch;
     for (size_t i = 0; i < count; ++i) {
       const Sequence& s = sequences[sequences.size() - 1 - i];
-      batch.push_back({{&s.tokens.back(), 1}, s.done - 1, s.pages, 1});
+      batch.push_back({{&s.tokens.back(), 1}, s.done - 1, s.pages, logits_rows(1)});
     }
     const Rows rows = decode_rows(model, batch);
-    const std::vector<TopLogits> tops = decode_tops(model, batch);
+    const std::vector<Outcome> outcomes = decode_greedily(model, batch);
     for (size_t i = 0; i < count; ++i) {
       const Sequence& s = sequences[sequences.size() - 1 - i];
       const std::string how = std::to_string(count) + " tokens, number " + std::to_string(i);
       const auto row = row_of(rows, shape.vocabulary, static_cast<int64_t>(i));
       EXPECT_LT(row_error(row, row_of(s.expected, shape.vocabulary, s.done - 1)), kRowFactor * kBar) << how;
-      expect_top_is(tops[i], row, how);
+      expect_outcome_is(outcomes[i], greedy_rows(1)[0], row, how);
     }
   }
 }
@@ -142,11 +142,11 @@ TEST_P(CudaModelTest, TheSameCallsGiveTheSameBits) {
         make_sequences({3, 30, 64, 70, 129, 200, 300}, kPages, 500, shape.vocabulary, nullptr);
     run_in_batches(model, sequences, 6, &record);
     std::vector<Segment> batch;
-    for (const Sequence& s : sequences) batch.push_back({{&s.tokens.back(), 1}, s.done - 1, s.pages, 1});
+    for (const Sequence& s : sequences) batch.push_back({{&s.tokens.back(), 1}, s.done - 1, s.pages, logits_rows(1)});
     const Rows rows = decode_rows(model, batch);
     EXPECT_EQ(std::memcmp(rows.data(), decode_rows(model, batch).data(), rows.size() * sizeof(float)), 0);
     record.add(rows);
-    for (const TopLogits& top : decode_tops(model, batch)) record.add(top);
+    for (const Outcome& outcome : decode_greedily(model, batch)) record.add(outcome);
   }
   EXPECT_FALSE(records[0].bytes.empty());
   EXPECT_TRUE(records[0].bytes == records[1].bytes);
@@ -167,7 +167,8 @@ TEST_P(CudaModelTest, KeysAndValuesInQ8) {
   expect_close(model.logits(prompt, pages, 150, 1, 150), expected, shape.vocabulary, 150, "by token", kQ8Bar);
   const uint64_t numbers = uint64_t{2} * static_cast<uint64_t>(shape.layers * shape.kv_groups * kPages * kPageTokens) *
                            static_cast<uint64_t>(cuda::padded_head_size(shape.head_size));
-  EXPECT_EQ(model.backend->info().kv_bytes, numbers / 32 * 34);
+  const BackendInfo info = model.backend->info();
+  EXPECT_EQ(info.page_bytes * static_cast<uint64_t>(info.pages), numbers / 32 * 34);
 }
 
 // --- One model: sizes of batches, long contexts, pages, NaN.
@@ -176,7 +177,6 @@ TEST_F(CudaBackendTest, BatchesOfEverySizeUpTo300) {
   constexpr int32_t kSequences = 300;
   Model exact = Model::exact(source_, kSequences);
   Model model(source_, options_of(kSequences, kSequences, kPageTokens));
-  ASSERT_EQ(model.backend->max_top(), TopLogits::kMost);
   ASSERT_GE(model.backend->max_batch_tokens(), kSequences);
   Random random(10);
   std::vector<int32_t> lengths;
@@ -205,18 +205,33 @@ TEST_F(CudaBackendTest, BatchesOfEverySizeUpTo300) {
     for (int32_t i = 0; i < count; ++i) {
       const Sequence& s = sequences[(first + static_cast<size_t>(i)) % kSequences];
       owners.push_back(&s);
-      batch.push_back({{&s.tokens.back(), 1}, static_cast<int32_t>(s.tokens.size()) - 1, s.pages, 1});
+      batch.push_back({{&s.tokens.back(), 1}, static_cast<int32_t>(s.tokens.size()) - 1, s.pages, {}});
     }
-    const Rows rows = decode_rows(model, batch);
-    const std::vector<TopLogits> tops = decode_tops(model, batch);
-    for (int32_t i = 0; i < count; ++i) {
-      const Sequence& s = *owners[static_cast<size_t>(i)];
-      const std::string how = "batch of " + std::to_string(count) + ", sequence " + std::to_string(i);
-      const auto row = row_of(rows, shape_.vocabulary, i);
-      ASSERT_LT(row_error(row, row_of(s.expected, shape_.vocabulary, static_cast<int64_t>(s.tokens.size()) - 1)),
-                kRowFactor * kBar)
-          << how;
-      expect_top_is(tops[static_cast<size_t>(i)], row, how);
+    // Whole rows come in parts, greedy outcomes all at once.
+    const std::vector<Outcome> outcomes = decode_greedily(model, batch);
+    for (size_t begin = 0; begin < batch.size(); begin += static_cast<size_t>(model.backend->max_batch_logits())) {
+      for (size_t i = 0; i < batch.size(); ++i) {
+        const bool is_wanted = i >= begin && i < begin + static_cast<size_t>(model.backend->max_batch_logits());
+        batch[i].rows = is_wanted ? logits_rows(1) : greedy_rows(1);
+      }
+      const size_t wanted = std::min(batch.size() - begin, static_cast<size_t>(model.backend->max_batch_logits()));
+      Rows rows(wanted * static_cast<size_t>(shape_.vocabulary), NAN);
+      std::vector<Outcome> others(batch.size() - wanted);
+      ASSERT_TRUE(model.backend->forward(batch, rows.data(), others.data(), kNever));
+      for (size_t i = 0, other = 0; i < batch.size(); ++i) {
+        const Sequence& s = *owners[i];
+        const std::string how = "batch of " + std::to_string(count) + ", sequence " + std::to_string(i);
+        if (i < begin || i >= begin + wanted) {
+          ASSERT_EQ(others[other].token, outcomes[i].token) << how;
+          ASSERT_EQ(others[other++].logprob, outcomes[i].logprob) << how;
+          continue;
+        }
+        const auto row = row_of(rows, shape_.vocabulary, static_cast<int64_t>(i - begin));
+        ASSERT_LT(row_error(row, row_of(s.expected, shape_.vocabulary, static_cast<int64_t>(s.tokens.size()) - 1)),
+                  kRowFactor * kBar)
+            << how;
+        expect_outcome_is(outcomes[i], greedy_rows(1)[0], row, how);
+      }
     }
   }
 }
@@ -234,16 +249,16 @@ TEST_F(CudaBackendTest, TheWholeVocabularyOfTheRealModel) {
     Model model(source, options_of(1, 2, kPageTokens));
     const Rows rows = model.logits(prompt, pages, 30);
     expect_close(rows, expected, shape.vocabulary, 0, name_of(type));
-    const Segment whole = {prompt, 0, pages, 1}, last = {{&prompt.back(), 1}, 39, pages, 1};
-    Segment whole_top = whole;
-    whole_top.top = true;
-    TopLogits top;
-    ASSERT_TRUE(model.backend->forward({&whole_top, 1}, nullptr, &top, kNever));
+    const Segment whole = {prompt, 0, pages, logits_rows(1)}, last = {{&prompt.back(), 1}, 39, pages, logits_rows(1)};
+    Segment greedy = whole;
+    greedy.rows = greedy_rows(1);
+    Outcome outcome;
+    ASSERT_TRUE(model.backend->forward({&greedy, 1}, nullptr, &outcome, kNever));
     Rows row(static_cast<size_t>(shape.vocabulary), NAN);
     ASSERT_TRUE(model.backend->forward({&whole, 1}, row.data(), nullptr, kNever));
-    expect_top_is(top, row, "of a prompt");
-    expect_top_close(top, row_of(expected, shape.vocabulary, 9), "of a prompt");
-    expect_top_is(decode_tops(model, {last})[0], decode_rows(model, {last}), "of a token");
+    expect_outcome_is(outcome, greedy.rows[0], row, "of a prompt");
+    expect_outcome_close(outcome, row_of(expected, shape.vocabulary, 9), "of a prompt");
+    expect_outcome_is(decode_greedily(model, {last})[0], greedy.rows[0], decode_rows(model, {last}), "of a token");
   }
 }
 
@@ -290,6 +305,179 @@ TEST_F(CudaBackendTest, ACopiedPageContinuesOnItsOwn) {
   }
 }
 
+// A token and its drafts: each of their rows is wanted. Beside single tokens, pieces of prompts, and full pages.
+TEST_F(CudaBackendTest, ShortSegmentsWithARowForEachToken) {
+  for (const bool kv_q8_0 : {false, true}) {
+    constexpr int32_t kPages = 60;
+    const double bar = kv_q8_0 ? kQ8Bar : kBar;
+    Model exact = Model::exact(source_, kPages);
+    Model model(source_, options_of(kPages, 12, 400, kv_q8_0));
+    Random random(40);
+    std::vector<Sequence> sequences =
+        make_sequences({12, 40, 64, 65, 72, 100, 128, 130, 200, 300, 320, 350}, kPages, 41, shape_.vocabulary, &exact);
+    for (Sequence& s : sequences) {  // all but the last tokens, which the rounds compute, each as often as it comes
+      s.done = static_cast<int32_t>(s.tokens.size()) - 8;
+      model.logits(Tokens(s.tokens.begin(), s.tokens.begin() + s.done), s.pages, s.done);
+    }
+    for (int round = 0; round < 40; ++round) {
+      // In the first rounds nothing but short segments, of which some fill graphs exactly.
+      std::vector<Segment> batch;
+      std::vector<const Sequence*> owners;
+      size_t rows = 0;
+      const size_t count = round < 4 ? size_t{1} << round : static_cast<size_t>(random.integer(1, 12));
+      for (size_t i = 0; i < count; ++i) {
+        const Sequence& s = sequences[(static_cast<size_t>(round) + i) % sequences.size()];
+        const auto length = static_cast<size_t>(round < 4 ? 8 : random.integer(1, 8));
+        const bool is_piece = round > 20 && random.chance(0.2) && s.done > 10;
+        const int32_t begin = is_piece ? s.done - 10 : s.done;
+        const size_t tokens = is_piece ? 10 + length : length;
+        if (rows + length > static_cast<size_t>(model.backend->max_batch_logits())) break;
+        batch.push_back({{s.tokens.data() + begin, tokens}, begin, s.pages, logits_rows(static_cast<int64_t>(length))});
+        owners.push_back(&s);
+        rows += length;
+      }
+      Rows logits(rows * static_cast<size_t>(shape_.vocabulary), NAN);
+      ASSERT_TRUE(model.backend->forward(batch, logits.data(), nullptr, kNever));
+      for (Segment& segment : batch) segment.rows = greedy_rows(static_cast<int64_t>(segment.rows.size()));
+      std::vector<Outcome> outcomes(rows);
+      ASSERT_TRUE(model.backend->forward(batch, nullptr, outcomes.data(), kNever));
+      int64_t row = 0;
+      for (size_t i = 0; i < batch.size(); ++i) {
+        const auto end = batch[i].position + static_cast<int32_t>(batch[i].tokens.size());
+        for (int32_t p = end - static_cast<int32_t>(batch[i].rows.size()); p < end; ++p, ++row) {
+          const std::string how = "round " + std::to_string(round) + ", segment " + std::to_string(i) + ", position " +
+                                  std::to_string(p) + (kv_q8_0 ? ", q8_0" : "");
+          const auto given = row_of(logits, shape_.vocabulary, row);
+          ASSERT_LT(row_error(given, row_of(owners[i]->expected, shape_.vocabulary, p)), kRowFactor * bar) << how;
+          expect_outcome_is(outcomes[static_cast<size_t>(row)], greedy_rows(1)[0], given, how);
+        }
+      }
+    }
+  }
+}
+
+// More rows than there is memory for logits at a time, of all uses, and the keys that short segments left.
+TEST_F(CudaBackendTest, ScoresOfALongTextInSlices) {
+  constexpr int32_t kLength = 700, kPages = 11;
+  const Tokens tokens = random_tokens(kLength, 42, shape_.vocabulary);
+  const Pages pages = shuffled_pages(kPages, 43);
+  Model model(source_, options_of(kPages, 1, kLength));
+  const Rows expected = model.logits(tokens, pages, 0);
+  for (const int32_t count : {1, 63, 64, 65, 128, 129, 500, 699, 700}) {
+    for (const int32_t kept : {0, 1, 40, 64}) {
+      if (kept > count) continue;
+      std::vector<Row> rows(static_cast<size_t>(count));
+      Random random(44);
+      const Draw greedy;
+      int32_t left = kept;
+      for (int32_t i = 0; i < count; ++i) {
+        Row& row = rows[static_cast<size_t>(i)];
+        row.logprobs = static_cast<int32_t>(random.integer(0, 5));
+        if (random.integer(0, count - i - 1) < left) {
+          --left;
+        } else if (random.chance(0.8)) {
+          row.use = Row::Use::score;
+          row.target = static_cast<int32_t>(random.integer(0, shape_.vocabulary - 1));
+        } else {
+          row.use = Row::Use::sample;
+          row.draw = &greedy;
+        }
+      }
+      const Segment segment = {tokens, 0, pages, rows};
+      Rows logits(static_cast<size_t>(kept * shape_.vocabulary), NAN);
+      std::vector<Outcome> outcomes(static_cast<size_t>(count - kept));
+      ASSERT_TRUE(model.backend->forward({&segment, 1}, logits.data(), outcomes.data(), kNever));
+      size_t outcome = 0;
+      int64_t given = 0;
+      for (int32_t i = 0; i < count; ++i) {
+        const Row& row = rows[static_cast<size_t>(i)];
+        const auto exact = row_of(expected, shape_.vocabulary, kLength - count + i);
+        const std::string how =
+            std::to_string(count) + " rows, " + std::to_string(kept) + " kept, row " + std::to_string(i);
+        if (row.use == Row::Use::logits) {
+          ASSERT_LT(row_error(row_of(logits, shape_.vocabulary, given++), exact), kRowFactor * kBar) << how;
+          continue;
+        }
+        const Outcome wanted = outcome_of(row, exact), &actual = outcomes[outcome++];
+        ASSERT_EQ(actual.status, Outcome::Status::ok) << how;
+        ASSERT_EQ(actual.count, row.logprobs) << how;
+        if (row.use == Row::Use::score) ASSERT_EQ(actual.token, row.target) << how;
+        ASSERT_NEAR(actual.logprob, wanted.logprob, 0.05) << how;
+        for (int32_t k = 0; k < actual.count; ++k) ASSERT_NEAR(actual.logprobs[k], wanted.logprobs[k], 0.05) << how;
+      }
+    }
+  }
+}
+
+// All options, beside each other in a batch, with lists that need more memory than there is at first.
+TEST_F(CudaBackendTest, DrawsWhatTheLogitsSay) {
+  constexpr int32_t kSequences = 12, kPages = 2 * kSequences;
+  Model model(source_, options_of(kPages, kSequences, 100));
+  Random random(45);
+  std::vector<Sequence> sequences =
+      make_sequences(std::vector<int32_t>(kSequences, 70), kPages, 46, shape_.vocabulary, nullptr);
+  std::vector<Segment> batch;
+  for (Sequence& s : sequences) {
+    model.logits(s.tokens, s.pages, 70);
+    batch.push_back({{&s.tokens.back(), 1}, 69, s.pages, logits_rows(1)});
+  }
+  const Rows logits = decode_rows(model, batch);
+  std::vector<uint32_t> mask(5, 0xf0f0f0f0u);
+  const std::vector<int32_t> banned = {1, 2, 3, 100};
+  const std::vector<TokenBias> bias = {{5, 4.0f}, {6, -1.0f}};
+  for (const bool is_large : {false, true}) {
+    std::vector<TokenCount> counts = {{5, 2}, {7, 0}, {8, 1}};
+    // Ids that the vocabulary does not have are passed over.
+    for (int32_t id = 0; is_large && id < 400000; ++id) counts.push_back({1000 + id, 1});
+    std::vector<Draw> draws(kSequences);
+    std::vector<Row> rows(kSequences);
+    for (size_t i = 0; i < kSequences; ++i) {
+      Draw& draw = draws[i];
+      draw.random = static_cast<uint64_t>(random.integer(0, INT64_MAX - 1)) * 2 + 1;
+      if (i > 0) draw.inverse_temperature = 0.5f;
+      if (i % 3 == 1) draw.top_k = 20, draw.top_p = 0.8f;
+      if (i % 3 == 2) draw.top_p = 0.9f;
+      if (i % 4 == 3) draw.mask = mask;
+      if (i % 5 == 4) draw.banned = banned;
+      if (i % 5 == 2) draw.bias = bias;
+      if (i % 2 == 1) draw.counts = counts, draw.repetition_penalty = 1.3f, draw.frequency_penalty = 0.5f;
+      rows[i] = {Row::Use::sample, -1, static_cast<int32_t>(i) - 1, &draw};
+      batch[i].rows = {&rows[i], 1};
+    }
+    std::vector<Outcome> outcomes(kSequences);
+    for (int twice = 0; twice < 2; ++twice) {
+      ASSERT_TRUE(model.backend->forward(batch, nullptr, outcomes.data(), kNever));
+      for (size_t i = 0; i < kSequences; ++i) {
+        expect_outcome_is(outcomes[i], rows[i], row_of(logits, shape_.vocabulary, static_cast<int64_t>(i)),
+                          "sequence " + std::to_string(i) + (is_large ? ", long lists" : ""));
+      }
+    }
+  }
+}
+
+TEST_F(CudaBackendTest, APageThatIsReadAndWrittenElsewhereIsTheSame) {
+  for (const bool kv_q8_0 : {false, true}) {
+    Model model(source_, options_of(6, 2, 192, kv_q8_0)), other(source_, options_of(9, 2, 192, kv_q8_0));
+    const BackendInfo info = model.backend->info();
+    EXPECT_EQ(info.page_layout, other.backend->info().page_layout);
+    EXPECT_EQ(info.page_bytes, other.backend->info().page_bytes);
+    const Tokens tokens = random_tokens(150, 47, shape_.vocabulary);
+    const Pages pages = {4, 0, 5}, elsewhere = {8, 2, 7};
+    model.logits(tokens, pages, 150);
+    for (size_t i = 0; i < pages.size(); ++i) {
+      std::vector<uint8_t> bytes(info.page_bytes + 16, 0xa5);
+      model.backend->read_page(pages[i], bytes.data());
+      EXPECT_EQ(std::count(bytes.end() - 16, bytes.end(), 0xa5), 16) << "beyond the page";
+      other.backend->write_page(elsewhere[i], bytes.data());
+      std::vector<uint8_t> again(info.page_bytes);
+      other.backend->read_page(elsewhere[i], again.data());
+      EXPECT_TRUE(std::equal(again.begin(), again.end(), bytes.begin()));
+    }
+    const Rows here = model.logits(tokens, pages, 149, 1, 149), there = other.logits(tokens, elsewhere, 149, 1, 149);
+    EXPECT_EQ(std::memcmp(here.data(), there.data(), here.size() * sizeof(float)), 0);
+  }
+}
+
 TEST_F(CudaNaNTest, LogitsThatAreNotFiniteAreReported) {
   for (const DataType type : {DataType::f16, DataType::q8_0, DataType::q4_0}) {
     Model model(poisoned(type), options_of(4, 3, 200));
@@ -297,18 +485,19 @@ TEST_F(CudaNaNTest, LogitsThatAreNotFiniteAreReported) {
     const Pages pages = {0, 1}, others = {2};
     for (const int32_t length : {1, kFinite, kFinite + 1, 20, 64, 65, 100}) {
       const Tokens tokens(prompt.begin(), prompt.begin() + length);
-      const Segment segment = {tokens, 0, pages, 1, true};
+      const Segment segment = {tokens, 0, pages, greedy_rows(1)};
       // A neighbour in the batch has nothing of it.
-      const Segment neighbour = {{prompt.data(), 4}, 0, others, 1, true};
+      const Segment neighbour = {{prompt.data(), 4}, 0, others, greedy_rows(1)};
       const Segment batch[] = {segment, neighbour};
-      TopLogits tops[2];
-      ASSERT_TRUE(model.backend->forward(batch, nullptr, tops, kNever));
-      EXPECT_EQ(tops[0].finite, length <= kFinite) << name_of(type) << ", prompt of " << length;
-      EXPECT_EQ(tops[1].finite, 1) << name_of(type) << ", beside a prompt of " << length;
+      const auto wanted = length <= kFinite ? Outcome::Status::ok : Outcome::Status::not_finite;
+      Outcome outcomes[2];
+      ASSERT_TRUE(model.backend->forward(batch, nullptr, outcomes, kNever));
+      EXPECT_EQ(outcomes[0].status, wanted) << name_of(type) << ", prompt of " << length;
+      EXPECT_EQ(outcomes[1].status, Outcome::Status::ok) << name_of(type) << ", beside a prompt of " << length;
       const Rows rows = model.logits(tokens, pages, length - 1);
       EXPECT_EQ(std::all_of(rows.begin(), rows.end(), [](float x) { return std::isfinite(x); }), length <= kFinite);
-      const Segment last = {{&tokens.back(), 1}, length - 1, pages, 1, true};
-      EXPECT_EQ(decode_tops(model, {last})[0].finite, length <= kFinite) << name_of(type) << ", token " << length - 1;
+      const Segment last = {{&tokens.back(), 1}, length - 1, pages, {}};
+      EXPECT_EQ(decode_greedily(model, {last})[0].status, wanted) << name_of(type) << ", token " << length - 1;
     }
   }
 }

@@ -1,24 +1,25 @@
-#include <cstddef>
+#include <algorithm>
 #include <cstdint>
-#include <type_traits>
 
-#include "cuda/launch.cuh"
-#include "cuda/ptx/cluster.cuh"
-#include "cuda/ptx/math.cuh"
+#include "cuda/sampling/row.cuh"
 
-// The 64 largest logits of each row, the logarithm of the sum of the exponentials, and whether all logits are finite.
+// The largest logits of each row in order, up to 100, the logarithm of the sum of the exponentials, and whether all
+// logits are finite; and the token of rows for which that is enough: greedy ones, and those whose top-k is in order and
+// whose logits nothing changes. Rows that want less cost less.
 //
 // A logit and its id make one 64-bit key, whose order is the order of the result: larger logits first, of equal ones
-// the lowest id. No two keys of a row are equal, so that "the 64 largest" is one set, which is found with hardly more
+// the lowest id. No two keys of a row are equal, so that "the k largest" is one set, which is found with hardly more
 // than one reading of the row:
 //   1. Every thread reads its share of the row and keeps the largest key and the sum of exponentials.
-//   2. The threads form 128 groups; each has the largest key of its shares. The 64th largest of these keys is a floor:
-//      at least 64 numbers reach it, so that the 64 largest do. In a row of random order about 88 numbers reach it
-//      (half of the groups have none of them: (1 - 88 / n)^(n / 128) = 1 / 2).
+//   2. The threads form 128 groups; each has the largest key of its shares. The k-th largest of these keys is a floor:
+//      at least k numbers reach it, so that the k largest do. In a row of random order about 88 numbers reach it for k
+//      = 64 (half of the groups have none of them: (1 - 88 / n)^(n / 128) = 1 / 2), and 194 for k = 100.
 //   3. Threads whose largest key reaches the floor collect the candidates among their share.
-//   4. A candidate's rank is the number of larger ones; those below 64 are written.
+//   4. A candidate's rank is the number of larger ones; those below k are written.
 // Where too many reach the floor, because large logits crowd into a few groups, bisection of the keys' range first
 // raises the floor: each step of the bisection reads the row once more.
+//   5. With top-k, a quad of threads for each of the k tokens adds up the weights of those before it, for top-p, and of
+//      those that stayed and have no higher id, for the draw.
 //
 // Launch: from sm_90 on a cluster of 8 blocks of 512 threads a row, which tell each other their groups and their
 // candidates through shared memory: 65,536 logits stay in registers between the phases. Before sm_90, and for short
@@ -26,24 +27,20 @@
 // each, so 0.4 us on the 8 multiprocessors of a cluster on an H100 at 1.755 GHz, and 0.3 us for 32 KB each from L2 at
 // 64 bytes a cycle. The latencies of the phases are more than that: some 700 cycles for the loads, 400 for each of two
 // barriers of the cluster with the stores before it, 500 for the ranks of the groups, 300 for those of the candidates,
-// so 2 us in all, and a launch. Expected: 4 us, and 25 us for 256 rows, whose 67 MB come from memory in 22 us. One
-// block a row takes 17.8 us. The result, 524 bytes a row, may go straight to mapped host memory. Measured on an
-// H100: 6.9 us for a row, 7.4 us for 8, 42.7 us for 256.
+// 600 for a draw, so 2.5 us in all, and a launch. Expected: 4 us, and 25 us for 256 rows, whose 67 MB come from memory
+// in 22 us. One block a row takes 17.8 us. Outcomes go straight to mapped host memory. Measured on an H100 for the 64
+// largest without a draw: 6.9 us for a row, 7.4 us for 8, 42.7 us for 256.
 namespace chatglm::cuda {
 
 namespace {
 
-constexpr int kParts = 8;            // blocks of a row, where there are clusters
-constexpr int32_t kShortRow = 8192;  // one block is enough
 constexpr int kNext = 8;             // logits of a thread that are read at a time after those in registers
 constexpr int kGroups = 128;         // of threads
 constexpr int kCandidates = 1024;    // most that are ranked; each block has room for an equal part of them
 constexpr int kFewCandidates = 128;  // bisection goes on until there are no more than this, if it has to begin
-constexpr int kMost = TopLogits::kMost;
-constexpr int kResultWords = sizeof(TopLogits) / 4;
+constexpr int kMost = Outcome::kMostLogprobs;
 constexpr uint64_t kNotFinite = ~uint64_t{0};  // in place of a group's largest key; the key of no number
 
-static_assert(std::is_standard_layout_v<TopLogits> && sizeof(TopLogits) == 4 * (3 + 2 * kMost));
 static_assert(kGroups >= kMost && kFewCandidates >= kMost && kFewCandidates <= kCandidates / kParts);
 
 template <int parts>
@@ -54,58 +51,6 @@ constexpr int kHeadOf = parts == 1 ? 8 : 16;
 
 /// e^x to about 2^-21. What underflows becomes 0: __expf would spend three more instructions on subnormal results.
 __device__ __forceinline__ float exp_fast(float x) { return exp2_fast(x * 1.44269504f); }
-
-/// Larger for larger logits, -0 as 0; of equal logits larger for the lower id. Never 0, which stands for no logit.
-__device__ __forceinline__ uint64_t make_key(float logit, int32_t id) {
-  const uint32_t number = __float_as_uint(logit == 0.0f ? 0.0f : logit);
-  const uint32_t ordered = number & 0x80000000u ? ~number : number | 0x80000000u;
-  return static_cast<uint64_t>(ordered) << 32 | ~static_cast<uint32_t>(id);
-}
-__device__ __forceinline__ uint32_t bits_of_key(uint64_t key) {
-  const auto ordered = static_cast<uint32_t>(key >> 32);
-  return ordered & 0x80000000u ? ordered & 0x7fffffffu : ~ordered;
-}
-__device__ __forceinline__ float logit_of_key(uint64_t key) { return __uint_as_float(bits_of_key(key)); }
-
-/// The largest key of each `lanes` consecutive lanes, a power of 2.
-template <int lanes>
-__device__ __forceinline__ uint64_t largest_key(uint64_t key) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  if constexpr (lanes == 32) {
-    const uint32_t high = __reduce_max_sync(0xffffffffu, static_cast<uint32_t>(key >> 32));
-    const uint32_t low = __reduce_max_sync(0xffffffffu, key >> 32 == high ? static_cast<uint32_t>(key) : 0);
-    return static_cast<uint64_t>(high) << 32 | low;
-  } else
-#endif
-  {
-#pragma unroll
-    for (int mask = 1; mask < lanes; mask *= 2) {
-      const uint64_t other = __shfl_xor_sync(0xffffffffu, key, mask);
-      key = other > key ? other : key;
-    }
-    return key;
-  }
-}
-
-// The blocks of a row: a cluster, or one block, whose barrier is __syncthreads.
-template <int parts>
-__device__ __forceinline__ void row_arrive() {
-  if constexpr (parts > 1) cluster_arrive();
-}
-template <int parts>
-__device__ __forceinline__ void row_wait() {
-  if constexpr (parts == 1) {
-    __syncthreads();
-  } else {
-    cluster_wait();
-  }
-}
-/// What lies at the place of `local`, in shared memory, in a block of the row.
-template <int parts, class T>
-__device__ __forceinline__ T* in_part(T* local, int part) {
-  if constexpr (parts == 1) return local;
-  return in_block(local, part);
-}
 
 /// A thread's share of a row: ids first, first + stride, ...; the first head_count of them stay in registers.
 template <int stride, int head_count>
@@ -148,9 +93,52 @@ struct Share {
   }
 };
 
+/// The largest logits of a row in order.
+struct Ranked {
+  int32_t ids[kMost];
+  float logits[kMost];
+};
+
+/// The place among `count` ranked tokens of the one that a job draws. All threads of the block call this, of which
+/// there are at least 512.
+__device__ __forceinline__ int32_t draw_ranked(const SamplingJob& job, const Ranked& ranked, int32_t count) {
+  __shared__ uint64_t weights[kMost], kept[kMost];
+  __shared__ int32_t drawn;
+  const int thread = threadIdx.x, i = thread / 4;
+  if (thread < count) weights[thread] = weight(ranked.logits[thread], ranked.logits[0], job.inverse_temperature);
+  __syncthreads();
+  if (thread < 512) {
+    uint64_t before = 0, sum = 0;  // of the tokens that are likelier; of all
+    for (int other = thread % 4; other < count; other += 4) {
+      sum += weights[other];
+      if (other < i) before += weights[other];
+    }
+    before = quad_sum(before), sum = quad_sum(sum);
+    if (thread % 4 == 0 && i < count) {
+      const bool stays = (i == 0 || job.top_p >= 1.0f || before < least(job.top_p, sum)) &&
+                         weights[i] >= least(job.min_p, kWholeWeight);
+      kept[i] = stays ? weights[i] : 0;
+    }
+  }
+  __syncthreads();
+  if (thread < 512) {
+    const int32_t id = i < count ? ranked.ids[i] : -1;
+    uint64_t up_to = 0, sum = 0;  // of the tokens that have no higher id; of all
+    for (int other = thread % 4; other < count; other += 4) {
+      sum += kept[other];
+      if (ranked.ids[other] <= id) up_to += kept[other];
+    }
+    up_to = quad_sum(up_to), sum = quad_sum(sum);
+    const uint64_t point = __umul64hi(job.random, sum);
+    if (thread % 4 == 0 && i < count && up_to > point && up_to - kept[i] <= point) drawn = i;
+  }
+  __syncthreads();
+  return drawn;
+}
+
 template <int parts>
 __global__ void __launch_bounds__(kThreadsOf<parts>, parts == 1 ? 1 : 2)
-    select_top(const float* logits, int32_t vocabulary, TopLogits* top) {
+    rank_row(const float* logits, const SamplingJob* jobs, int32_t vocabulary, RowStats* stats, Outcome* outcomes) {
   constexpr int kThreads = kThreadsOf<parts>, kGroupThreads = kThreads * parts / kGroups;
   constexpr int kPartGroups = kGroups / parts, kPartCandidates = kCandidates / parts;
   static_assert(kGroupThreads >= parts && kGroupThreads <= 32 && kThreads >= kGroups * 4);
@@ -162,18 +150,20 @@ __global__ void __launch_bounds__(kThreadsOf<parts>, parts == 1 ? 1 : 2)
   __shared__ uint64_t gathered[parts > 1 ? kCandidates : 1];
   __shared__ int32_t own_count;
   __shared__ uint64_t shared_floor;
-  __shared__ uint32_t result[kResultWords];  // a TopLogits
+  __shared__ Ranked ranked;
+  __shared__ RowStats shared_stats;
 
   let_next_kernel_start();
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, part = blockIdx.x % parts;
   const int64_t row = blockIdx.x / parts;
-  const int32_t wanted = min(kMost, vocabulary);
-  for (int i = thread; i < kResultWords; i += kThreads) result[i] = 0;
   if (thread == 0) own_count = 0, shared_floor = 0;
   row_arrive<parts>();
   row_wait<parts>();  // all blocks of the row run, so that their shared memory may be written
 
   wait_for_previous_kernel();
+  const SamplingJob& job = jobs[row];
+  if (job.use == SamplingJob::nothing) return;  // alike in all blocks of the row
+  const int32_t wanted = min(job.ranked, vocabulary);
   Share<kThreads * parts, kHeadOf<parts>> share;
   share.row = logits + row * vocabulary;
   share.vocabulary = vocabulary;
@@ -215,15 +205,13 @@ __global__ void __launch_bounds__(kThreadsOf<parts>, parts == 1 ? 1 : 2)
 #pragma unroll 8
     for (int i = 0; i < kGroups; i += 4) larger += groups[i + thread % 4] > key;
     larger = quad_sum(larger);
-    // It stays 0 if fewer than 64 groups have logits.
-    if (larger == kMost - 1 && key != 0 && thread % 4 == 0) shared_floor = key;
+    // It stays 0 if fewer groups than `wanted` have logits.
+    if (larger == wanted - 1 && key != 0 && thread % 4 == 0) shared_floor = key;
   }
   if (__syncthreads_or(groups[thread % kGroups] == kNotFinite)) {  // alike in all blocks
-    if (part == 0) {
-      uint32_t* target = reinterpret_cast<uint32_t*>(top + row);
-      for (int i = thread; i < kResultWords; i += kThreads) {
-        target[i] = i == offsetof(TopLogits, count) / 4 ? static_cast<uint32_t>(wanted) : 0;
-      }
+    if (part == 0 && thread == 0) {
+      stats[row].finite = 0;
+      write_failure(outcomes + job.outcome, Outcome::Status::not_finite, job);
     }
     return;
   }
@@ -267,9 +255,7 @@ __global__ void __launch_bounds__(kThreadsOf<parts>, parts == 1 ? 1 : 2)
     }
     total = warp_sum(total);
     if (lane == 0) {
-      result[offsetof(TopLogits, finite) / 4] = 1;
-      result[offsetof(TopLogits, count) / 4] = static_cast<uint32_t>(wanted);
-      result[offsetof(TopLogits, log_sum) / 4] = __float_as_uint(whole + logf(total));
+      stats[row] = shared_stats = {whole, logf(total), 1};
     }
   }
   row_wait<parts>();
@@ -284,7 +270,7 @@ __global__ void __launch_bounds__(kThreadsOf<parts>, parts == 1 ? 1 : 2)
       if (thread == 0) own_count = 0;
       __syncthreads();
     };
-    uint64_t above = ~uint64_t{0};  // fewer than 64 numbers reach this, at least 64 reach `floor`
+    uint64_t above = ~uint64_t{0};  // fewer than `wanted` numbers reach this, at least as many reach `floor`
     while (count > kFewCandidates) {
       const uint64_t middle = floor + (above - floor) / 2;
       start_counting();
@@ -294,7 +280,7 @@ __global__ void __launch_bounds__(kThreadsOf<parts>, parts == 1 ? 1 : 2)
       tell_count();
       row_wait<parts>();
       reaching = add_counts();
-      if (reaching >= kMost) {
+      if (reaching >= wanted) {
         floor = middle, count = reaching;
       } else {
         above = middle;
@@ -328,29 +314,69 @@ __global__ void __launch_bounds__(kThreadsOf<parts>, parts == 1 ? 1 : 2)
     for (int other = lane % 4; other < count; other += 4) rank += keys[other] > key;
     rank = quad_sum(rank);
     if (lane % 4 == 0 && i < count && rank < wanted) {
-      result[offsetof(TopLogits, ids) / 4 + rank] = ~static_cast<uint32_t>(key);
-      result[offsetof(TopLogits, logits) / 4 + rank] = bits_of_key(key);
+      ranked.ids[rank] = id_of_key(key);
+      ranked.logits[rank] = logit_of_key(key);
     }
   }
   __syncthreads();
-  uint32_t* target = reinterpret_cast<uint32_t*>(top + row);
-  for (int i = thread; i < kResultWords; i += kThreads) target[i] = result[i];
+
+  Outcome* const outcome = outcomes + job.outcome;
+  const int32_t listed = listed_tokens(job, vocabulary);
+  if (thread < listed) {
+    outcome->ids[thread] = ranked.ids[thread];
+    outcome->logprobs[thread] = shared_stats.logprob(ranked.logits[thread]);
+  }
+  if (job.use == SamplingJob::score) {
+    if (thread == 0) {
+      const float logit = __ldcg(share.row + job.target);
+      write_head(outcome, Outcome::Status::ok, job.target, shared_stats.logprob(logit), listed);
+    }
+  } else if (!job.whole) {
+    const int32_t place =
+        is_greedy(job) ? 0 : draw_ranked(job, ranked, job.top_k > 0 ? min(job.top_k, vocabulary) : vocabulary);
+    if (thread == 0) {
+      const float logprob = job.logprobs >= 0 ? shared_stats.logprob(ranked.logits[place]) : 0.0f;
+      write_head(outcome, Outcome::Status::ok, ranked.ids[place], logprob, listed);
+    }
+  }
 }
 
 template <int parts>
-void launch_select_top(const Launch& launch, const float* logits, int32_t rows, int32_t vocabulary, TopLogits* top) {
-  launch_kernel_in_clusters(launch, select_top<parts>, dim3(static_cast<uint32_t>(rows * parts)),
-                            dim3(kThreadsOf<parts>), 0, parts, logits, vocabulary, top);
+void launch_rank_rows(const Launch& launch, const float* logits, const SamplingJob* jobs, int32_t rows,
+                      int32_t vocabulary, RowStats* stats, Outcome* outcomes) {
+  launch_kernel_in_clusters(launch, rank_row<parts>, dim3(static_cast<uint32_t>(rows * parts)), dim3(kThreadsOf<parts>),
+                            0, parts, logits, jobs, vocabulary, stats, outcomes);
 }
 
 }  // namespace
 
-void top_k(const Launch& launch, const float* logits, int32_t rows, int32_t vocabulary, TopLogits* top) {
+void fill_job(const Row& row, int32_t vocabulary, SamplingJob& job) {
+  job.use = row.use == Row::Use::score ? SamplingJob::score : SamplingJob::sample;
+  job.target = row.target;
+  job.logprobs = row.logprobs;
+  job.ranked = std::max(row.logprobs, 1);
+  job.whole = 0;
+  if (row.use != Row::Use::sample) return;
+  const Draw& draw = *row.draw;
+  job.inverse_temperature = draw.inverse_temperature;
+  job.top_k = draw.top_k;
+  job.top_p = draw.top_p, job.min_p = draw.min_p;
+  job.repetition_penalty = draw.repetition_penalty;
+  job.presence_penalty = draw.presence_penalty, job.frequency_penalty = draw.frequency_penalty;
+  job.random = draw.random;
+  const bool changed = !draw.bias.empty() || !draw.counts.empty() || !draw.mask.empty() || !draw.banned.empty();
+  const bool greedy = draw.inverse_temperature == 0.0f || draw.top_k == 1;
+  const int32_t kept = draw.top_k > 0 ? std::min(draw.top_k, vocabulary) : vocabulary;
+  job.whole = changed || (!greedy && kept > kMost);
+  if (!job.whole && !greedy) job.ranked = std::max(job.ranked, kept);
+}
+
+void rank_rows(const Launch& launch, const float* logits, const SamplingJob* jobs, int32_t rows, int32_t vocabulary,
+               RowStats* stats, Outcome* outcomes) {
   if (rows == 0) return;
-  // Many rows fill the GPU with a block each.
-  const bool clusters =
-      launch.device->arch >= 900 && vocabulary > kShortRow && rows * 4 <= launch.device->multiprocessors;
-  (clusters ? launch_select_top<kParts> : launch_select_top<1>)(launch, logits, rows, vocabulary, top);
+  (rows_in_clusters(launch, rows, vocabulary) ? launch_rank_rows<kParts> : launch_rank_rows<1>)(launch, logits, jobs,
+                                                                                                rows, vocabulary, stats,
+                                                                                                outcomes);
 }
 
 }  // namespace chatglm::cuda
