@@ -48,6 +48,7 @@ pack_node() {
 pack_programs() {
   local file programs=()
   for file in build/gpu*/native/test/chatglm_cuda_tests build/gpu*/native/test/chatglm_cuda_bench \
+    build/gpu*/native/test/chatglm_cuda_engine_bench \
     build/Release/chatglm.node build/Release/libchatglm-cuda.so; do
     if [ ! -f "$file" ]; then continue; fi
     mkdir -p "$scratch/programs/$(dirname "$file")"

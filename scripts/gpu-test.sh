@@ -15,6 +15,9 @@
 #     older        these: the paths for older GPUs
 #     sanitize     kernels' unit tests under compute-sanitizer: memcheck, racecheck, initcheck, synccheck
 #     cli          chatglm bench --device cuda
+#     sampling     what sampling options cost, through the package: benchmark/sampling.mjs
+#     engine       what speculation gains, and the gaps between tokens while a prompt arrives: benchmark/engine
+#     soak         many clients at once on the embedded model, for a minute: scripts/soak.mjs
 #   --filter  for GoogleTest, in tests, older and sanitize
 #   --bench   arguments of the benchmark (see benchmark/cuda/main.cc)
 #
@@ -42,7 +45,7 @@ both() { # what is read, on the terminal and in the log
   done
 }
 
-declare -A limits=([build]=420 [older-build]=560 [tests]=300 [older]=420 [sanitize]=540 [facade]=300 [bench]=300 [cli]=300)
+declare -A limits=([build]=420 [older-build]=560 [tests]=300 [older]=420 [sanitize]=540 [facade]=300 [bench]=300 [cli]=300 [sampling]=240 [engine]=200 [soak]=120)
 
 # --- What is missing here, from .gpu/.
 
@@ -308,6 +311,16 @@ stage_bench() {
 stage_cli() {
   node dist/cli/main.js bench --device cuda --shape 6b --type q4_0 --prompt 512,2048,8192 --depth 0,2048,8192 \
     --batch 1,8,64 --gen 64 2>&1 | both
+}
+
+stage_sampling() {
+  node benchmark/sampling.mjs --device cuda --streams 1,8,64,256 --prompt 128 --tokens 128 --rounds 5 2>&1 | both
+}
+stage_engine() {
+  build/gpu/native/test/chatglm_cuda_engine_bench --tokens 256 --rounds 5 2>&1 | both
+}
+stage_soak() {
+  node scripts/soak.mjs --device cuda --minutes 1 2>&1 | both
 }
 
 # --- One stage, in a process of its own with a limit of time; or all that were asked for.

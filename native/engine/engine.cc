@@ -63,7 +63,8 @@ uint32_t Engine::submit(Request request) {
   if (request.kind == Request::Kind::logits) job.rows_from = request.from;
   if (generates) {
     sequence->sampler = std::make_unique<SequenceSampler>(request.sampling, request.prompt, options_.vocabulary);
-    if (options_.speculation && sequence->sampler->is_plain()) sequence->speculator = std::make_unique<Speculator>();
+    if (options_.speculation && request.speculation && sequence->sampler->is_plain())
+      sequence->speculator = std::make_unique<Speculator>();
   }
   sequence->request = std::move(request);
 

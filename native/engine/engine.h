@@ -58,7 +58,8 @@ struct Request {
   double weight = 1;  // of the client
   /// The pages of the prompt stay held after the end, under the request's number, until release().
   bool pin = false;
-  bool trace = false;  // whether the listener hears on_trace()
+  bool trace = false;       // whether the listener hears on_trace()
+  bool speculation = true;  // drafts, if the engine makes any
 };
 
 enum class FinishReason { stop, length, cancelled };
