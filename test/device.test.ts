@@ -110,8 +110,8 @@ describe('memory', () => {
     return loadSyntheticModel({
       shape: 'tiny',
       device,
-      maxSequences: 64,
-      contextLength: Math.ceil(bytes / 64 / tokenBytes),
+      contextLength: 1024,
+      kvCacheTokens: Math.ceil(bytes / tokenBytes),
     });
   };
 

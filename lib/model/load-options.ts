@@ -73,7 +73,8 @@ export interface LoadOptions {
   /**
    * The most milliseconds that a chunk of a prompt adds to a step in which other requests generate. Less gives running
    * answers an even pace, more gives new requests a sooner first token. Default: as long as the step takes anyway, so that
-   * the gap between two tokens at most doubles.
+   * the gap between two tokens at most doubles; but where more requests wait for their first token than generate, as many
+   * times longer, up to 100 ms.
    */
   prefillBudgetMs?: number | undefined;
   /** Hears the phases of all requests that have no `onTrace` of their own. Default: none. */

@@ -7,9 +7,13 @@ namespace chatglm {
 
 namespace {
 
-// Of the time that a step of decoding sequences takes, so much is added for prompts, where no budget is set. Below 1,
-// because the measurement that decides the length of a chunk is always one of the past.
-constexpr double kPrefillShare = 0.85;
+// Of the time that a step of decoding sequences takes, so much is added for prompts at least, where no budget is set.
+// Below 1, because the measurements that decide the length of a chunk are always those of the past, and attention to a
+// longer past takes longer.
+constexpr double kPrefillShare = 0.7;
+// With as many sequences that wait for their first token as there are decoding ones, each has the same claim to the
+// time; but no step is made longer than this for it.
+constexpr double kMostPrefillMs = 100;
 // As long as nobody knows what drafts cost beside so many decoding sequences, more of these do not try.
 constexpr int32_t kMostUnmeasuredDrafting = 8;
 
@@ -95,11 +99,13 @@ void Scheduler::preempt(Job& job) {
   ++waiting_;
 }
 
-int32_t Scheduler::prefill_tokens(int32_t decoding) const {
+int32_t Scheduler::prefill_tokens(int32_t decoding, int32_t prefilling) const {
   const int32_t most = limits_.batch_tokens - decoding;
   if (decoding == 0) return most;
+  const double step = clock_.decode_ms(decoding);
+  const double claim = std::min(kMostPrefillMs, step * (prefilling + waiting_) / decoding);
   const double budget =
-      limits_.prefill_budget_ms > 0 ? limits_.prefill_budget_ms : kPrefillShare * clock_.decode_ms(decoding);
+      limits_.prefill_budget_ms > 0 ? limits_.prefill_budget_ms : std::max(kPrefillShare * step, claim);
   return clock_.tokens_within(budget, kLeastChunk, most);
 }
 
@@ -145,7 +151,8 @@ Scheduler::Plan Scheduler::plan(int32_t available_pages) {
   std::stable_sort(prefilling.begin(), prefilling.end(), [](const Job* a, const Job* b) {
     return a->priority != b->priority ? a->priority > b->priority : a->client->service < b->client->service;
   });
-  int32_t tokens = prefill_tokens(plan.decoding), logits = limits_.batch_logits;
+  int32_t tokens = prefill_tokens(plan.decoding, static_cast<int32_t>(prefilling.size())),
+          logits = limits_.batch_logits;
   for (Job* job : prefilling) {
     int32_t count = std::min(job->remaining(), tokens);
     const int32_t in_held_pages = job->pages * limits_.page_tokens - job->evaluated;

@@ -36,8 +36,9 @@ struct SchedulerLimits {
   int32_t batch_tokens = 1;  // of a step
   int32_t batch_logits = 1;  // rows of whole logits of a step
   int32_t page_tokens = 64;
-  /// The most time that chunks of prompts add to a step in which other sequences decode. 0: as much as the step takes
-  /// without them, so that the gap between tokens of a running answer at most doubles.
+  /// The most milliseconds that chunks of prompts add to a step in which other sequences decode. 0: nearly as much as
+  /// the step takes without them, so that the gap between tokens of a running answer at most doubles; but as many times
+  /// as much, up to 100 ms, as there are more sequences that wait for their first token than decoding ones.
   double prefill_budget_ms = 0;
 };
 
@@ -101,7 +102,7 @@ class Scheduler {
  private:
   static bool is_senior(const Job* a, const Job* b);
   int32_t pages_for(int32_t tokens) const { return (tokens + limits_.page_tokens - 1) / limits_.page_tokens; }
-  int32_t prefill_tokens(int32_t decoding) const;
+  int32_t prefill_tokens(int32_t decoding, int32_t prefilling) const;
 
   SchedulerLimits limits_;
   std::unordered_map<std::string, std::unique_ptr<Job::Client>> clients_;  // those that have requests
