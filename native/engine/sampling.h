@@ -17,8 +17,8 @@ struct TokenCount {
 /// How one row of logits becomes a token: plain numbers, as kernels take them. The steps have Hugging Face's order:
 ///   1. bias: it is added;
 ///   2. repetition penalty, of the tokens in `counts`: a logit below 0 is multiplied, another logit is divided by it;
-///   3. presence and frequency penalty, as OpenAI defines them: logit -= frequency * count + (count > 0 ? presence :
-///   0);
+///   3. presence and frequency penalty, as OpenAI defines them: logit -= frequency * count + (count > 0 ?
+///      presence : 0);
 ///      after steps 1 to 3 a number beyond float becomes the largest float, and NaN becomes -inf;
 ///   4. mask and banned: the logits of tokens that are not allowed become -inf;
 ///   5. the weight of a token is exp((logit - largest) * inverse_temperature), in units of 2^-35, as a whole number W
@@ -26,7 +26,7 @@ struct TokenCount {
 ///      any number of threads keep the same tokens and draw the same one;
 ///   6. top-k: of all tokens, by falling logit and of equal logits by rising id, the first top_k stay (0: all);
 ///   7. top-p: of those, in the same order, the fewest stay whose W sum up to ceil(top_p * sum), at least one;
-///   8. min-p: of those, the tokens stay whose W is at least ceil(min_p * 2^35);
+///   8. min-p: of those, the tokens stay whose W is at least ceil(min_p * 2^35); min_p above 1 counts as 1;
 ///   9. the draw: of the tokens that stayed, by rising id, the first one with which the sum of W exceeds
 ///      floor(random * sum / 2^64).
 /// With inverse_temperature 0 or top_k 1, the token with the largest logit after step 4 is chosen, the lowest id of
@@ -42,7 +42,8 @@ struct Draw {
   uint64_t random = 0;                 // 64 uniform bits: random_at() of the seed and the token's place
   std::span<const TokenBias> bias;     // of distinct tokens
   std::span<const TokenCount> counts;  // of distinct tokens; empty where no penalty is set
-  std::span<const uint32_t> mask;      // bit id % 32 of word id / 32: the token is allowed; empty: every token is
+  std::span<const uint32_t> mask;      // bit id % 32 of word id / 32: the token is allowed; empty: every token
+                                       // is; else it has a bit for each token of the vocabulary
   std::span<const int32_t> banned;     // tokens that are not allowed
 };
 

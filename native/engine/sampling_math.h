@@ -78,7 +78,7 @@ struct ExpSteps {
 };
 
 /// exp(x) for x <= 0, with the same bits everywhere; 0 for x below kLeast, for -inf and for NaN. The relative error is
-/// at most 8.1e-8 (measured on 30 million numbers).
+/// at most 8.14e-8, and a larger x gives no smaller result (both found by trying each float from -87 to 0).
 CHATGLM_HOST_DEVICE inline float exp_of(float x) {
   using S = ExpSteps;
   if (!(x >= S::kLeast)) return 0.0f;
@@ -129,7 +129,9 @@ CHATGLM_HOST_DEVICE inline float within_range(float logit) {
 CHATGLM_HOST_DEVICE inline int64_t least_sum(float top_p, int64_t sum) {
   return static_cast<int64_t>(ceil(static_cast<double>(top_p) * static_cast<double>(sum)));
 }
-CHATGLM_HOST_DEVICE inline int64_t least_weight(float min_p) { return least_sum(min_p, kWholeWeight); }
+CHATGLM_HOST_DEVICE inline int64_t least_weight(float min_p) {
+  return least_sum(min_p < 1.0f ? min_p : 1.0f, kWholeWeight);  // the likeliest token always stays
+}
 
 /// Where a draw falls among weights of this sum: from 0 to sum - 1.
 CHATGLM_HOST_DEVICE inline int64_t drawn_point(uint64_t random, int64_t sum) {

@@ -12,16 +12,27 @@ SequenceSampler::SequenceSampler(Sampling sampling, std::span<const int32_t> pro
   std::erase_if(sampling_.banned, [](const std::vector<int32_t>& sequence) { return sequence.empty(); });
   for (const std::vector<int32_t>& sequence : sampling_.banned)
     longest_banned_ = std::max(longest_banned_, sequence.size() - 1);
-  for (const auto& [id, value] : sampling_.bias) bias_.push_back({static_cast<int32_t>(id), value});
+  // Kernels take distinct tokens of the vocabulary, and masks of the whole vocabulary.
+  std::unordered_map<uint32_t, size_t> places;
+  for (const auto& [id, value] : sampling_.bias) {
+    if (id >= static_cast<uint32_t>(vocabulary)) continue;
+    const auto [found, is_new] = places.try_emplace(id, bias_.size());
+    if (is_new) bias_.push_back({static_cast<int32_t>(id), 0});
+    bias_[found->second].value += value;
+  }
+  if (!sampling_.mask.empty()) sampling_.mask.resize(static_cast<size_t>(vocabulary + 31) / 32);
   if (sampling_.repetition_penalty != 1.0f) {
     for (const int32_t id : prompt) count(id, 0);
   }
   tail_.assign(prompt.end() - static_cast<int64_t>(std::min(longest_banned_, prompt.size())), prompt.end());
 
   Draw draw;
-  // Beyond float's range the likeliest token has it all.
-  if (sampling_.temperature > 0)
-    draw.inverse_temperature = std::min(1.0f / sampling_.temperature, std::numeric_limits<float>::max());
+  // Where the quotient leaves float's range, the likeliest token has it all, or all tokens have the same. It must not
+  // become 0, which stands for the likeliest token.
+  if (sampling_.temperature > 0) {
+    draw.inverse_temperature =
+        std::clamp(1.0f / sampling_.temperature, std::numeric_limits<float>::min(), std::numeric_limits<float>::max());
+  }
   draw.top_k = sampling_.top_k;
   draw.top_p = sampling_.top_p;
   draw.min_p = sampling_.min_p;
@@ -46,13 +57,8 @@ Row SequenceSampler::row() {
   if (!sampling_.banned.empty()) ban();
   draw.banned = banned_now_;
   if (sampling_.constraint) {
-    const auto words = static_cast<size_t>(vocabulary_ + 31) / 32;
-    if (sampling_.mask.empty()) {
-      mask_.assign(words, ~uint32_t{0});
-    } else {
-      mask_ = sampling_.mask;
-      mask_.resize(words);
-    }
+    mask_ = sampling_.mask;
+    if (mask_.empty()) mask_.assign(static_cast<size_t>(vocabulary_ + 31) / 32, ~uint32_t{0});
     sampling_.constraint->restrict(mask_);
     draw.mask = mask_;
   }

@@ -31,12 +31,12 @@ struct Sampling {
   float repetition_penalty = 1.0f;  // of tokens of prompt and answer
   float presence_penalty = 0.0f;    // of tokens of the answer
   float frequency_penalty = 0.0f;
-  std::vector<std::pair<uint32_t, float>> bias;
+  std::vector<std::pair<uint32_t, float>> bias;  // of a token that comes several times the sum
   /// Tokens that must not follow each other. As Hugging Face's NoBadWordsLogitsProcessor has it, the last token of one
   /// is banned where the tokens before it stand at the end of prompt and answer; the token of one that has no other
   /// always.
   std::vector<std::vector<int32_t>> banned;
-  std::vector<uint32_t> mask;  // Draw::mask of every token
+  std::vector<uint32_t> mask;  // as Draw::mask; tokens for whose bits it is too short are not allowed
   std::shared_ptr<TokenConstraint> constraint;
   uint64_t seed = 0;
   int32_t logprobs = -1;  // Row::logprobs

@@ -61,7 +61,7 @@ TEST(SamplingMath, TheExponentialIsNearTheOneOfDoubles) {
     const double exact = std::exp(static_cast<double>(x));
     worst = std::max(worst, std::abs(exp_of(x) - exact) / exact);
   }
-  EXPECT_LT(worst, 8.1e-8);
+  EXPECT_LT(worst, 8.14e-8);
   EXPECT_EQ(exp_of(0.0f), 1.0f);
   EXPECT_EQ(exp_of(-kInfinity), 0.0f);
   EXPECT_EQ(exp_of(-88.0f), 0.0f);
@@ -148,6 +148,8 @@ TEST(Sampling, WhatStays) {
   draw.top_p = 1;
   draw.min_p = 0.6f;
   EXPECT_EQ(keys(drawn_of(draw, logits)), Tokens({1, 3}));
+  draw.min_p = 2;  // counts as 1
+  EXPECT_EQ(keys(drawn_of(draw, logits)), Tokens({1}));
   // top-p is of what top-k has left: 0.4 of 0.7 are enough for 0.5.
   draw.min_p = 0;
   draw.top_k = 2;
@@ -328,6 +330,20 @@ TEST(SamplingDistribution, RandomBitsAreUniform) {
   EXPECT_LT(deviation(seeds, even, kDraws), 4);
 }
 
+void expect_same(const Row& row, const Outcome& found, const Outcome& expected) {
+  // Of large logits, rounding allows no more than the last bits of float.
+  const auto near = [](float a, float b) { return a == b || std::abs(a - b) <= 1e-5f * std::max(1.0f, std::abs(b)); };
+  ASSERT_EQ(found.status, expected.status);
+  if (expected.status != Outcome::Status::ok) return;
+  ASSERT_EQ(found.token, expected.token);
+  ASSERT_EQ(found.count, expected.count);
+  if (row.logprobs >= 0) ASSERT_PRED2(near, found.logprob, expected.logprob);
+  for (int32_t i = 0; i < expected.count; ++i) {
+    ASSERT_EQ(found.ids[i], expected.ids[i]) << "rank " << i;
+    ASSERT_PRED2(near, found.logprobs[i], expected.logprobs[i]);
+  }
+}
+
 // Every instruction set of this machine gives the reference's tokens, for random rows, options and vocabularies.
 TEST(SamplingKernels, EveryInstructionSetGivesTheReferencesTokens) {
   int compared = 0;
@@ -415,19 +431,118 @@ TEST(SamplingKernels, EveryInstructionSetGivesTheReferencesTokens) {
                  std::to_string(round);
         };
         ++compared;
-        ASSERT_EQ(found.status, expected.status) << where();
-        if (expected.status != Outcome::Status::ok) continue;
-        ASSERT_EQ(found.token, expected.token) << where();
-        ASSERT_EQ(found.count, expected.count) << where();
-        if (row.logprobs >= 0) ASSERT_NEAR(found.logprob, expected.logprob, 1e-5) << where();
-        for (int32_t i = 0; i < expected.count; ++i) {
-          ASSERT_EQ(found.ids[i], expected.ids[i]) << where() << " rank " << i;
-          ASSERT_NEAR(found.logprobs[i], expected.logprobs[i], 1e-5) << where();
-        }
+        SCOPED_TRACE(where());
+        expect_same(row, found, expected);
+        if (HasFatalFailure()) return;
       }
     }
   }
   EXPECT_GT(compared, 500);
+}
+
+// Numbers at the ends of float, far beyond what options are checked for, in rows of equal, tiny and huge logits.
+TEST(SamplingKernels, ExtremesGiveTheReferencesTokens) {
+  constexpr float kMost = std::numeric_limits<float>::max(), kLeast = std::numeric_limits<float>::min();
+  Random random(31);
+  const auto one_of = [&](std::initializer_list<float> values) {
+    return values.begin()[random.integer(0, static_cast<int64_t>(values.size()) - 1)];
+  };
+  std::map<Outcome::Status, int> statuses;
+  for (int round = 0; round < 4000; ++round) {
+    SCOPED_TRACE(round);
+    const auto vocabulary = static_cast<int32_t>(one_of({1, 2, 17, 128, 129, 300, 2000}));
+    const float spread = one_of({0, 1e-6f, 0.1f, 3, 1e4f, 1e30f}), middle = one_of({0, 5, -5, 1e8f, -1e8f});
+    Logits logits(static_cast<size_t>(vocabulary));
+    for (float& logit : logits) logit = random.normal() * spread + middle;
+    const auto token = [&] { return static_cast<int32_t>(random.integer(0, vocabulary - 1)); };
+    if (random.chance(0.1)) logits[static_cast<size_t>(token())] = one_of({kMost, -kMost});
+    if (random.chance(0.1)) logits[static_cast<size_t>(token())] = one_of({NAN, kInfinity, -kInfinity});
+
+    Draw draw;
+    draw.inverse_temperature = one_of({0, kLeast, 1e-30f, 1e-3f, 1, 30, 1e30f, kMost});
+    draw.top_k = random.chance(0.5) ? 0 : random.chance(0.1) ? INT32_MAX : static_cast<int32_t>(random.integer(1, 300));
+    draw.top_p = one_of({-1, 0, 1e-30f, 0.3f, 0.9f, 0.99999994f, 1, 2, kInfinity});
+    draw.min_p = one_of({-1, 0, 0, 1e-10f, 0.1f, 0.99999994f, 1, 2, kMost, kInfinity});
+    draw.random = random.chance(0.1) ? ~uint64_t{0} : random_at(8, static_cast<uint32_t>(round));
+    std::vector<TokenBias> bias;
+    std::vector<TokenCount> counts;
+    std::vector<uint32_t> mask;
+    Tokens banned;
+    // Some are of tokens that the vocabulary does not have.
+    const float bias_value = one_of({1, -1e6f, kMost, -kMost, kInfinity, -kInfinity});
+    for (int32_t id = -1; random.chance(0.9) && id < vocabulary + 2; id += static_cast<int32_t>(random.integer(1, 99)))
+      bias.push_back({id, bias_value});
+    if (random.chance(0.4)) {
+      for (int32_t id = -1; id < vocabulary + 2; id += static_cast<int32_t>(random.integer(1, 9)))
+        counts.push_back({id, static_cast<int32_t>(random.integer(0, 1000))});
+      draw.repetition_penalty = one_of({1, kLeast, 0.01f, 100, kMost});
+      draw.presence_penalty = one_of({0, 1, -100, kMost, -kMost});
+      draw.frequency_penalty = one_of({0, 1, -100, kMost, -kMost});
+    }
+    if (random.chance(0.3))
+      mask.assign(static_cast<size_t>(vocabulary + 31) / 32, random.chance(0.2) ? 0 : 0x8001'0010);
+    if (random.chance(0.05)) {
+      for (int32_t id = 0; id < vocabulary; ++id) banned.push_back(id);
+    }
+    draw.bias = bias;
+    draw.counts = counts;
+    draw.mask = mask;
+    draw.banned = banned;
+    const Row row = sample(draw, random.chance(0.5) ? -1 : static_cast<int32_t>(random.integer(0, 100)));
+    const Outcome expected = outcome_of(row, logits);
+    ++statuses[expected.status];
+    if (expected.status == Outcome::Status::ok) ASSERT_LT(static_cast<uint32_t>(expected.token), logits.size());
+    for (const cpu::Kernels* kernels : cpu::all_kernels()) {
+      if (!cpu::kernels_by_name(kernels->name)) continue;
+      SCOPED_TRACE(kernels->name);
+      Logits scratch = logits;
+      expect_same(row, cpu::outcome_of(*kernels, row, scratch), expected);
+      if (HasFatalFailure()) return;
+    }
+  }
+  for (const auto status : {Outcome::Status::ok, Outcome::Status::not_finite, Outcome::Status::none_allowed})
+    EXPECT_GT(statuses[status], 100);
+}
+
+// Of 1024 equal logits, each has a 1024th of the random numbers, from its first one to its last one.
+TEST(SamplingKernels, ADrawOnTheBorderOfTwoTokens) {
+  for (const int32_t top_k : {0, 512}) {
+    Draw draw;
+    draw.inverse_temperature = 1;
+    draw.top_k = top_k;
+    const int shift = top_k == 0 ? 54 : 55;
+    const Logits logits(1024, 0.5f);
+    for (const uint64_t token : {0, 1, 127, 128, 129, 511}) {
+      for (const uint64_t random : {token << shift, ((token + 1) << shift) - 1}) {
+        draw.random = random;
+        ASSERT_EQ(outcome_of(sample(draw), logits).token, static_cast<int32_t>(token));
+        for (const cpu::Kernels* kernels : cpu::all_kernels()) {
+          if (!cpu::kernels_by_name(kernels->name)) continue;
+          Logits scratch = logits;
+          ASSERT_EQ(cpu::outcome_of(*kernels, sample(draw), scratch).token, static_cast<int32_t>(token));
+        }
+      }
+    }
+  }
+}
+
+// The largest vocabulary of a model: sums of its weights have more bits than a double.
+TEST(SamplingKernels, TheLargestVocabulary) {
+  Random random(32);
+  const Logits logits = random.normals(1 << 20, 0.5f);
+  for (const float top_p : {1.0f, 0.7f}) {
+    Draw draw;
+    draw.inverse_temperature = 0.01f;
+    draw.top_p = top_p;
+    draw.random = random_at(1, 1);
+    int64_t sum = 0;
+    const float largest = *std::ranges::max_element(logits);
+    for (const float logit : logits) sum += weight_of(logit, largest, draw.inverse_temperature);
+    EXPECT_GT(sum, int64_t{1} << 53);
+    const Outcome expected = outcome_of(sample(draw), logits);
+    Logits scratch = logits;
+    expect_same(sample(draw), cpu::outcome_of(cpu::select_kernels(), sample(draw), scratch), expected);
+  }
 }
 
 TEST(SamplingKernels, WeightsOfEveryInstructionSetAreExact) {
@@ -439,16 +554,49 @@ TEST(SamplingKernels, WeightsOfEveryInstructionSetAreExact) {
   for (const cpu::Kernels* kernels : cpu::all_kernels()) {
     if (!cpu::kernels_by_name(kernels->name)) continue;
     for (const float inverse : {0.001f, 0.9f, 1.0f, 20.0f, std::numeric_limits<float>::max()}) {
-      double sums[8];
+      int64_t sums[8];
       kernels->chunk_weights(logits.data(), 1000, largest, inverse, sums);
+      std::vector<int64_t> weights(1001, -7);
+      kernels->weights(logits.data(), 1000, largest, inverse, weights.data());
+      EXPECT_EQ(weights[1000], -7);
+      for (size_t i = 0; i < 1000; ++i) ASSERT_EQ(weights[i], weight_of(logits[i], largest, inverse)) << kernels->name;
       for (size_t chunk = 0; chunk < 8; ++chunk) {
         int64_t sum = 0;
         for (size_t i = chunk * 128; i < std::min<size_t>(1000, chunk * 128 + 128); ++i)
           sum += weight_of(logits[i], largest, inverse);
-        EXPECT_EQ(static_cast<int64_t>(sums[chunk]), sum) << kernels->name << " chunk " << chunk;
+        EXPECT_EQ(sums[chunk], sum) << kernels->name << " chunk " << chunk;
       }
     }
   }
+}
+
+TEST(SequenceSampler, TemperaturesAtTheEndsOfFloat) {
+  const auto inverse = [](float temperature) {
+    Sampling sampling;
+    sampling.temperature = temperature;
+    return SequenceSampler(sampling, Tokens{1}, 100).row().draw->inverse_temperature;
+  };
+  EXPECT_EQ(inverse(0), 0);
+  EXPECT_EQ(inverse(0.5f), 2);
+  EXPECT_EQ(inverse(std::numeric_limits<float>::denorm_min()), std::numeric_limits<float>::max());
+  // Not 0, which would take the likeliest token: all tokens have the same probability.
+  EXPECT_EQ(inverse(kInfinity), std::numeric_limits<float>::min());
+  EXPECT_EQ(weight_of(-100, 100, inverse(kInfinity)), kWholeWeight);
+}
+
+TEST(SequenceSampler, WhatKernelsGetIsOfTheVocabulary) {
+  Sampling sampling;
+  sampling.bias = {{3, 2}, {100, 9}, {7, 1}, {3, 0.5f}, {4'000'000'000u, 9}};
+  sampling.mask = {~0u};
+  SequenceSampler sampler(sampling, Tokens{1}, 100);
+  const Row row = sampler.row();
+  ASSERT_EQ(row.draw->bias.size(), 2u);
+  EXPECT_EQ(row.draw->bias[0].id, 3);
+  EXPECT_EQ(row.draw->bias[0].value, 2.5f);
+  EXPECT_EQ(row.draw->bias[1].id, 7);
+  ASSERT_EQ(row.draw->mask.size(), 4u);
+  EXPECT_EQ(row.draw->mask[0], ~0u);
+  EXPECT_EQ(row.draw->mask[1], 0u);
 }
 
 Tokens banned_now(SequenceSampler& sampler) {

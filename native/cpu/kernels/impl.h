@@ -148,8 +148,8 @@ uint64_t read(const uint8_t* data, int64_t bytes) {
 #include "cpu/kernels/sampling.h"
 
 constexpr Kernels kKernels = {
-    Simd::kName, kLanes,   Simd::kByteZeroPoint, product,       attend, merge, store_kv, rotate,
-    rms_norm,    quantize, chunk_maxima,         chunk_weights, read};
+    Simd::kName, kLanes,   Simd::kByteZeroPoint, product,       attend,  merge, store_kv, rotate,
+    rms_norm,    quantize, chunk_maxima,         chunk_weights, weights, read};
 
 }  // namespace
 }  // namespace chatglm::cpu

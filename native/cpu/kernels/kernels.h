@@ -102,8 +102,10 @@ struct Kernels {
   void (*quantize)(const float* x, int64_t count, int32_t zero_point, ActivationBlock* blocks, float* remainder);
   /// Writes the largest logit of each chunk of kSampleChunk. Returns whether all logits are finite.
   bool (*chunk_maxima)(const float* logits, int64_t count, float* maxima);
-  /// Writes the sum of weight_of() of each chunk of kSampleChunk: whole numbers.
-  void (*chunk_weights)(const float* logits, int64_t count, float largest, float inverse_temperature, double* sums);
+  /// Writes the sum of weight_of() of each chunk of kSampleChunk.
+  void (*chunk_weights)(const float* logits, int64_t count, float largest, float inverse_temperature, int64_t* sums);
+  /// Writes weight_of() of each logit. No logit is above `largest`.
+  void (*weights)(const float* logits, int64_t count, float largest, float inverse_temperature, int64_t* result);
   uint64_t (*read)(const uint8_t* data, int64_t bytes);  // reads all bytes (a multiple of 512), to measure bandwidth
 };
 

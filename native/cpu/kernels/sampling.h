@@ -2,7 +2,7 @@
 
 // Writes the largest logit of each chunk of kSampleChunk. Returns whether all logits are finite.
 bool chunk_maxima(const float* logits, int64_t count, float* maxima) {
-  F zeros = Simd::zero();  // 0 * x is NaN for infinite and NaN x, else 0
+  F zeros[2] = {Simd::zero(), Simd::zero()};  // 0 * x is NaN for infinite and NaN x, else 0
   float rest = 0;
   for (int64_t begin = 0; begin < count; begin += kSampleChunk) {
     const int64_t end = begin + kSampleChunk < count ? begin + kSampleChunk : count;
@@ -14,7 +14,7 @@ bool chunk_maxima(const float* logits, int64_t count, float* maxima) {
         for (int j = 0; j < 2; ++j) {
           const F x = Simd::load(logits + i + j * kLanes);
           largest[j] = Simd::max(largest[j], x);
-          zeros = Simd::add(zeros, Simd::multiply(x, Simd::zero()));
+          zeros[j] = Simd::add(zeros[j], Simd::multiply(x, Simd::zero()));
         }
       }
       most = Simd::largest(Simd::max(largest[0], largest[1]));
@@ -25,7 +25,7 @@ bool chunk_maxima(const float* logits, int64_t count, float* maxima) {
     }
     maxima[begin / kSampleChunk] = most;
   }
-  return Simd::sum(zeros) + rest == 0.0f;
+  return Simd::sum(Simd::add(zeros[0], zeros[1])) + rest == 0.0f;
 }
 
 // exp_of() of engine/sampling_math.h, the same steps, so the same bits; but what is 0 there is a number here that a
@@ -42,35 +42,53 @@ F exact_exponential(F x) {
   return Simd::scale_by_power_of_two(p, n);
 }
 
-// Writes the sum of weight_of() of each chunk of kSampleChunk. Sums of whole numbers below 2^53 are exact in doubles.
-void chunk_weights(const float* logits, int64_t count, float largest, float inverse_temperature, double* sums) {
-  constexpr double kUnit = static_cast<double>(kWholeWeight);
-  constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52: adding and subtracting it rounds to a whole number
+// A number below 2^51 is rounded to a whole one, halves to even, where it is added to 1.5 * 2^52: the low bits of the
+// sum are the whole number.
+constexpr double kRoundToWhole = 6755399441055744.0;
+uint64_t bits_of_whole(float exponential) {
+  return __builtin_bit_cast(uint64_t,
+                            static_cast<double>(exponential) * static_cast<double>(kWholeWeight) + kRoundToWhole);
+}
+constexpr uint64_t kBitsOfZero = __builtin_bit_cast(uint64_t, kRoundToWhole);
+
+// exact_exponential() of the scaled distances to the largest logit, of kSampleChunk logits or of the `count` that are
+// left; beyond these, numbers that a weight rounds to 0.
+void exponentials_of_chunk(const float* logits, int64_t count, float largest, float inverse_temperature,
+                           float* exponentials) {
+  float padded[kSampleChunk];
+  if (count < kSampleChunk) {
+    for (int64_t i = 0; i < kSampleChunk; ++i) padded[i] = i < count ? logits[i] : -__builtin_inff();
+    logits = padded;
+  }
+  for (int i = 0; i < kSampleChunk; i += kLanes) {
+    const F distance = Simd::add(Simd::load(logits + i), Simd::all(-largest));
+    const F exponential = exact_exponential(Simd::multiply(distance, Simd::all(inverse_temperature)));
+    Simd::store(exponentials + i, exponential);
+  }
+}
+
+void chunk_weights(const float* logits, int64_t count, float largest, float inverse_temperature, int64_t* sums) {
   constexpr int kSums = 8;
   for (int64_t begin = 0; begin < count; begin += kSampleChunk) {
-    const int64_t end = begin + kSampleChunk < count ? begin + kSampleChunk : count;
-    float values[kSampleChunk];
-    for (int64_t i = 0; i < kSampleChunk; i += kLanes) {
-      F x;
-      if (begin + i + kLanes <= end) {
-        x = Simd::load(logits + begin + i);
-      } else {
-        float few[kLanes];
-        for (int j = 0; j < kLanes; ++j) few[j] = begin + i + j < end ? logits[begin + i + j] : -__builtin_inff();
-        x = Simd::load(few);
-      }
-      const F scaled = Simd::multiply(Simd::add(x, Simd::all(-largest)), Simd::all(inverse_temperature));
-      Simd::store(values + i, exact_exponential(scaled));
+    float exponentials[kSampleChunk];
+    exponentials_of_chunk(logits + begin, count - begin, largest, inverse_temperature, exponentials);
+    uint64_t partial[kSums] = {};
+    for (int i = 0; i < kSampleChunk; i += kSums) {
+      for (int j = 0; j < kSums; ++j) partial[j] += bits_of_whole(exponentials[i + j]);
     }
-    double partial[kSums] = {};
-    for (int64_t i = 0; i < kSampleChunk; i += kSums) {
-      for (int j = 0; j < kSums; ++j) {
-        const double scaled = static_cast<double>(values[i + j]) * kUnit + kRound;
-        partial[j] += scaled - kRound;
-      }
+    uint64_t sum = 0;  // modulo 2^64, as the partial sums are
+    for (const uint64_t one : partial) sum += one;
+    sums[begin / kSampleChunk] = static_cast<int64_t>(sum - kSampleChunk * kBitsOfZero);
+  }
+}
+
+void weights(const float* logits, int64_t count, float largest, float inverse_temperature, int64_t* result) {
+  for (int64_t begin = 0; begin < count; begin += kSampleChunk) {
+    float exponentials[kSampleChunk];
+    exponentials_of_chunk(logits + begin, count - begin, largest, inverse_temperature, exponentials);
+    const int64_t here = count - begin < kSampleChunk ? count - begin : kSampleChunk;
+    for (int64_t i = 0; i < here; ++i) {
+      result[begin + i] = static_cast<int64_t>(bits_of_whole(exponentials[i]) - kBitsOfZero);
     }
-    double sum = 0;
-    for (const double one : partial) sum += one;
-    sums[begin / kSampleChunk] = sum;
   }
 }
