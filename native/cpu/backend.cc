@@ -111,7 +111,8 @@ class CpuBackend final : public Backend {
     info.kv_type = kv_type_ == KvType::f16 ? "f16" : kv_type_ == KvType::f32 ? "f32" : "q8_0";
     info.page_bytes = static_cast<uint64_t>(page_bytes());
     info.pages = static_cast<int32_t>(kv_.size() / info.page_bytes);
-    info.page_layout = "cpu " + info.kv_type;
+    // All instruction sets store the same bytes.
+    info.page_layout = "cpu-" + info.kv_type + "-" + std::to_string(kPageTokens);
     return info;
   }
   int32_t max_batch_tokens() const override { return kMaxBatchTokens; }

@@ -130,13 +130,14 @@ struct Running {
     options.vocabulary = source.shape.vocabulary;
     options.context_tokens = 400;
     options.max_sequences = 4;
+    options.pages = options.least_pages = 4 * options.pages_of_context();
     options.prefix_cache = prefix_cache;
     engine = std::make_unique<Engine>(
         options,
         [=](const Progress& progress, const std::atomic<bool>& abort) {
           cpu::CpuWeights weights = cpu::load_cpu_weights(source, cpu::select_kernels(), progress, abort);
           if (change) change(weights);
-          return cpu::make_cpu_backend(source.shape, std::move(weights), {3, options.pages(), kv});
+          return cpu::make_cpu_backend(source.shape, std::move(weights), {3, options.pages, kv});
         },
         recorder);
   }
@@ -373,8 +374,119 @@ TEST_P(ForwardTest, TheBackendSaysWhatItIs) {
   EXPECT_EQ(info.weight_bytes, bytes);
   EXPECT_EQ(info.bytes_per_token, bytes - static_cast<uint64_t>(159 * row_bytes(DataType::q4_0, 96)));
   EXPECT_EQ(info.mapped_bytes, 0u);
-  EXPECT_EQ(info.kv_bytes,
-            4u * 7 * 64 * 2 * 2 * 32 * 2);  // 4 sequences of 7 pages; 2 layers; keys and values of 32 f16
+  EXPECT_EQ(info.pages, 4 * 7);
+  EXPECT_EQ(info.page_bytes, 64u * 2 * 2 * 32 * 2);  // 64 tokens; 2 layers; keys and values of 32 f16
+  EXPECT_EQ(info.page_layout, "cpu-f16-64");
+}
+
+// A backend without an engine: the test says which pages a sequence has.
+struct Bare {
+  static constexpr int32_t kPages = 12;
+  std::unique_ptr<Backend> backend;
+  const std::atomic<bool> never{false};
+
+  explicit Bare(const ModelSource& source, cpu::KvType kv = cpu::KvType::f16, int32_t threads = 3) {
+    cpu::CpuWeights weights = cpu::load_cpu_weights(
+        source, cpu::select_kernels(), [](uint64_t, uint64_t) {}, never);
+    backend = cpu::make_cpu_backend(source.shape, std::move(weights), {threads, kPages, kv});
+  }
+};
+
+// Rows of all uses in one batch, more than are computed at once: each outcome is what the reference makes of the
+// logits.
+TEST_P(ForwardTest, RowsOfAllUsesInOneBatch) {
+  const ModelSource source = test::random_model(kShapes[1], DataType::q4_0, 81);
+  Bare bare(source);
+  const Tokens first = random_prompt(150, 44), second = random_prompt(80, 45);
+  const std::vector<int32_t> first_pages = {0, 1, 2}, second_pages = {3, 4};
+  const auto run = [&](const std::vector<Row>& rows_of_first, const std::vector<Row>& rows_of_second,
+                       std::vector<float>& logits, std::vector<Outcome>& outcomes) {
+    const Segment batch[] = {{.tokens = first, .pages = first_pages, .rows = rows_of_first},
+                             {.tokens = second, .pages = second_pages, .rows = rows_of_second}};
+    return bare.backend->forward(batch, logits.data(), outcomes.data(), bare.never);
+  };
+  // Every row's logits, 64 of them at most in a batch.
+  std::vector<float> all;
+  for (size_t end = first.size() - 90; end <= first.size(); end += 30) {
+    std::vector<float> logits(30 * 160);
+    const std::vector<Row> rows(30);
+    const Segment batch[] = {{.tokens = std::span(first).first(end), .pages = first_pages, .rows = rows}};
+    ASSERT_TRUE(bare.backend->forward(batch, logits.data(), nullptr, bare.never));
+    all.insert(all.end(), logits.begin(), logits.end());
+  }
+  std::vector<float> of_second(50 * 160);
+  std::vector<Outcome> none;
+  ASSERT_TRUE(run({}, std::vector<Row>(50), of_second, none));
+  all.insert(all.end(), of_second.begin(), of_second.end());
+
+  test::Random random(46);
+  const TokenBias bias[] = {{3, 2.0f}, {159, -1.0f}};
+  std::vector<Draw> draws(170);
+  std::vector<Row> rows_of_first, rows_of_second;
+  for (size_t i = 0; i < draws.size(); ++i) {
+    Draw& draw = draws[i];
+    draw.inverse_temperature = i % 5 == 0 ? 0 : 1.25f;
+    draw.top_k = i % 3 == 0 ? 20 : 0;
+    draw.top_p = i % 4 == 0 ? 0.8f : 1;
+    draw.random = static_cast<uint64_t>(random.integer(0, INT64_MAX - 1)) * 2;
+    if (i % 7 == 0) draw.bias = bias;
+    Row row;
+    row.use = i % 3 == 1 ? Row::Use::score : i % 11 == 0 ? Row::Use::logits : Row::Use::sample;
+    row.target = row.use == Row::Use::score ? static_cast<int32_t>(i % 160) : -1;
+    row.logprobs = row.use == Row::Use::score ? 3 : static_cast<int32_t>(i % 4) - 1;
+    if (row.use == Row::Use::sample) row.draw = &draw;
+    (i < 120 ? rows_of_first : rows_of_second).push_back(row);
+  }
+  // The first of these rows is that of token 30 of the first sequence, and of token 30 of the second.
+  std::vector<float> logits(64 * 160, -1);
+  std::vector<Outcome> outcomes(170);
+  ASSERT_TRUE(run(rows_of_first, rows_of_second, logits, outcomes));
+  std::vector<Row> rows = rows_of_first;
+  rows.insert(rows.end(), rows_of_second.begin(), rows_of_second.end());
+  size_t logits_row = 0, outcome = 0;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const std::span<const float> expected = std::span(all).subspan(i * 160, 160);
+    SCOPED_TRACE(i);
+    if (rows[i].use == Row::Use::logits) {
+      ASSERT_EQ(std::memcmp(logits.data() + 160 * logits_row++, expected.data(), 160 * sizeof(float)), 0);
+      continue;
+    }
+    const Outcome wanted = outcome_of(rows[i], expected), &found = outcomes[outcome++];
+    ASSERT_EQ(found.status, Outcome::Status::ok);
+    ASSERT_EQ(found.token, wanted.token);
+    ASSERT_EQ(found.count, wanted.count);
+    if (rows[i].logprobs >= 0) ASSERT_NEAR(found.logprob, wanted.logprob, 1e-5);
+    for (int32_t j = 0; j < wanted.count; ++j) {
+      ASSERT_EQ(found.ids[j], wanted.ids[j]);
+      ASSERT_NEAR(found.logprobs[j], wanted.logprobs[j], 1e-5);
+    }
+  }
+  EXPECT_GT(logits_row, 4u);
+  EXPECT_EQ(logits_row + outcome, 170u);
+}
+
+// A sequence goes on from pages that another backend has computed, with the same bits.
+TEST_P(ForwardTest, PagesGoToAnotherBackend) {
+  for (const cpu::KvType kv : {cpu::KvType::f16, cpu::KvType::f32, cpu::KvType::q8_0}) {
+    const ModelSource source = test::random_model(kShapes[1], DataType::q4_0, 82);
+    const Tokens prompt = random_prompt(100, 47);
+    const std::vector<Row> row(1);
+    std::vector<float> expected(160), found(160);
+    Bare from(source, kv), to(source, kv, 1);
+    ASSERT_EQ(from.backend->info().page_layout, to.backend->info().page_layout);
+    const std::vector<int32_t> pages = {2, 5}, other_pages = {7, 1};
+    const Segment whole[] = {{.tokens = prompt, .pages = pages, .rows = row}};
+    ASSERT_TRUE(from.backend->forward(whole, expected.data(), nullptr, from.never));
+    std::vector<uint8_t> bytes(from.backend->info().page_bytes + 1, 0xa5);
+    for (size_t i = 0; i < pages.size(); ++i) {
+      from.backend->read_page(pages[i], bytes.data());
+      ASSERT_EQ(bytes.back(), 0xa5);
+      to.backend->write_page(other_pages[i], bytes.data());
+    }
+    const Segment last[] = {{.tokens = std::span(prompt).last(1), .position = 99, .pages = other_pages, .rows = row}};
+    ASSERT_TRUE(to.backend->forward(last, found.data(), nullptr, to.never));
+    EXPECT_EQ(std::memcmp(found.data(), expected.data(), 160 * sizeof(float)), 0);
+  }
 }
 
 TEST(Backend, WeightsThatCannotFitAreRefusedBeforeAnythingIsRead) {

@@ -513,6 +513,14 @@ TEST_P(KernelsTest, StoresKeysAndValues) {
           }
         }
       }
+      // The same bytes as any other instruction set's: pages are exchanged between machines.
+      std::vector<uint8_t> portable_keys(bytes, 0x5a), portable_values(bytes, 0x5a);
+      for (const int32_t slot : {0, 17, 63}) {
+        portable_kernels.store_kv(type, key.data(), value.data(), head_size, slot, portable_keys.data(),
+                                  portable_values.data());
+      }
+      EXPECT_EQ(keys, portable_keys);
+      EXPECT_EQ(values, portable_values);
       // The other slots are as they were.
       const size_t size = type == KvType::f32 ? 4 : type == KvType::f16 ? 2 : 1;
       const auto untouched = static_cast<size_t>(std::count(keys.begin(), keys.end(), 0x5a));
