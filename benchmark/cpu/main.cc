@@ -3,7 +3,7 @@
 //
 //   chatglm_cpu_bench [--threads N] [--kernels NAME] [--type q4_0,q8_0,f16,bf16,f32] [--tokens 1,2,4,8,256] [--rounds
 //   5]
-//                     [--shape ROWSxCOLUMNS]
+//                     [--shape ROWSxCOLUMNS] [--vocabulary 65024] [--only sampling]
 //
 // Every figure is the median of the rounds; a plain read of the same memory comes between them, because the memory's
 // speed drifts.
@@ -13,6 +13,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <random>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -21,6 +22,8 @@
 #include "base/thread_pool.h"
 #include "cpu/kernels/kernels.h"
 #include "cpu/packed_matrix.h"
+#include "cpu/sampling.h"
+#include "engine/sampling_math.h"
 #include "model/model.h"
 #include "model/quantize.h"
 
@@ -56,6 +59,8 @@ struct Plan {
   std::string tokens = "1,2,4,8,32,256";
   int rounds = 5;
   int64_t rows = 27392, columns = 4096;
+  int32_t vocabulary = 65024;
+  std::string only;  // "sampling", or empty: everything
 };
 
 // So many matrices that they do not fit a cache, as the layers of a model do not.
@@ -187,6 +192,91 @@ void elementwise(const Plan& plan) {
   std::printf("handover to %d threads and back: %.2f us\n", plan.threads, median(handovers) * 1e6);
 }
 
+// One token from one row of logits, on one thread. Half of the rows are peaked like those of a language model (most of
+// the probability is with a few tokens), half are flat (thousands of tokens are needed for a top-p of 0.8).
+void sampling(const Plan& plan) {
+  constexpr int kRows = 8, kRounds = 60;
+  const auto vocabulary = static_cast<size_t>(plan.vocabulary);
+  std::vector<TokenBias> bias;
+  std::vector<TokenCount> counts;
+  for (int32_t i = 0; i < 10; ++i) bias.push_back({i * 37 % plan.vocabulary, 1.0f});
+  for (int32_t i = 0; i < std::min(1000, plan.vocabulary); ++i) counts.push_back({i, i % 4});
+  const std::vector<uint32_t> mask((vocabulary + 31) / 32, 0xfffffffeu);
+  const std::vector<int32_t> banned = {1, 2, 3};
+
+  struct Case {
+    const char* name;
+    Draw draw;
+    int32_t logprobs = -1;
+  };
+  std::vector<Case> cases(10);
+  const auto penalize = [&](Draw& draw) {
+    draw.counts = counts;
+    draw.repetition_penalty = 1.1f;
+    draw.presence_penalty = 0.2f;
+    draw.frequency_penalty = 0.1f;
+  };
+  for (Case& one : cases) one.draw.inverse_temperature = 1 / 0.8f;
+  cases[0].name = "greedy";
+  cases[0].draw.inverse_temperature = 0;
+  cases[1].name = "top-k 50, top-p 0.8";
+  cases[1].draw.top_k = 50;
+  cases[1].draw.top_p = 0.8f;
+  cases[2].name = "temperature 1";
+  cases[2].draw.inverse_temperature = 1;
+  cases[3].name = "top-p 0.8";
+  cases[3].draw.top_p = 0.8f;
+  cases[4].name = "min-p 0.05";
+  cases[4].draw.min_p = 0.05f;
+  cases[5].name = "top-k 5000, top-p 0.95";
+  cases[5].draw.top_k = 5000;
+  cases[5].draw.top_p = 0.95f;
+  cases[6].name = "greedy, penalties of 1000 tokens";
+  cases[6].draw.inverse_temperature = 0;
+  penalize(cases[6].draw);
+  cases[7].name = "temperature 1, mask of all but 1 in 32";
+  cases[7].draw.inverse_temperature = 1;
+  cases[7].draw.mask = mask;
+  cases[8].name = "greedy, 5 log-probabilities";
+  cases[8].draw.inverse_temperature = 0;
+  cases[8].logprobs = 5;
+  cases[9].name = "all options, 5 log-probabilities";
+  cases[9].draw.top_k = 50;
+  cases[9].draw.top_p = 0.8f;
+  cases[9].draw.min_p = 0.05f;
+  penalize(cases[9].draw);
+  cases[9].draw.bias = bias;
+  cases[9].draw.mask = mask;
+  cases[9].draw.banned = banned;
+  cases[9].logprobs = 5;
+
+  for (const bool peaked : {true, false}) {
+    std::mt19937 random(7);
+    std::normal_distribution<float> normal;
+    std::vector<std::vector<float>> rows(kRows, std::vector<float>(vocabulary));
+    for (std::vector<float>& row : rows) {
+      for (float& logit : row) logit = (peaked ? 2.0f : 1.5f) * normal(random);
+      for (size_t i = 0; peaked && i < 40; ++i) row[random() % vocabulary] = 20 - 0.3f * static_cast<float>(i);
+    }
+    std::vector<float> scratch(vocabulary);
+    for (Case& one : cases) {
+      Row row;
+      row.use = Row::Use::sample;
+      row.draw = &one.draw;
+      row.logprobs = one.logprobs;
+      std::vector<double> times;
+      int64_t sink = 0;
+      for (int round = 0; round < kRounds * kRows; ++round) {
+        scratch = rows[static_cast<size_t>(round % kRows)];  // in the cache, as after the product
+        one.draw.random = random_at(1, static_cast<uint32_t>(round));
+        times.push_back(seconds([&] { sink += outcome_of(*plan.kernels, row, scratch).token; }));
+      }
+      std::printf("sampling, vocabulary %d, %s rows: %-40s %8.1f us%s\n", plan.vocabulary, peaked ? "peaked" : "flat  ",
+                  one.name, median(times) * 1e6, sink < 0 ? "!" : "");
+    }
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -203,6 +293,10 @@ int main(int argc, char** argv) {
       plan.tokens = value;
     else if (name == "--rounds")
       plan.rounds = std::atoi(value.c_str());
+    else if (name == "--vocabulary")
+      plan.vocabulary = std::max(1, std::atoi(value.c_str()));
+    else if (name == "--only")
+      plan.only = value;
     else if (name == "--shape") {
       long long rows = 0, columns = 0;
       std::sscanf(value.c_str(), "%lldx%lld", &rows, &columns);
@@ -219,6 +313,12 @@ int main(int argc, char** argv) {
   }
   std::printf("%s, %d threads, matrix %lld x %lld\n", plan.kernels->name, plan.threads,
               static_cast<long long>(plan.rows), static_cast<long long>(plan.columns));
+  if (!plan.only.empty() && plan.only != "sampling") {
+    std::fprintf(stderr, "--only: no such part: %s\n", plan.only.c_str());
+    return 2;
+  }
+  sampling(plan);
+  if (plan.only == "sampling") return 0;
   elementwise(plan);
   for (const std::string& name : list(plan.types)) {
     const auto type = data_type_by_name(name);
