@@ -1,9 +1,7 @@
 #pragma once
 #include <cstdint>
-#include <optional>
 #include <set>
 #include <span>
-#include <unordered_map>
 #include <vector>
 
 namespace chatglm {
@@ -68,20 +66,35 @@ class KvCache {
     int32_t tokens = 0;                      // if registered, how many it holds; else 0
     int32_t parent = kNone;                  // if registered: a page, or root_of() an adapter
     int32_t previous = kNone, next = kNone;  // in the list of evictable pages
-    uint64_t hash = 0;                       // of a registered full page
+    uint64_t hash = 0;                       // of a registered full page: of its tokens and its parent's hash
+  };
+  /// A place in the hash table of registered full pages.
+  struct Slot {
+    uint32_t hash = 0;     // the low half of the page's
+    int32_t page = kNone;  // kNone: the place is empty
   };
   /// What registered pages are sorted by, so that those with the longest common prefix are neighbours.
   struct Prefix {
     int32_t parent;
     std::span<const int32_t> tokens;
   };
+  /// The parent stands beside the page because it decides most comparisons, and pages_ and tokens_ are far away.
+  struct Sorted {
+    int32_t parent, page;
+  };
   struct Order {
     using is_transparent = void;
     const KvCache* cache;
-    bool operator()(int32_t a, int32_t b) const { return less(cache->prefix_of(a), cache->prefix_of(b)); }
-    bool operator()(int32_t a, const Prefix& b) const { return less(cache->prefix_of(a), b); }
-    bool operator()(const Prefix& a, int32_t b) const { return less(a, cache->prefix_of(b)); }
-    static bool less(const Prefix& a, const Prefix& b);
+    bool operator()(const Sorted& a, const Sorted& b) const {
+      return a.parent != b.parent ? a.parent < b.parent : less(cache->tokens_of(a.page), cache->tokens_of(b.page));
+    }
+    bool operator()(const Sorted& a, const Prefix& b) const {
+      return a.parent != b.parent ? a.parent < b.parent : less(cache->tokens_of(a.page), b.tokens);
+    }
+    bool operator()(const Prefix& a, const Sorted& b) const {
+      return a.parent != b.parent ? a.parent < b.parent : less(a.tokens, cache->tokens_of(b.page));
+    }
+    static bool less(std::span<const int32_t> a, std::span<const int32_t> b);
   };
 
   static int32_t root_of(int32_t adapter) { return -2 - adapter; }
@@ -90,12 +103,19 @@ class KvCache {
   }
   Page& at(int32_t page) { return pages_[static_cast<size_t>(page)]; }
   const Page& at(int32_t page) const { return pages_[static_cast<size_t>(page)]; }
-  Prefix prefix_of(int32_t page) const;
+  std::span<const int32_t> tokens_of(int32_t page) const {
+    return {tokens_.data() + static_cast<size_t>(page) * static_cast<size_t>(page_tokens_),
+            static_cast<size_t>(at(page).tokens)};
+  }
+  /// The hash of the sequence's tokens before a page, from which the hash of the page is made.
+  uint64_t hash_before(const Holding& holding, size_t page) const;
   /// Whether the sequence's next page has a registered parent: clear() may have forgotten the parent.
   bool is_chained(const Holding& holding) const;
 
+  size_t place_of(uint64_t hash) const { return static_cast<size_t>(hash) & (full_.size() - 1); }
   int32_t find_full(int32_t parent, std::span<const int32_t> tokens, uint64_t hash) const;
-  void enter(int32_t page, int32_t parent, std::span<const int32_t> tokens);
+  /// `hash`: of a full page; of another one any number.
+  void enter(int32_t page, int32_t parent, std::span<const int32_t> tokens, uint64_t hash);
   void unregister(int32_t page);
   int32_t allocate();
   void hold(int32_t page);
@@ -107,10 +127,10 @@ class KvCache {
   std::vector<Page> pages_;
   std::vector<int32_t> tokens_;  // (pages, page_tokens): of registered pages
   std::vector<int32_t> free_;
-  std::unordered_multimap<uint64_t, int32_t> full_;  // registered full pages by hash
-  std::set<int32_t, Order> sorted_;                  // registered pages
-  int32_t oldest_ = kNone, newest_ = kNone;          // the list of registered pages that nobody holds
-  int32_t evictable_ = 0;                            // its length
+  std::vector<Slot> full_;                   // registered full pages by hash: open addressing, linear probing
+  std::set<Sorted, Order> sorted_;           // registered pages
+  int32_t oldest_ = kNone, newest_ = kNone;  // the list of registered pages that nobody holds
+  int32_t evictable_ = 0;                    // its length
   int64_t cached_tokens_ = 0;
 };
 

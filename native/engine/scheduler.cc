@@ -16,6 +16,8 @@ constexpr double kPrefillShare = 0.7;
 constexpr double kMostPrefillMs = 100;
 // As long as nobody knows what drafts cost beside so many decoding sequences, more of these do not try.
 constexpr int32_t kMostUnmeasuredDrafting = 8;
+// After so many steps without drafts what they cost is measured again.
+constexpr int32_t kDraftsForgotten = 256;
 
 }  // namespace
 
@@ -28,11 +30,18 @@ void Scheduler::enqueue(Job& job, const std::string& key, double weight) {
   if (!client) {
     client = std::make_unique<Job::Client>();
     client->key = key;
+  }
+  if (client->waiting.empty()) {
     double least = std::numeric_limits<double>::infinity();
     for (const auto& [_, other] : clients_) {
-      if (other && other != client) least = std::min(least, other->service);
+      // Where nobody waits, all have what they want, and none owes the others anything.
+      if (waiting_ == 0) {
+        floor_ = std::max(floor_, other->service);
+      } else if (!other->waiting.empty()) {
+        least = std::min(least, other->service);
+      }
     }
-    client->service = clients_.size() > 1 ? least : 0;  // a new client has no claim to the past
+    client->service = std::max({client->service, floor_, waiting_ == 0 ? 0 : least});
   }
   client->weight = weight;
   ++client->jobs;
@@ -147,6 +156,8 @@ Scheduler::Plan Scheduler::plan(int32_t available_pages) {
     plan.drafts += drafts;
   }
   if (prefilling.empty()) return plan;
+  // What prompts add to a step cannot be told without the time of a step that has none.
+  if (plan.decoding > 0 && !clock_.knows_decode(plan.decoding)) return plan;
 
   std::stable_sort(prefilling.begin(), prefilling.end(), [](const Job* a, const Job* b) {
     return a->priority != b->priority ? a->priority > b->priority : a->client->service < b->client->service;
@@ -184,14 +195,29 @@ Scheduler::Plan Scheduler::plan(int32_t available_pages) {
 }
 
 void Scheduler::learn(const Plan& plan, double milliseconds) {
-  for (const Part& part : plan.parts) part.job->client->service += part.tokens / part.job->client->weight;
-  StepClock& drafted = draft_clocks_[static_cast<size_t>(StepClock::bucket_of(plan.decoding))];
+  int64_t tokens = 0;
+  for (const Part& part : plan.parts) {
+    part.job->client->service += part.tokens / part.job->client->weight;
+    tokens += part.tokens;
+  }
+  double weights = 0;
+  for (const auto& [_, client] : clients_) weights += client->weight;
+  if (weights > 0) floor_ += static_cast<double>(tokens) / weights;
+
   if (plan.drafts == 0) clock_.learn(plan.decoding, plan.prefill, milliseconds);
-  if (plan.prefill == 0) drafted.learn(plan.decoding, plan.drafts, milliseconds);
+  if (plan.prefill > 0) return;
+  auto& [clock, steps_without] = draft_clocks_[static_cast<size_t>(StepClock::bucket_of(plan.decoding))];
+  clock.learn(plan.decoding, plan.drafts, milliseconds);
+  if (plan.drafts > 0) {
+    steps_without = 0;
+  } else if (++steps_without == kDraftsForgotten) {
+    clock.forget_further();
+    steps_without = 0;
+  }
 }
 
 bool Scheduler::drafts_pay(int32_t decoding, int32_t drafts, double acceptance) const {
-  const StepClock& clock = draft_clocks_[static_cast<size_t>(StepClock::bucket_of(decoding))];
+  const StepClock& clock = draft_clocks_[static_cast<size_t>(StepClock::bucket_of(decoding))].clock;
   const double step = clock.decode_ms(decoding), cost = clock.further_ms(drafts);
   if (step == 0 || cost == 0) return decoding <= kMostUnmeasuredDrafting;
   return acceptance * drafts * step / decoding > cost;

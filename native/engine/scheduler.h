@@ -45,11 +45,13 @@ struct SchedulerLimits {
 /// Decides what the engine does next. The scheduler knows numbers only: neither tokens nor threads nor a backend.
 ///
 /// Waiting requests are admitted by priority; among those of one priority the client with the least service comes
-/// first, service being its computed tokens divided by its weight; requests of one client by arrival. Running sequences
-/// all decode in each step, and chunks of prompts fill the step up to a budget of time, in the same order. Pages are
-/// taken as they are needed; when none is left, the youngest sequence of the lowest priority is preempted: it gives its
-/// pages back, waits at its old place in the queue and is computed again later. The oldest sequence of the highest
-/// priority is never preempted, so as long as one context fits into the pages, all requests end.
+/// first, service being its computed tokens divided by its weight; requests of one client by arrival. A client has no
+/// claim to times in which it did not wait: when it begins to, its service is raised to that of the others who wait.
+/// Running sequences all decode in each step, and chunks of prompts fill the step up to a budget of time, in the same
+/// order. Pages are taken as they are needed; when none is left, the youngest sequence of the lowest priority is
+/// preempted: it gives its pages back, waits at its old place in the queue and is computed again later. The oldest
+/// sequence of the highest priority is never preempted, so as long as one context fits into the pages, all requests
+/// end.
 class Scheduler {
  public:
   static constexpr int32_t kLeastChunk = 8;  // tokens that a prompt gets of a step, whatever the budget
@@ -108,16 +110,24 @@ class Scheduler {
   std::unordered_map<std::string, std::unique_ptr<Job::Client>> clients_;  // those that have requests
   std::vector<Job*> running_;                                              // by seniority: is_senior()
   int32_t waiting_ = 0;
+  /// The service with which a client begins at least. It grows with what is computed, so that the service of no client
+  /// that waits remains above that of ever new ones.
+  double floor_ = 0;
   uint32_t turn_ = 0;  // of the sequences that do not all fit into a step
   StepClock clock_;
-  std::array<StepClock, StepClock::kBuckets> draft_clocks_;  // by the number of decoding sequences
+  /// By the number of decoding sequences: the steps without prompts, drafts being the further tokens.
+  struct DraftClock {
+    StepClock clock;
+    int32_t steps_without = 0;  // since the last step with drafts
+  };
+  std::array<DraftClock, StepClock::kBuckets> draft_clocks_;
 };
 
 /// A client that has requests.
 struct Job::Client {
   std::string key;
   double weight = 1;
-  double service = 0;  // computed tokens / weight, beginning with the least of the others
+  double service = 0;  // computed tokens / weight, and what it was raised by
   int32_t jobs = 0;
   /// Waiting requests, by priority and arrival; the highest priority comes first.
   std::map<int32_t, std::map<uint64_t, Job*>, std::greater<>> waiting;

@@ -7,6 +7,7 @@ namespace chatglm {
 namespace {
 
 constexpr int32_t kMostWrong = 6;  // after which the pause does not grow any more: 64 tokens
+constexpr int32_t kShortest = 3;   // draft that is made if more tokens could follow
 constexpr double kMemory = 0.8;    // of the acceptance, a draft weighs 1 - kMemory
 
 }  // namespace
@@ -45,8 +46,11 @@ std::span<const int32_t> Speculator::draft(std::span<const int32_t> tokens, int3
     ++entered_;
     slot_of(tokens, entered_) = entered_;
   }
-  const int32_t next = slot_of(tokens, count);
+  int32_t next = slot_of(tokens, count);
+  if (next == 0) next = resume_;
+  resume_ = 0;
   if (next == 0) return drafts_;
+  source_ = next;
   for (int32_t i = next; i < count && static_cast<int32_t>(drafts_.size()) < most; ++i)
     drafts_.push_back(tokens[static_cast<size_t>(i)]);
   return drafts_;
@@ -58,10 +62,12 @@ void Speculator::judge(int32_t drafts, int32_t accepted) {
     length_ = std::min(2 * length_, kMostDrafts);
     wrong_ = 0;
   } else if (accepted > 0) {
-    length_ = accepted + 1;
+    length_ = std::max(accepted + 1, kShortest);
     wrong_ = 0;
+    // The token that was drawn in place of the draft is likely to be the only one that differs.
+    resume_ = source_ + accepted + 1;
   } else {
-    length_ = std::max(1, length_ / 2);
+    length_ = std::max(kShortest, length_ / 2);
     wrong_ = std::min(wrong_ + 1, kMostWrong);
     pause_ = 1 << wrong_;
   }

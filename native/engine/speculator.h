@@ -6,7 +6,8 @@
 namespace chatglm {
 
 /// Prompt-lookup decoding: guesses the next tokens of one sequence from what followed the last time that its last three
-/// tokens stood in its prompt or answer. A guess costs one look-up in a table.
+/// tokens stood in its prompt or answer, or, where a guess was right but for its end, of what follows its end there: a
+/// text that is rewritten differs in single tokens. A guess costs one look-up in a table.
 ///
 /// Drafts are verified by what they are to the sampler: at each of their places it draws a token from the model's
 /// logits, with the random bits of that place, and a draft is accepted if it is the token that was drawn. So the answer
@@ -34,6 +35,8 @@ class Speculator {
   int32_t entered_ = kGram - 1;  // groups that end before this position are in the table
   std::vector<int32_t> drafts_;
   int32_t length_ = 3;  // of the next draft
+  int32_t source_ = 0;  // position that the last draft was taken from
+  int32_t resume_ = 0;  // position to go on from if the last tokens stood nowhere before; 0: none
   int32_t wrong_ = 0;   // drafts in sequence of which nothing was accepted
   int32_t pause_ = 0;   // calls until the next draft
   double acceptance_ = 1;

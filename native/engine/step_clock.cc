@@ -6,6 +6,12 @@
 
 namespace chatglm {
 
+namespace {
+
+constexpr int32_t kRobust = 3;  // measurements of which one may be wrong
+
+}  // namespace
+
 void RecentMedian::add(double value) { values_[static_cast<size_t>(count_++ % kKept)] = value; }
 
 double RecentMedian::value() const {
@@ -25,12 +31,23 @@ int32_t StepClock::bucket_of(int32_t count) {
 
 void StepClock::learn(int32_t decoding, int32_t further, double milliseconds) {
   if (decoding == 0 && further == 0) return;
-  if (further == 0) return decode_[static_cast<size_t>(bucket_of(decoding))].add(milliseconds);
-  const auto bucket = static_cast<size_t>(bucket_of(further));
-  if (decoding == 0) return prefill_alone_[bucket].add(milliseconds / further);
+  const auto sequences = static_cast<size_t>(bucket_of(decoding)), tokens = static_cast<size_t>(bucket_of(further));
+  if (decoding == 0) return prefill_alone_[tokens].add(milliseconds / further);
+  if (further == 0) {
+    decode_steps_[sequences] = mixed_steps_;
+    return decode_[sequences].add(milliseconds);
+  }
+  ++mixed_steps_;
   const double base = decode_ms(decoding);
   if (base == 0) return;  // what the further tokens took cannot be told
-  further_[bucket].add(std::max(0.0, milliseconds - base) / further);
+  further_[tokens].of_token.add(std::max(0.0, milliseconds - base) / further);
+  further_[tokens].step = mixed_steps_;
+  further_[tokens].tokens = further;
+}
+
+bool StepClock::knows_decode(int32_t decoding) const {
+  const auto bucket = static_cast<size_t>(bucket_of(decoding));
+  return decode_[bucket].count() >= kRobust && mixed_steps_ - decode_steps_[bucket] < kFresh;
 }
 
 double StepClock::decode_ms(int32_t decoding) const {
@@ -45,36 +62,47 @@ double StepClock::decode_ms(int32_t decoding) const {
   return 0;
 }
 
-double StepClock::further_ms(int32_t tokens) const {
-  double of_token = 0;
-  for (int32_t i = bucket_of(tokens); i >= 0 && of_token == 0; --i) {
-    if (further_[static_cast<size_t>(i)].is_known()) of_token = further_[static_cast<size_t>(i)].value();
+// What was measured lately comes before what was measured long ago.
+double StepClock::of_token(int32_t bucket) const {
+  for (const bool fresh : {true, false}) {
+    const auto usable = [&](int32_t i) {
+      const Further& further = further_[static_cast<size_t>(i)];
+      return fresh ? is_fresh(further) : further.of_token.is_known();
+    };
+    for (int32_t i = bucket; i >= 0; --i) {
+      if (usable(i)) return further_[static_cast<size_t>(i)].of_token.value();
+    }
+    for (int32_t i = bucket + 1; i < kBuckets; ++i) {
+      if (usable(i)) return further_[static_cast<size_t>(i)].of_token.value();
+    }
   }
-  return of_token * tokens;
+  return 0;
 }
 
+double StepClock::further_ms(int32_t tokens) const { return of_token(bucket_of(tokens)) * tokens; }
+
 int32_t StepClock::tokens_within(double budget_ms, int32_t least, int32_t most) const {
-  int32_t longest = 0;  // where the next bucket after the measured ones begins
-  for (int32_t i = 0; i < kBuckets; ++i) {
-    if (further_[static_cast<size_t>(i)].is_known()) longest = 2 << i;
+  int32_t longest = 0;  // chunk that may be tried although none of its length was measured
+  for (const Further& further : further_) {
+    if (is_fresh(further)) longest = std::max(longest, 2 * further.tokens);
   }
   int32_t best = least;
-  for (int32_t i = 0; i < kBuckets; ++i) {
-    const int32_t begin = 1 << i, end = std::min((2 << i) - 1, most);
-    if (begin > most) break;
-    const RecentMedian &mixed = further_[static_cast<size_t>(i)], &alone = prefill_alone_[static_cast<size_t>(i)];
-    double of_token = 0;
-    if (mixed.is_known()) {
-      of_token = mixed.value();
-    } else if (begin <= longest) {
-      of_token = further_ms(begin) / begin;
-    } else if (alone.is_known()) {
-      of_token = alone.value();
-    } else {
-      continue;
-    }
+  const auto consider = [&](double of_token, int32_t begin, int32_t end) {
     const int32_t fits = of_token * end <= budget_ms ? end : static_cast<int32_t>(budget_ms / of_token);
     if (fits >= begin) best = std::max(best, fits);
+  };
+  for (int32_t i = 0; i < kBuckets; ++i) {
+    const int32_t begin = 1 << i, end = i + 1 < kBuckets ? std::min((2 << i) - 1, most) : most;
+    if (begin > most) break;
+    const Further& mixed = further_[static_cast<size_t>(i)];
+    const RecentMedian& alone = prefill_alone_[static_cast<size_t>(i)];
+    if (mixed.of_token.is_known()) consider(mixed.of_token.value(), begin, end);
+    if (is_fresh(mixed)) continue;
+    if (begin <= longest) {
+      consider(of_token(i), begin, std::min(end, longest));
+    } else if (!mixed.of_token.is_known() && alone.is_known()) {
+      consider(alone.value(), begin, end);
+    }
   }
   return std::clamp(best, std::min(least, most), most);
 }
