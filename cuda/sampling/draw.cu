@@ -59,7 +59,7 @@ struct Shared {
   uint64_t collected[kCollected];                   // in the first block
   uint64_t stretches[kWarps * parts];               // weights; in the first block
   uint64_t scan[kWarps];
-  uint64_t most[parts], least[parts];  // keys of each block; the same in all
+  uint64_t most[parts], least[parts];  // keys of each block (those of `least` inverted); the same in all
   SamplingJob job;
   CountAndWeight bin_before;  // of the bins before the one that was found
   Limit limit;
@@ -90,8 +90,6 @@ __device__ __forceinline__ uint64_t prefix(uint64_t x, uint64_t* scan, uint64_t&
   }
   return before + inclusive - x;
 }
-
-__device__ __forceinline__ uint64_t smallest_key(uint64_t key) { return ~largest_key<32>(~key); }
 
 /// The block's share of a row: a stretch of ids for each warp.
 template <int parts>
@@ -132,6 +130,26 @@ struct Walk {
     }
   }
 };
+
+/// The largest key of a row's threads. `keys` has one of each block, and is not in use.
+template <int parts>
+__device__ __forceinline__ uint64_t largest_of_row(uint64_t key, int part, uint64_t (&keys)[parts],
+                                                   Shared<parts>& shared) {
+  key = largest_key<32>(key);
+  if (threadIdx.x % 32 == 0) shared.scan[threadIdx.x / 32] = key;
+  __syncthreads();
+  if (threadIdx.x < parts) {
+    uint64_t largest = 0;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) largest = max(largest, shared.scan[w]);
+    *in_part<parts>(&keys[part], static_cast<int>(threadIdx.x)) = largest;
+  }
+  row_sync<parts>();
+  uint64_t largest = 0;
+#pragma unroll
+  for (int p = 0; p < parts; ++p) largest = max(largest, keys[p]);
+  return largest;
+}
 
 // --- Step 1.
 
@@ -186,20 +204,7 @@ __device__ __forceinline__ uint64_t largest_changed(const SamplingJob& job, cons
     }
     if (logit > largest) largest = logit, id_of_largest = id;
   });
-  const uint64_t key = largest_key<32>(id_of_largest < 0 ? 0 : make_key(largest, id_of_largest));
-  if (threadIdx.x % 32 == 0) shared.scan[threadIdx.x / 32] = key;
-  __syncthreads();
-  if (threadIdx.x < parts) {
-    uint64_t most = 0;
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) most = max(most, shared.scan[w]);
-    *in_part<parts>(&shared.most[part], static_cast<int>(threadIdx.x)) = most;
-  }
-  row_sync<parts>();
-  uint64_t most = 0;
-#pragma unroll
-  for (int p = 0; p < parts; ++p) most = max(most, shared.most[p]);
-  return most;
+  return largest_of_row<parts>(id_of_largest < 0 ? 0 : make_key(largest, id_of_largest), part, shared.most, shared);
 }
 
 // --- Step 2.
@@ -361,22 +366,8 @@ class Search {
   __device__ __forceinline__ void find_ends() {
     uint64_t least = ~uint64_t{0}, most = 0;
     each([&](uint64_t key, uint64_t) { least = min(least, key), most = max(most, key); });
-    least = smallest_key(least), most = largest_key<32>(most);
-    row_sync<parts>();  // all have read what `most` and `least` had
-    if (threadIdx.x < parts) shared_.most[threadIdx.x] = 0, shared_.least[threadIdx.x] = ~uint64_t{0};
-    row_sync<parts>();
-    if (threadIdx.x % 32 < parts) {
-      const int p = static_cast<int>(threadIdx.x) % 32;
-      atomicMax(reinterpret_cast<unsigned long long*>(in_part<parts>(&shared_.most[part_], p)), most);
-      atomicMin(reinterpret_cast<unsigned long long*>(in_part<parts>(&shared_.least[part_], p)), least);
-    }
-    row_sync<parts>();
-    crowd_.most = 0, crowd_.least = ~uint64_t{0};
-#pragma unroll
-    for (int p = 0; p < parts; ++p) {
-      crowd_.most = max(crowd_.most, shared_.most[p]);
-      crowd_.least = min(crowd_.least, shared_.least[p]);
-    }
+    crowd_.most = largest_of_row<parts>(most, part_, shared_.most, shared_);
+    crowd_.least = ~largest_of_row<parts>(~least, part_, shared_.least, shared_);
   }
 
   /// Brings the crowd's keys to the first block. There is room for them all.
