@@ -221,7 +221,7 @@ class CudaBackend final : public Backend {
     const int32_t most_short = std::min<int32_t>(kMaxShortGraphTokens, kShortSegment * most);
     for (int32_t tokens = 8; tokens <= most_short; tokens *= 2) step([&] { record_graph(tokens, true); });
     step([&] {
-      for (const int32_t rows : {1, sizes_.rows}) {  // whose jobs are zeros still: nothing
+      for (int32_t rows = 1; rows <= sizes_.rows; rows *= 2) {  // whose jobs are zeros still: nothing
         draw_rows(launch_, w_.logits, numbers_at(w_.numbers, 1).jobs, rows, shape_.vocabulary, lists(), w_.stats,
                   outcomes());
       }

@@ -20,13 +20,14 @@
 //      which the first block reads once more.
 // Weights are whole numbers, so no sum depends on the order in which threads add to it.
 //
-// Launch: as rank_rows, but 512 threads a block in both cases, so that two rows share a multiprocessor. Shared memory
-// has no 64-bit atomics, so a bin's weight is two 32-bit words; a carry, or a weight of 2^32 and more (tokens at least
-// an eighth as likely as the likeliest), takes a second atomic addition. Operations, 65,024 logits: a weight takes
-// about 20 instructions, so 25 to 35 for each logit and reading. A block that has half of a multiprocessor issues about
-// 50 of them a cycle: 43,000 cycles or 25 us a reading, and with top-p (three readings and the last stretch) 75 us; 256
-// rows run at the same time on an H100, so expected are 80 us for 1 to 256 rows of one block, and for a cluster an
-// eighth of it, 10 us, and some 10 barriers of 0.5 us: 15 us.
+// Launch: blocks of 512 threads, of which a multiprocessor takes two; from sm_90 on a cluster of 8, 4 or 2 blocks a row,
+// as many as run at the same time with all rows. Shared memory has no 64-bit atomics, so a bin's weight is two 32-bit
+// words; a carry, or a weight of 2^32 and more (tokens at least an eighth as likely as the likeliest), takes a second
+// atomic addition.
+// Operations, 65,024 logits: a weight takes about 20 instructions, so 25 to 35 for each logit and reading. A block that
+// has half of a multiprocessor issues about 50 of them a cycle: 43,000 cycles or 25 us a reading, and with top-p (three
+// readings and the last stretch) 75 us; 256 rows run at the same time on an H100, so expected are 80 us for them, and
+// for a row, which has a cluster, an eighth of it, 10 us, and some 10 barriers of 0.5 us: 15 us.
 namespace chatglm::cuda {
 
 namespace {
@@ -575,9 +576,12 @@ void launch_draw_rows(const Launch& launch, float* logits, const SamplingJob* jo
 void draw_rows(const Launch& launch, float* logits, const SamplingJob* jobs, int32_t rows, int32_t vocabulary,
                uint32_t* lists, const RowStats* stats, Outcome* outcomes) {
   if (rows == 0) return;
-  (rows_in_clusters(launch, rows, vocabulary) ? launch_draw_rows<kParts> : launch_draw_rows<1>)(launch, logits, jobs,
-                                                                                                rows, vocabulary, lists,
-                                                                                                stats, outcomes);
+  const int32_t parts = parts_of_rows(launch, rows, vocabulary);
+  const auto launch_rows = parts == 8   ? launch_draw_rows<8>
+                           : parts == 4 ? launch_draw_rows<4>
+                           : parts == 2 ? launch_draw_rows<2>
+                                        : launch_draw_rows<1>;
+  launch_rows(launch, logits, jobs, rows, vocabulary, lists, stats, outcomes);
 }
 
 }  // namespace chatglm::cuda
