@@ -20,14 +20,14 @@
 //      which the first block reads once more.
 // Weights are whole numbers, so no sum depends on the order in which threads add to it.
 //
-// Launch: blocks of 512 threads, of which a multiprocessor takes two; from sm_90 on a cluster of 8, 4 or 2 blocks a row,
-// as many as run at the same time with all rows. Shared memory has no 64-bit atomics, so a bin's weight is two 32-bit
-// words; a carry, or a weight of 2^32 and more (tokens at least an eighth as likely as the likeliest), takes a second
-// atomic addition.
-// Operations, 65,024 logits: a weight takes about 20 instructions, so 25 to 35 for each logit and reading. A block that
-// has half of a multiprocessor issues about 50 of them a cycle: 43,000 cycles or 25 us a reading, and with top-p (three
-// readings and the last stretch) 75 us; 256 rows run at the same time on an H100, so expected are 80 us for them, and
-// for a row, which has a cluster, an eighth of it, 10 us, and some 10 barriers of 0.5 us: 15 us.
+// Launch: blocks of 512 threads, of which a multiprocessor takes two; from sm_90 on a cluster of 8, 4 or 2 blocks a
+// row, as many as run at the same time with all rows. Shared memory has no 64-bit atomics, so a bin's weight is two
+// 32-bit words; a carry, or a weight of 2^32 and more (tokens at least an eighth as likely as the likeliest), takes a
+// second atomic addition. Operations, 65,024 logits: a weight takes about 20 instructions, so 25 to 35 for each logit
+// and reading. A block that has half of a multiprocessor issues about 50 of them a cycle: 43,000 cycles or 25 us a
+// reading, and with top-p (three readings and the last stretch) 75 us; 256 rows run at the same time on an H100, so
+// expected are 80 us for them, and for a row, which has a cluster, an eighth of it, 10 us, and some 10 barriers of 0.5
+// us: 15 us.
 namespace chatglm::cuda {
 
 namespace {
@@ -73,23 +73,22 @@ struct Shared {
 /// The sum of the threads before this one, and of all. All threads of the block call this.
 __device__ __forceinline__ uint64_t prefix(uint64_t x, uint64_t* scan, uint64_t& sum) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  uint64_t inclusive = x;
+  const auto add_lanes_before = [&](uint64_t inclusive) {
 #pragma unroll
-  for (int step = 1; step < 32; step *= 2) {
-    const uint64_t other = __shfl_up_sync(0xffffffffu, inclusive, step);
-    if (lane >= step) inclusive += other;
-  }
+    for (int step = 1; step < 32; step *= 2) {
+      const uint64_t other = __shfl_up_sync(0xffffffffu, inclusive, step);
+      if (lane >= step) inclusive += other;
+    }
+    return inclusive;
+  };
+  const uint64_t inclusive = add_lanes_before(x);
   __syncthreads();  // what an earlier call left in `scan` has been read
   if (lane == 31) scan[warp] = inclusive;
   __syncthreads();
-  uint64_t before = 0;
-  sum = 0;
-#pragma unroll
-  for (int w = 0; w < kWarps; ++w) {
-    if (w < warp) before += scan[w];
-    sum += scan[w];
-  }
-  return before + inclusive - x;
+  const uint64_t warps = add_lanes_before(lane < kWarps ? scan[lane] : 0);
+  sum = __shfl_sync(0xffffffffu, warps, 31);
+  const uint64_t before = __shfl_sync(0xffffffffu, warps, max(warp - 1, 0));
+  return (warp > 0 ? before : 0) + inclusive - x;
 }
 
 /// The block's share of a row: a stretch of ids for each warp.
@@ -141,7 +140,7 @@ __device__ __forceinline__ uint64_t largest_of_row(uint64_t key, int part, uint6
   __syncthreads();
   if (threadIdx.x < parts) {
     uint64_t largest = 0;
-#pragma unroll
+#pragma unroll 4
     for (int w = 0; w < kWarps; ++w) largest = max(largest, shared.scan[w]);
     *in_part<parts>(&keys[part], static_cast<int>(threadIdx.x)) = largest;
   }
@@ -394,7 +393,7 @@ class Search {
       for (int distance = length / 2; distance > 0; distance /= 2) {
 #pragma unroll 1
         for (int pair = threadIdx.x; pair < size / 2; pair += kThreads) {
-          const int i = pair / distance * 2 * distance + pair % distance, j = i + distance;
+          const int i = 2 * (pair & -distance) + (pair & (distance - 1)), j = i + distance;
           const uint64_t a = shared_.collected[i], b = shared_.collected[j];
           if ((a < b) == ((i & length) == 0)) shared_.collected[i] = b, shared_.collected[j] = a;
         }
