@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <map>
-#include <unordered_map>
 #include <vector>
 
 #include "cuda/device.h"
@@ -222,7 +221,7 @@ class CudaBackend final : public Backend {
     const int32_t most_short = std::min<int32_t>(kMaxShortGraphTokens, kShortSegment * most);
     for (int32_t tokens = 8; tokens <= most_short; tokens *= 2) step([&] { record_graph(tokens, true); });
     step([&] {
-      for (const int32_t rows : {1, sizes_.rows}) {  // whose jobs are zeros still: nothing
+      for (int32_t rows = 1; rows <= sizes_.rows; rows *= 2) {  // whose jobs are zeros still: nothing
         draw_rows(launch_, w_.logits, numbers_at(w_.numbers, 1).jobs, rows, shape_.vocabulary, lists(), w_.stats,
                   outcomes());
       }
@@ -232,6 +231,7 @@ class CudaBackend final : public Backend {
 
   ~CudaBackend() override {
     cudaStreamSynchronize(stream_.get());
+    cudaStreamSynchronize(list_stream_.get());
     for (const auto& [key, graph] : graphs_) cudaGraphExecDestroy(graph);
   }
 
@@ -259,9 +259,11 @@ class CudaBackend final : public Backend {
     send(plan, batch);
     if (plan.graph) {
       check(cudaGraphLaunch(plan.graph, stream_.get()), "launching a graph");
+      send_lists();
       draw_rows(launch_, w_.logits, plan.numbers.jobs, plan.whole, shape_.vocabulary, lists(), w_.stats,
                 this->outcomes());
     } else {
+      send_lists();
       enqueue(plan, plan.prefill.empty() ? nullptr : &abort);
     }
     return receive(plan, logits, outcomes, abort);
@@ -345,8 +347,8 @@ class CudaBackend final : public Backend {
     return plan;
   }
 
-  // Sends the batch's numbers to the GPU, and the lists of its draws; notes in the plan where the page tables of its
-  // prefill are, and which rows there are.
+  // Sends the batch's numbers to the GPU; notes in the plan where the page tables of its prefill are, and which rows
+  // there are.
   void send(Plan& plan, std::span<const Segment> batch) {
     const auto stride = static_cast<int32_t>(plan.numbers.positions - plan.numbers.ids);
     const Numbers n = numbers_at(numbers_.data(), stride);
@@ -394,10 +396,12 @@ class CudaBackend final : public Backend {
         plan.whole += planned.job.whole;
       }
     }
-    ListWriter writer(*this);
+    list_words_ = 0;
+    list_places_.clear();
+    list_copies_.clear();
     int32_t next_whole = 0, next_other = plan.whole, next_kept = plan.rows - plan.kept;
     for (PlannedRow& planned : rows_) {
-      if (planned.job.whole) writer.add(*planned.row->draw, planned.job);
+      if (planned.job.whole) place_lists(*planned.row->draw, planned.job);
       const int32_t place = planned.row->use == Row::Use::logits ? next_kept++
                             : planned.job.whole                  ? next_whole++
                                                                  : next_other++;
@@ -406,69 +410,49 @@ class CudaBackend final : public Backend {
     }
     const auto stride = static_cast<int32_t>(n.positions - n.ids);
     for (int32_t row = plan.rows; row < stride; ++row) n.jobs[row] = {}, n.gather[row] = 0;  // padding
-    writer.send();
   }
 
-  // Puts the lists of draws one after the other into the machine's memory, then into the GPU's. Equal masks and equal
-  // lists of banned tokens of several rows are sent once: kernels only read them.
-  class ListWriter {
-   public:
-    explicit ListWriter(CudaBackend& backend) : backend_(backend) {}
-
-    void add(const Draw& draw, SamplingJob& job) {
-      job.bias_count = static_cast<int32_t>(draw.bias.size());
-      job.counts_count = static_cast<int32_t>(draw.counts.size());
-      job.banned_count = static_cast<int32_t>(draw.banned.size());
-      job.mask_words = static_cast<int32_t>(draw.mask.size());
-      job.bias = put(draw.bias.data(), draw.bias.size() * 2, false);
-      job.counts = put(draw.counts.data(), draw.counts.size() * 2, false);
-      job.banned = put(draw.banned.data(), draw.banned.size(), true);
-      job.mask = put(draw.mask.data(), draw.mask.size(), true);
-    }
-    void send() {
-      if (words_ == 0) return;
-      const size_t bytes = words_ * sizeof(uint32_t);
-      if (backend_.lists_.size() < bytes) {
-        backend_.lists_ = DeviceMemory();  // before the larger piece is taken
-        backend_.lists_ = DeviceMemory(backend_.host_lists_.size());
-      }
-      check(cudaMemcpyAsync(backend_.lists_.data(), backend_.host_lists_.data(), bytes, cudaMemcpyHostToDevice,
-                            backend_.stream_.get()),
-            "sending lists");
-    }
-
-   private:
+  // Gives the lists of a draw their places in the array of all lists. Masks and lists of banned tokens that several
+  // rows share are there once, as kernels only read them; of biases and counts they overwrite the values.
+  void place_lists(const Draw& draw, SamplingJob& job) {
     static_assert(sizeof(TokenBias) == 8 && sizeof(TokenCount) == 8);
-
-    // Returns where the list begins.
-    int32_t put(const void* source, size_t words, bool only_read) {
-      if (words == 0) return 0;
-      if (only_read) {
-        const auto known = places_.find(source);
-        if (known != places_.end() && known->second.words == words) return known->second.begin;
+    const auto place = [&](const auto& list, int32_t& begin, int32_t& count, bool is_shared) {
+      count = static_cast<int32_t>(list.size());
+      if (count == 0) return;
+      const size_t words = list.size() * sizeof(list[0]) / sizeof(uint32_t);
+      begin = static_cast<int32_t>(list_words_);
+      if (is_shared) {
+        const auto [known, is_new] = list_places_.try_emplace({list.data(), words}, begin);
+        begin = known->second;
+        if (!is_new) return;
       }
-      const size_t needed = (words_ + words) * sizeof(uint32_t);
-      if (needed > backend_.host_lists_.size()) {
-        PinnedMemory larger(std::max(2 * backend_.host_lists_.size(), needed));
-        std::copy_n(backend_.host_lists_.data(), words_ * sizeof(uint32_t), larger.data());
-        backend_.host_lists_ = std::move(larger);
-      }
-      const auto begin = static_cast<int32_t>(words_);
-      std::copy_n(static_cast<const uint8_t*>(source), words * sizeof(uint32_t),
-                  backend_.host_lists_.data() + words_ * sizeof(uint32_t));
-      words_ += words;
-      if (only_read) places_[source] = {begin, words};
-      return begin;
-    }
-
-    struct Place {
-      int32_t begin;
-      size_t words;
+      list_copies_.push_back({list.data(), words, begin});
+      list_words_ += words;
     };
-    CudaBackend& backend_;
-    size_t words_ = 0;
-    std::unordered_map<const void*, Place> places_;
-  };
+    place(draw.bias, job.bias, job.bias_count, false);
+    place(draw.counts, job.counts, job.counts_count, false);
+    place(draw.banned, job.banned, job.banned_count, true);
+    place(draw.mask, job.mask, job.mask_words, true);
+  }
+
+  // Copies the lists to the GPU in a stream of their own, while the GPU computes the layers. The draws wait for them.
+  void send_lists() {
+    if (list_words_ == 0) return;
+    const size_t bytes = list_words_ * sizeof(uint32_t);
+    if (bytes > host_lists_.size()) host_lists_ = PinnedMemory(std::max(bytes, 2 * host_lists_.size()));
+    if (bytes > lists_.size()) {
+      lists_ = DeviceMemory();  // before the larger piece is taken
+      lists_ = DeviceMemory(host_lists_.size());
+    }
+    auto* const words = reinterpret_cast<uint32_t*>(host_lists_.data());
+    for (const ListCopy& list : list_copies_) {
+      std::copy_n(static_cast<const uint8_t*>(list.source), list.words * sizeof(uint32_t),
+                  reinterpret_cast<uint8_t*>(words + list.begin));
+    }
+    check(cudaMemcpyAsync(lists_.data(), words, bytes, cudaMemcpyHostToDevice, list_stream_.get()), "sending lists");
+    lists_sent_.record(list_stream_.get());
+    lists_sent_.make_wait(stream_.get());
+  }
 
   // All kernels of a batch. `abort` is looked at between layers; without it nothing is waited for.
   void enqueue(const Plan& plan, const std::atomic<bool>* abort) {
@@ -629,11 +613,16 @@ class CudaBackend final : public Backend {
     int32_t token;
     SamplingJob job;
   };
+  struct ListCopy {
+    const void* source;
+    size_t words;
+    int32_t begin;
+  };
 
   ModelShape shape_;
   Sizes sizes_;
   Device device_;
-  Stream stream_;
+  Stream stream_, list_stream_;
   Launch launch_;
   DeviceMemory weight_memory_, kv_memory_, work_memory_, lists_;
   PinnedMemory numbers_, outcomes_, host_lists_;
@@ -641,10 +630,15 @@ class CudaBackend final : public Backend {
   KvCache kv_;
   int32_t pages_ = 0;  // of the cache that sequences have; the one behind them is for the padding of graphs
   Workspace w_;
-  Event step_done_{false}, batch_done_{true};
+  Event step_done_{false}, batch_done_{true}, lists_sent_{false};
   std::array<std::unique_ptr<Event>, kLayersAhead> layers_done_;
   std::map<std::pair<int32_t, bool>, cudaGraphExec_t> graphs_;  // by number of tokens, and whether segments are short
-  std::vector<PlannedRow> rows_;                                // of the running batch, in its order
+  // Of the running batch: its rows in its order, and the lists of its draws, of which those that kernels only read are
+  // known by their address and length.
+  std::vector<PlannedRow> rows_;
+  size_t list_words_ = 0;
+  std::vector<ListCopy> list_copies_;
+  std::map<std::pair<const void*, size_t>, int32_t> list_places_;
 };
 
 /// The backend behind the gate that closes when the process ends.

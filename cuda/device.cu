@@ -2,6 +2,9 @@
 
 #include <cudaTypedefs.h>
 
+#include <map>
+#include <mutex>
+
 #include "cuda/launch.cuh"
 #include "cuda/ptx/wgmma.cuh"
 
@@ -169,6 +172,18 @@ Device open_device(int32_t index) {
   device.wgmma = found[1] != 0;
   if (device.arch >= 900) device.clusters_of_8 = count_clusters(8, device.shared_bytes);
   return device;
+}
+
+void allow_shared_bytes(const Device& device, const void* kernel, size_t bytes) {
+  // The attribute is the process's, so what is known of it is, too. Never destroyed: threads outlive static objects.
+  static auto& mutex = *new std::mutex;
+  static auto& allowed = *new std::map<std::pair<int32_t, const void*>, size_t>;
+  const std::lock_guard lock(mutex);
+  size_t& most = allowed[{device.index, kernel}];
+  if (bytes <= most) return;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+        "asking for shared memory");
+  most = bytes;
 }
 
 std::string kernels_name(const Device& device) {

@@ -60,11 +60,12 @@ void launch_kernel(const Launch& launch, void (*kernel)(Parameters...), dim3 gri
   launch_kernel_in_clusters(launch, kernel, grid, block, shared_bytes, 1, arguments...);
 }
 
-/// Lets a kernel have more dynamic shared memory than 48 KB. Cheap: called before every launch that needs it.
-template <class Kernel>
-void allow_shared_bytes(Kernel kernel, size_t bytes) {
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
-        "asking for shared memory");
+/// Lets a kernel have so much dynamic shared memory. Called before every launch that needs more than 48 KB. What a
+/// kernel may have never becomes less: another model's thread may be about to launch it with more.
+void allow_shared_bytes(const Device& device, const void* kernel, size_t bytes);
+template <class... Parameters>
+void allow_shared_bytes(const Device& device, void (*kernel)(Parameters...), size_t bytes) {
+  allow_shared_bytes(device, reinterpret_cast<const void*>(kernel), bytes);
 }
 
 // --- Which instance of a kernel template to launch.

@@ -114,6 +114,8 @@ class Event {
   ~Event() { cudaEventDestroy(event_); }
   Event(const Event&) = delete;
   void record(cudaStream_t stream) { check(cudaEventRecord(event_, stream), "recording an event"); }
+  /// What comes to the stream from now on waits for the event.
+  void make_wait(cudaStream_t stream) { check(cudaStreamWaitEvent(stream, event_), "ordering two streams"); }
   void wait() { check(cudaEventSynchronize(event_), "running the model"); }
 
  private:

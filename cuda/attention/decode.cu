@@ -486,7 +486,7 @@ void launch_attend_decode(const Launch& launch, const Plan& plan, dim3 grid, Par
   const size_t fitting = (launch.device->shared_bytes - sizeof(Shared<D>)) / page_bytes;
   parameters.slots = std::min(plan.slots, static_cast<int32_t>(fitting));
   const size_t shared_bytes = static_cast<size_t>(parameters.slots) * page_bytes;
-  allow_shared_bytes(attend_decode_kernel<type, D>, shared_bytes);
+  allow_shared_bytes(*launch.device, attend_decode_kernel<type, D>, shared_bytes);
   launch_kernel_in_clusters(launch, attend_decode_kernel<type, D>, grid, kDecodeThreads, shared_bytes, plan.cluster,
                             parameters);
 }

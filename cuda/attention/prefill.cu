@@ -225,7 +225,7 @@ __global__ void __launch_bounds__(kThreads, 2) attend_kernel(const PrefillProble
 
 template <int D, KvType kType>
 void launch_kernel_for(const Launch& launch, const PrefillProblem& p) {
-  allow_shared_bytes(attend_kernel<D, kType>, kSharedBytes<D>);
+  allow_shared_bytes(*launch.device, attend_kernel<D, kType>, kSharedBytes<D>);
   launch_kernel(launch, attend_kernel<D, kType>, dim3(prefill_tiles(p) * p.groups), dim3(kThreads), kSharedBytes<D>, p);
 }
 

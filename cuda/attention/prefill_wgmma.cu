@@ -357,10 +357,10 @@ void attend_prefill_wgmma(const Launch& launch, const half* queries, int32_t hea
     splits *= 2;
   }
   if (splits == 1) {
-    allow_shared_bytes(attend_wgmma_kernel<false>, kSharedBytes);
+    allow_shared_bytes(*launch.device, attend_wgmma_kernel<false>, kSharedBytes);
     launch_kernel(launch, attend_wgmma_kernel<false>, dim3(blocks), dim3(kThreads), kSharedBytes, p, 1);
   } else {
-    allow_shared_bytes(attend_wgmma_kernel<true>, kSharedBytes);
+    allow_shared_bytes(*launch.device, attend_wgmma_kernel<true>, kSharedBytes);
     launch_kernel_in_clusters(launch, attend_wgmma_kernel<true>, dim3(blocks * splits), dim3(kThreads), kSharedBytes,
                               splits, p, splits);
   }

@@ -244,7 +244,7 @@ void launch_tiles(const Launch& launch, const PackedMatrix& weights, int32_t tok
 
   const TileGrid grid{weights.row_tiles / kWarps, (tokens + N - 1) / N};
   const StreamK split = split_stream_k(grid.row_blocks * grid.token_blocks, weights.chunks, blocks, 4);
-  allow_shared_bytes(multiply_tiles<type, N>, shared_bytes);
+  allow_shared_bytes(*launch.device, multiply_tiles<type, N>, shared_bytes);
   launch_kernel(launch, multiply_tiles<type, N>, dim3(static_cast<uint32_t>(split.blocks)), dim3(kThreads),
                 shared_bytes, weights, tokens, x, output, workspace, split, grid);
 }

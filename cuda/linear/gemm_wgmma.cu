@@ -168,7 +168,7 @@ void launch_shape(const Launch& launch, Parameters& p) {
   constexpr int32_t kLeastSteps = kTokens < 128 ? 4 / S::kChunks : 8;
   p.split = split_stream_k(p.grid.row_blocks * p.grid.token_blocks, steps, launch.device->multiprocessors, kLeastSteps);
   const auto kernel = gemm_wgmma_kernel<type, kSubtiles, kTokens>;
-  allow_shared_bytes(kernel, S::kSharedBytes);
+  allow_shared_bytes(*launch.device, kernel, S::kSharedBytes);
   launch_kernel(launch, kernel, dim3(static_cast<uint32_t>(p.split.blocks)), dim3(kThreads), S::kSharedBytes, p);
 }
 

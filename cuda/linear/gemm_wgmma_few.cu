@@ -168,7 +168,7 @@ void launch_tokens(const Launch& launch, Parameters& p) {
   p.tile = (row_tiles + blocks * rounds - 1) / (blocks * rounds);
   p.tiles = (row_tiles + p.tile - 1) / p.tile;
   const auto kernel = gemm_wgmma_few_kernel<type, kTokens>;
-  allow_shared_bytes(kernel, S::kSharedBytes);
+  allow_shared_bytes(*launch.device, kernel, S::kSharedBytes);
   launch_kernel(launch, kernel, dim3(static_cast<uint32_t>(std::min(p.tiles, blocks))), dim3(kThreads), S::kSharedBytes,
                 p);
 }

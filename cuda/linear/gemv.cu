@@ -453,7 +453,7 @@ void launch_gemv(const Launch& launch, const Arguments& arguments) {
   const Device& device = *launch.device;
   constexpr Kind kind = kind_of(epilogue);
   const size_t bytes = shared_bytes(device, arguments.weights, kind, arguments.tokens);
-  allow_shared_bytes(gemv_kernel<type, epilogue>, bytes);
+  allow_shared_bytes(*launch.device, gemv_kernel<type, epilogue>, bytes);
   const int32_t most = device.multiprocessors * (device.arch < kAsyncArch ? 2 : 1);
   launch_kernel(launch, gemv_kernel<type, epilogue>, static_cast<unsigned>(std::min(arguments.tiles, most)),
                 32 * warps_of(kind), bytes, arguments);

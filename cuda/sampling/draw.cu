@@ -20,13 +20,14 @@
 //      which the first block reads once more.
 // Weights are whole numbers, so no sum depends on the order in which threads add to it.
 //
-// Launch: as rank_rows, but 512 threads a block in both cases, so that two rows share a multiprocessor. Shared memory
-// has no 64-bit atomics, so a bin's weight is two 32-bit words; a carry, or a weight of 2^32 and more (tokens at least
-// an eighth as likely as the likeliest), takes a second atomic addition. Operations, 65,024 logits: a weight takes
-// about 20 instructions, so 25 to 35 for each logit and reading. A block that has half of a multiprocessor issues about
-// 50 of them a cycle: 43,000 cycles or 25 us a reading, and with top-p (three readings and the last stretch) 75 us; 256
-// rows run at the same time on an H100, so expected are 80 us for 1 to 256 rows of one block, and for a cluster an
-// eighth of it, 10 us, and some 10 barriers of 0.5 us: 15 us.
+// Launch: blocks of 512 threads, of which a multiprocessor takes two; from sm_90 on a cluster of 8, 4 or 2 blocks a
+// row, as many as run at the same time with all rows. Shared memory has no 64-bit atomics, so a bin's weight is two
+// 32-bit words; a carry, or a weight of 2^32 and more (tokens at least an eighth as likely as the likeliest), takes a
+// second atomic addition. Operations, 65,024 logits: a weight takes about 20 instructions, so 25 to 35 for each logit
+// and reading. A block that has half of a multiprocessor issues about 50 of them a cycle: 43,000 cycles or 25 us a
+// reading, and with top-p (three readings and the last stretch) 75 us; 256 rows run at the same time on an H100, so
+// expected are 80 us for them, and for a row, which has a cluster, an eighth of it, 10 us, and some 10 barriers of 0.5
+// us: 15 us.
 namespace chatglm::cuda {
 
 namespace {
@@ -59,7 +60,7 @@ struct Shared {
   uint64_t collected[kCollected];                   // in the first block
   uint64_t stretches[kWarps * parts];               // weights; in the first block
   uint64_t scan[kWarps];
-  uint64_t most[parts], least[parts];  // keys of each block; the same in all
+  uint64_t most[parts], least[parts];  // keys of each block (those of `least` inverted); the same in all
   SamplingJob job;
   CountAndWeight bin_before;  // of the bins before the one that was found
   Limit limit;
@@ -72,26 +73,23 @@ struct Shared {
 /// The sum of the threads before this one, and of all. All threads of the block call this.
 __device__ __forceinline__ uint64_t prefix(uint64_t x, uint64_t* scan, uint64_t& sum) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  uint64_t inclusive = x;
+  const auto add_lanes_before = [&](uint64_t inclusive) {
 #pragma unroll
-  for (int step = 1; step < 32; step *= 2) {
-    const uint64_t other = __shfl_up_sync(0xffffffffu, inclusive, step);
-    if (lane >= step) inclusive += other;
-  }
+    for (int step = 1; step < 32; step *= 2) {
+      const uint64_t other = __shfl_up_sync(0xffffffffu, inclusive, step);
+      if (lane >= step) inclusive += other;
+    }
+    return inclusive;
+  };
+  const uint64_t inclusive = add_lanes_before(x);
   __syncthreads();  // what an earlier call left in `scan` has been read
   if (lane == 31) scan[warp] = inclusive;
   __syncthreads();
-  uint64_t before = 0;
-  sum = 0;
-#pragma unroll
-  for (int w = 0; w < kWarps; ++w) {
-    if (w < warp) before += scan[w];
-    sum += scan[w];
-  }
-  return before + inclusive - x;
+  const uint64_t warps = add_lanes_before(lane < kWarps ? scan[lane] : 0);
+  sum = __shfl_sync(0xffffffffu, warps, 31);
+  const uint64_t before = __shfl_sync(0xffffffffu, warps, max(warp - 1, 0));
+  return (warp > 0 ? before : 0) + inclusive - x;
 }
-
-__device__ __forceinline__ uint64_t smallest_key(uint64_t key) { return ~largest_key<32>(~key); }
 
 /// The block's share of a row: a stretch of ids for each warp.
 template <int parts>
@@ -132,6 +130,26 @@ struct Walk {
     }
   }
 };
+
+/// The largest key of a row's threads. `keys` has one of each block, and is not in use.
+template <int parts>
+__device__ __forceinline__ uint64_t largest_of_row(uint64_t key, int part, uint64_t (&keys)[parts],
+                                                   Shared<parts>& shared) {
+  key = largest_key<32>(key);
+  if (threadIdx.x % 32 == 0) shared.scan[threadIdx.x / 32] = key;
+  __syncthreads();
+  if (threadIdx.x < parts) {
+    uint64_t largest = 0;
+#pragma unroll 4
+    for (int w = 0; w < kWarps; ++w) largest = max(largest, shared.scan[w]);
+    *in_part<parts>(&keys[part], static_cast<int>(threadIdx.x)) = largest;
+  }
+  row_sync<parts>();
+  uint64_t largest = 0;
+#pragma unroll
+  for (int p = 0; p < parts; ++p) largest = max(largest, keys[p]);
+  return largest;
+}
 
 // --- Step 1.
 
@@ -186,20 +204,7 @@ __device__ __forceinline__ uint64_t largest_changed(const SamplingJob& job, cons
     }
     if (logit > largest) largest = logit, id_of_largest = id;
   });
-  const uint64_t key = largest_key<32>(id_of_largest < 0 ? 0 : make_key(largest, id_of_largest));
-  if (threadIdx.x % 32 == 0) shared.scan[threadIdx.x / 32] = key;
-  __syncthreads();
-  if (threadIdx.x < parts) {
-    uint64_t most = 0;
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) most = max(most, shared.scan[w]);
-    *in_part<parts>(&shared.most[part], static_cast<int>(threadIdx.x)) = most;
-  }
-  row_sync<parts>();
-  uint64_t most = 0;
-#pragma unroll
-  for (int p = 0; p < parts; ++p) most = max(most, shared.most[p]);
-  return most;
+  return largest_of_row<parts>(id_of_largest < 0 ? 0 : make_key(largest, id_of_largest), part, shared.most, shared);
 }
 
 // --- Step 2.
@@ -361,22 +366,8 @@ class Search {
   __device__ __forceinline__ void find_ends() {
     uint64_t least = ~uint64_t{0}, most = 0;
     each([&](uint64_t key, uint64_t) { least = min(least, key), most = max(most, key); });
-    least = smallest_key(least), most = largest_key<32>(most);
-    row_sync<parts>();  // all have read what `most` and `least` had
-    if (threadIdx.x < parts) shared_.most[threadIdx.x] = 0, shared_.least[threadIdx.x] = ~uint64_t{0};
-    row_sync<parts>();
-    if (threadIdx.x % 32 < parts) {
-      const int p = static_cast<int>(threadIdx.x) % 32;
-      atomicMax(reinterpret_cast<unsigned long long*>(in_part<parts>(&shared_.most[part_], p)), most);
-      atomicMin(reinterpret_cast<unsigned long long*>(in_part<parts>(&shared_.least[part_], p)), least);
-    }
-    row_sync<parts>();
-    crowd_.most = 0, crowd_.least = ~uint64_t{0};
-#pragma unroll
-    for (int p = 0; p < parts; ++p) {
-      crowd_.most = max(crowd_.most, shared_.most[p]);
-      crowd_.least = min(crowd_.least, shared_.least[p]);
-    }
+    crowd_.most = largest_of_row<parts>(most, part_, shared_.most, shared_);
+    crowd_.least = ~largest_of_row<parts>(~least, part_, shared_.least, shared_);
   }
 
   /// Brings the crowd's keys to the first block. There is room for them all.
@@ -402,7 +393,7 @@ class Search {
       for (int distance = length / 2; distance > 0; distance /= 2) {
 #pragma unroll 1
         for (int pair = threadIdx.x; pair < size / 2; pair += kThreads) {
-          const int i = pair / distance * 2 * distance + pair % distance, j = i + distance;
+          const int i = 2 * (pair & -distance) + (pair & (distance - 1)), j = i + distance;
           const uint64_t a = shared_.collected[i], b = shared_.collected[j];
           if ((a < b) == ((i & length) == 0)) shared_.collected[i] = b, shared_.collected[j] = a;
         }
@@ -584,9 +575,12 @@ void launch_draw_rows(const Launch& launch, float* logits, const SamplingJob* jo
 void draw_rows(const Launch& launch, float* logits, const SamplingJob* jobs, int32_t rows, int32_t vocabulary,
                uint32_t* lists, const RowStats* stats, Outcome* outcomes) {
   if (rows == 0) return;
-  (rows_in_clusters(launch, rows, vocabulary) ? launch_draw_rows<kParts> : launch_draw_rows<1>)(launch, logits, jobs,
-                                                                                                rows, vocabulary, lists,
-                                                                                                stats, outcomes);
+  const int32_t parts = parts_of_rows(launch, rows, vocabulary);
+  const auto launch_rows = parts == 8   ? launch_draw_rows<8>
+                           : parts == 4 ? launch_draw_rows<4>
+                           : parts == 2 ? launch_draw_rows<2>
+                                        : launch_draw_rows<1>;
+  launch_rows(launch, logits, jobs, rows, vocabulary, lists, stats, outcomes);
 }
 
 }  // namespace chatglm::cuda

@@ -374,9 +374,8 @@ void fill_job(const Row& row, int32_t vocabulary, SamplingJob& job) {
 void rank_rows(const Launch& launch, const float* logits, const SamplingJob* jobs, int32_t rows, int32_t vocabulary,
                RowStats* stats, Outcome* outcomes) {
   if (rows == 0) return;
-  (rows_in_clusters(launch, rows, vocabulary) ? launch_rank_rows<kParts> : launch_rank_rows<1>)(launch, logits, jobs,
-                                                                                                rows, vocabulary, stats,
-                                                                                                outcomes);
+  const bool clusters = parts_of_rows(launch, rows, vocabulary) == kParts;
+  (clusters ? launch_rank_rows<kParts> : launch_rank_rows<1>)(launch, logits, jobs, rows, vocabulary, stats, outcomes);
 }
 
 }  // namespace chatglm::cuda

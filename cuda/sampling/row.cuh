@@ -46,9 +46,13 @@ __device__ __forceinline__ uint64_t largest_key(uint64_t key) {
 constexpr int kParts = 8;            // blocks of a row, where there are clusters
 constexpr int32_t kShortRow = 8192;  // one block is enough
 
-/// Whether rows get a cluster each. Many rows fill the GPU with a block each.
-inline bool rows_in_clusters(const Launch& launch, int32_t rows, int32_t vocabulary) {
-  return launch.device->arch >= 900 && vocabulary > kShortRow && rows * 4 <= launch.device->multiprocessors;
+/// How many blocks, 8, 4, 2 or 1, of a cluster a row gets, if a multiprocessor takes two blocks. Many rows fill the GPU
+/// with a block each.
+inline int32_t parts_of_rows(const Launch& launch, int32_t rows, int32_t vocabulary) {
+  if (launch.device->arch < 900 || vocabulary <= kShortRow) return 1;
+  int32_t parts = kParts;
+  while (parts > 1 && rows * parts > 2 * launch.device->multiprocessors) parts /= 2;
+  return parts;
 }
 
 // The blocks of a row: a cluster, or one block, whose barrier is __syncthreads.

@@ -169,6 +169,53 @@ TEST_F(CudaBackendTest, AllMemoryComesBack) {
   EXPECT_GE(static_cast<double>(free_after), static_cast<double>(free_before) - 4e6);
 }
 
+// Kernels' attributes are the process's, while each model's layers want other shared memory of the same kernels.
+TEST_F(CudaBackendTest, ModelsOfSeveralThreadsLoadAndComputeAtOnce) {
+  struct Shape {
+    ModelSource source;
+    Tokens tokens;
+    Rows expected;
+  };
+  std::vector<Shape> shapes;
+  for (const auto& [hidden, ffn] : {std::pair{96, 1056}, {2048, 544}, {64, 8192}, {512, 2048}}) {
+    ModelShape shape = small_shape(1, 32, hidden, ffn);
+    shape.layers = 4;
+    shapes.push_back(
+        {random_model(shape, DataType::q4_0, 50 + shapes.size()), random_tokens(30, 51, shape.vocabulary), {}});
+  }
+  const Pages pages = {0};
+  const auto compute = [&](const Shape& shape) {
+    Model model(shape.source, options_of(1, 8, kPageTokens));
+    cuda::gpu_info(0);
+    Rows rows = model.logits(shape.tokens, pages, 0, 12);               // with chunks that no graph has
+    const Rows singles = model.logits(shape.tokens, pages, 10, 1, 10);  // graphs of one token
+    const Rows shorts = model.logits(shape.tokens, pages, 14, 5, 14);   // graphs of short segments
+    rows.insert(rows.end(), singles.begin(), singles.end());
+    rows.insert(rows.end(), shorts.begin(), shorts.end());
+    return rows;
+  };
+  for (Shape& shape : shapes) shape.expected = compute(shape);
+  std::atomic<int> differing{0};
+  std::vector<std::string> problems(2 * shapes.size());
+  std::vector<std::thread> threads;
+  for (size_t i = 0; i < problems.size(); ++i) {
+    threads.emplace_back([&, i] {
+      try {
+        for (int round = 0; round < 8; ++round) {
+          const Shape& shape = shapes[(i + static_cast<size_t>(round)) % shapes.size()];
+          const Rows rows = compute(shape);
+          if (std::memcmp(rows.data(), shape.expected.data(), rows.size() * sizeof(float)) != 0) ++differing;
+        }
+      } catch (const std::exception& error) {
+        problems[i] = error.what();
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (const std::string& problem : problems) EXPECT_EQ(problem, "");
+  EXPECT_EQ(differing, 0);
+}
+
 TEST_F(CudaBackendTest, SaysWhatItIs) {
   for (const DataType type : {DataType::f32, DataType::q8_0, DataType::q4_0}) {
     const ModelSource source = random_model(shape_, type);

@@ -220,17 +220,24 @@ TEST_F(CudaBackendTest, BatchesOfEverySizeUpTo300) {
       ASSERT_TRUE(model.backend->forward(batch, rows.data(), others.data(), kNever));
       for (size_t i = 0, other = 0; i < batch.size(); ++i) {
         const Sequence& s = *owners[i];
+        const auto last = static_cast<int64_t>(s.tokens.size()) - 1;
         const std::string how = "batch of " + std::to_string(count) + ", sequence " + std::to_string(i);
         if (i < begin || i >= begin + wanted) {
-          ASSERT_EQ(others[other].token, outcomes[i].token) << how;
-          ASSERT_EQ(others[other++].logprob, outcomes[i].logprob) << how;
+          // More rows than fit come in slices, for which one row may be alone and take another kernel.
+          if (count <= 256) {
+            ASSERT_EQ(others[other].token, outcomes[i].token) << how;
+            ASSERT_EQ(others[other].logprob, outcomes[i].logprob) << how;
+          }
+          expect_outcome_close(others[other++], row_of(s.expected, shape_.vocabulary, last), how);
           continue;
         }
         const auto row = row_of(rows, shape_.vocabulary, static_cast<int64_t>(i - begin));
-        ASSERT_LT(row_error(row, row_of(s.expected, shape_.vocabulary, static_cast<int64_t>(s.tokens.size()) - 1)),
-                  kRowFactor * kBar)
-            << how;
-        expect_outcome_is(outcomes[i], greedy_rows(1)[0], row, how);
+        ASSERT_LT(row_error(row, row_of(s.expected, shape_.vocabulary, last)), kRowFactor * kBar) << how;
+        if (count <= 256) {
+          expect_outcome_is(outcomes[i], greedy_rows(1)[0], row, how);
+        } else {
+          expect_outcome_close(outcomes[i], row_of(s.expected, shape_.vocabulary, last), how);
+        }
       }
     }
   }
