@@ -259,6 +259,7 @@ export function toNativeOrder(options: GenerateOptions): Pick<NativeRequest, 'pr
   const priority = integerOption('priority', options.priority, 0, { least: -1e6, most: 1e6 });
   const { client = '' } = options;
   if (typeof client === 'string') return { priority, client, weight: 1 };
+  if (!isPlainObject(client)) throw invalidArgument(`client must be a string or { key, weight }, got ${show(client)}`);
   const { key, weight } = readOptions<{ key: string; weight?: number }>(client, ['key', 'weight'], 'client');
   if (typeof key !== 'string') throw invalidArgument(`client.key must be a string, got ${show(key)}`);
   return { priority, client: key, weight: numberOption('client.weight', weight, 1, WEIGHTS) };
