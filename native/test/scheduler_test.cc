@@ -339,9 +339,9 @@ TEST(Scheduler, TenThousandRandomLoadsEnd) {
       }
       simulation.step();
       simulation.check_pages();
-      // A step in which nothing is computed again ends at least one token of the work; a preempted sequence lost less
-      // than the older ones gained.
-      ASSERT_LT(simulation.steps, 100 + 8 * simulation.work()) << "requests starve";
+      // Without preemption each step computes at least one token. What is computed again after preemptions has at most
+      // doubled the work (1.8 times over all seeds).
+      ASSERT_LT(simulation.steps, 100 + 2 * simulation.work()) << "requests starve";
     }
     if (testing::Test::HasFailure()) return;
     EXPECT_EQ(simulation.scheduler.running(), 0);
@@ -372,7 +372,7 @@ TEST(Scheduler, ChunksKeepWithinTwiceTheBudget) {
     SCOPED_TRACE(seed);
     Random random(seed);
     const auto number = [&](int64_t least, int64_t most) { return static_cast<int32_t>(random.integer(least, most)); };
-    const Costs costs{2 + 20 * random.uniform(), 0.2 * random.uniform(), random.uniform(),
+    const Costs costs{2 + 20 * random.uniform(), (random.chance(0.5) ? 5 : 0.2) * random.uniform(), random.uniform(),
                       0.01 + 0.2 * random.uniform()};
     SchedulerLimits limits{number(2, 32), 512, 8, 64, random.chance(0.3) ? 5 + 20 * random.uniform() : 0};
     Simulation simulation(limits, 4000, costs, seed);
@@ -389,9 +389,10 @@ TEST(Scheduler, ChunksKeepWithinTwiceTheBudget) {
 }
 
 // Four answers run while prompts never end; the chunks of the steps with prompts.
-std::vector<int32_t> steady_chunks(int64_t slow_step, int64_t steps, double budget_ms = 0) {
+std::vector<int32_t> steady_chunks(int64_t slow_step, int64_t steps, double budget_ms = 0, Costs costs = {},
+                                   uint64_t seed = 0) {
   SchedulerLimits limits{8, 1024, 8, 64, budget_ms};
-  Simulation simulation(limits, 1 << 16, {});
+  Simulation simulation(limits, 1 << 16, costs, seed);
   simulation.slow_step = slow_step;
   std::vector<int32_t> chunks;
   for (int i = 0; i < 4; ++i) simulation.submit({4, 1 << 16});
@@ -425,6 +426,23 @@ TEST(Scheduler, OneSlowStepChangesLittle) {
     if (slow > 50) {
       for (size_t i = 50; i < chunks.size(); ++i) ASSERT_GE(chunks[i], 120);
     }
+  }
+}
+
+// Two of a hundred steps take a hundred times as long, and all of them up to 20 % more or less.
+TEST(Scheduler, NoiseMovesChunksLittle) {
+  Costs costs;
+  costs.noise = 0.2;
+  costs.outliers = 0.02;
+  for (uint64_t seed = 0; seed < 50; ++seed) {
+    SCOPED_TRACE(seed);
+    std::vector<int32_t> chunks = steady_chunks(-1, 1000, 0, costs, seed);
+    const auto too_long = std::ranges::count_if(chunks, [](int32_t chunk) { return chunk > 2 * 177; });
+    std::ranges::sort(chunks);
+    const int32_t median = chunks[chunks.size() / 2];
+    EXPECT_GT(median, 120);
+    EXPECT_LT(median, 260);
+    EXPECT_LE(too_long, 10);
   }
 }
 
