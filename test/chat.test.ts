@@ -28,6 +28,7 @@ interface Request {
 class FakeModel implements ChatModel {
   readonly info: { family: ModelFamily };
   readonly tokenizer: ChatModel['tokenizer'];
+  readonly kv = {} as ChatModel['kv']; // for sessions, which are tested with a real model
   readonly requests: Request[] = [];
   readonly #scripts: Step[][];
 
@@ -61,7 +62,7 @@ class FakeModel implements ChatModel {
     const end = (finishReason: RawResult['finishReason']) => {
       finish({
         finishReason,
-        usage: { promptTokens: prompt.length, cachedTokens: 0, generatedTokens: request.given },
+        usage: { promptTokens: prompt.length, cachedTokens: 0, generatedTokens: request.given, speculatedTokens: 0 },
         timings: {
           queueMs: 0,
           firstTokenMs: 1,

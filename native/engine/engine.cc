@@ -304,11 +304,22 @@ void Engine::take_inbox(Backend& backend) {
 void Engine::admit(Backend& backend) {
   while (Job* next = scheduler_->next()) {
     Sequence& sequence = *sequences_.at(next->id);
+    // What did not fit is not looked up again before there are more pages.
+    if (next->id == blocked_ && cache_->available_pages() <= blocked_pages_ && scheduler_->running() > 0 &&
+        !scheduler_->victim_for(*next)) {
+      return;
+    }
+    blocked_ = 0;
+    const int32_t available = cache_->available_pages();
     find_cached(backend, sequence);
     if (!scheduler_->fits(*next, cache_->available_pages())) {
       Job* victim = scheduler_->victim_for(*next);
       give_pages_back(sequence);
-      if (!victim) return;  // the request waits until pages or a sequence's place are free
+      if (!victim) {  // the request waits until pages or a sequence's place are free
+        blocked_ = next->id;
+        blocked_pages_ = available;
+        return;
+      }
       preempt(*sequences_.at(victim->id));
       continue;
     }
@@ -366,8 +377,8 @@ void Engine::preempt(Sequence& sequence) {
 }
 
 Scheduler::Plan Engine::plan(Backend& backend) {
+  draft();
   for (;;) {
-    draft();
     Scheduler::Plan plan = scheduler_->plan(cache_->available_pages());
     if (!plan.preempt) {
       bool more = false;  // a chunk begins with tokens that others have computed meanwhile
@@ -398,14 +409,20 @@ Scheduler::Plan Engine::plan(Backend& backend) {
 // Guesses the next tokens of the sequences that decode.
 void Engine::draft() {
   int32_t decoding = 0;
-  for (const auto& [_, sequence] : sequences_) decoding += sequence->job.decoding;
+  for (const auto& [_, sequence] : sequences_) {
+    decoding += sequence->job.decoding;
+    sequence->job.drafts = 0;
+  }
+  if (decoding < static_cast<int32_t>(sequences_.size())) return;  // prompts take what a step has room for
   for (const auto& [_, sequence] : sequences_) {
     Job& job = sequence->job;
-    job.drafts = 0;
-    if (!job.decoding || !sequence->speculator) continue;
+    if (!sequence->speculator) continue;
     const int32_t left = sequence->request.max_tokens - sequence->generated - 1;
     Speculator& speculator = *sequence->speculator;
-    if (!scheduler_->drafts_pay(decoding, Speculator::kMostDrafts, speculator.acceptance())) continue;
+    if (!scheduler_->drafts_pay(decoding, Speculator::kMostDrafts, speculator.acceptance())) {
+      speculator.rest();
+      continue;
+    }
     sequence->drafts = speculator.draft(sequence->tokens, left);
     job.drafts = static_cast<int32_t>(sequence->drafts.size());
   }
@@ -601,7 +618,7 @@ void Engine::finish(Sequence& sequence, FinishReason reason) {
   // The prefix cache keeps the computed pages for sequences that begin with the same tokens.
   sequence.tokens.resize(static_cast<size_t>(sequence.job.evaluated));
   if (sequence.request.pin && reason != FinishReason::cancelled) {
-    cache_->note(sequence.holding, sequence.tokens);
+    cache_->complete(sequence.holding, sequence.tokens);
     pins_.emplace(sequence.id(), Pin{std::move(sequence.holding), std::move(sequence.tokens), false, {}});
   } else {
     cache_->end(sequence.holding, sequence.tokens, options_.prefix_cache);
@@ -614,6 +631,8 @@ void Engine::finish(Sequence& sequence, FinishReason reason) {
 
 void Engine::fail(Sequence& sequence, const Error& error) {
   cache_->end(sequence.holding, {}, false);
+  // What led to logits that are not finite may be in pages that others would find.
+  if (error.code == "ERR_INVALID_LOGITS") cache_->clear();
   count_out(sequence);
   trace(sequence, Trace::Phase::failed, sequence.generated);
   listener_.on_error(sequence.id(), error);

@@ -248,6 +248,8 @@ class Engine {
   std::map<uint32_t, Pin> pins_;
   std::unique_ptr<Scheduler> scheduler_;
   std::unique_ptr<KvCache> cache_;
+  uint32_t blocked_ = 0;           // the waiting request that came next and did not fit; 0: none
+  int32_t blocked_pages_ = 0;      // that were available then
   std::vector<float> logits_;      // (rows of a batch, vocabulary)
   std::vector<Outcome> outcomes_;  // (tokens of a batch)
   Stats totals_;

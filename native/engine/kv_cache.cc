@@ -168,19 +168,22 @@ void KvCache::note(Holding& holding, std::span<const int32_t> tokens) {
   }
 }
 
-void KvCache::end(Holding& holding, std::span<const int32_t> tokens, bool keep) {
-  if (keep) note(holding, tokens);
+void KvCache::complete(Holding& holding, std::span<const int32_t> tokens) {
+  note(holding, tokens);
   const auto done = static_cast<size_t>(holding.registered) * static_cast<size_t>(page_tokens_);
-  if (keep && is_chained(holding) && done < tokens.size() &&
-      holding.pages.size() > static_cast<size_t>(holding.registered)) {
+  if (is_chained(holding) && done < tokens.size() && holding.pages.size() > static_cast<size_t>(holding.registered)) {
     const auto i = static_cast<size_t>(holding.registered);
     const Prefix last = {parent_of(holding, i), tokens.subspan(done)};
     const auto after = sorted_.lower_bound(last);
     // Where a page begins with the same tokens, this one is of no use.
     const bool useless = after != sorted_.end() && after->parent == last.parent &&
                          common_prefix(tokens_of(after->page), last.tokens) == static_cast<int32_t>(last.tokens.size());
-    if (!useless) enter(holding.pages[i], last.parent, last.tokens, 0);
+    if (!useless && at(holding.pages[i]).tokens == 0) enter(holding.pages[i], last.parent, last.tokens, 0);
   }
+}
+
+void KvCache::end(Holding& holding, std::span<const int32_t> tokens, bool keep) {
+  if (keep) complete(holding, tokens);
   // From the last to the first: of pages that nobody holds, the children are evicted before their parents.
   for (size_t i = holding.pages.size(); i-- > 0;) release(holding.pages[i]);
   holding.pages.clear();

@@ -50,7 +50,10 @@ class KvCache {
   /// Registers the pages that became full. `tokens` are those of the sequence whose keys and values were computed. A
   /// page whose equal is registered already is given back for that one: the page table changes.
   void note(Holding& holding, std::span<const int32_t> tokens);
-  /// Ends a sequence. With `keep`, its last page is registered as well.
+  /// As note(), and registers the last page as well, although it may not be full: for a sequence to which nothing is
+  /// added any more.
+  void complete(Holding& holding, std::span<const int32_t> tokens);
+  /// Ends a sequence. With `keep`, it is completed first.
   void end(Holding& holding, std::span<const int32_t> tokens, bool keep);
   /// Forgets everything that is registered. Sequences go on with the pages that they hold.
   void clear();

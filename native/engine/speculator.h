@@ -21,6 +21,8 @@ class Speculator {
   std::span<const int32_t> draft(std::span<const int32_t> tokens, int32_t most);
   /// Of the drafts, so many were accepted.
   void judge(int32_t drafts, int32_t accepted);
+  /// A step without a draft, because drafts did not pay: what was wrong long ago counts less.
+  void rest() { acceptance_ += 0.01 * (1 - acceptance_); }
   /// The share of recent drafts that were accepted, from 0 to 1.
   double acceptance() const { return acceptance_; }
 

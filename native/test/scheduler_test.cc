@@ -7,6 +7,7 @@
 #include <memory>
 #include <set>
 
+#include "engine/kv_cache.h"
 #include "test/random.h"
 
 namespace chatglm {
@@ -31,9 +32,12 @@ struct Load {
   int32_t priority = 0;
   int32_t rows = 0;     // of logits, for the last tokens of the prompt
   bool drafts = false;  // each step has guesses
+  int32_t text = 0;     // which one the prompt and the answer are the beginning of
+
+  int32_t token(int32_t position) const { return position < 10 * (text % 4) ? 0 : text; }
 };
 
-// What the engine does with the scheduler, with a plain counter of pages, and checks of each plan.
+// What the engine does with the scheduler and the pages, and checks of each plan.
 class Simulation {
  public:
   struct Request {
@@ -42,10 +46,17 @@ class Simulation {
     int32_t generated = 0, preemptions = 0;
     int64_t submitted = 0, admitted = -1, first_token = -1, ended = -1;  // steps
     bool is_running = false;
+    KvCache::Holding holding;
+    std::vector<int32_t> tokens;
   };
 
-  Simulation(SchedulerLimits limits, int32_t pages, Costs costs, uint64_t seed = 0)
-      : costs(costs), scheduler(limits), limits_(limits), pages_(pages), random_(seed) {}
+  Simulation(SchedulerLimits limits, int32_t pages, Costs costs, uint64_t seed = 0, bool prefix_cache = false)
+      : costs(costs),
+        scheduler(limits),
+        limits_(limits),
+        cache_(pages, limits.page_tokens),
+        prefix_cache_(prefix_cache),
+        random_(seed) {}
 
   Request& submit(const Load& load) {
     requests_.push_back(std::make_unique<Request>());
@@ -56,6 +67,8 @@ class Simulation {
     request.job.arrival = requests_.size();
     request.job.priority = load.priority;
     request.job.tokens = load.prompt;
+    request.holding.cached = prefix_cache_;
+    for (int32_t i = 0; i < load.prompt && prefix_cache_; ++i) request.tokens.push_back(load.token(i));
     if (load.rows > 0) request.job.rows_from = load.prompt - load.rows;
     scheduler.enqueue(request.job, load.client, load.weight);
     live_.push_back(&request);
@@ -68,6 +81,11 @@ class Simulation {
     admit();
     last = plan();
     check(last);
+    for (const Scheduler::Part& part : last.parts) {
+      Request& request = of(*part.job);
+      EXPECT_TRUE(cache_.take(request.holding, cache_.pages_for(part.job->evaluated + part.tokens)));
+      part.job->pages = static_cast<int32_t>(request.holding.pages.size());
+    }
     double took = costs.decode(last.decoding) + costs.further(last.prefill) + 0.3 * costs.token * last.drafts;
     if (last.decoding == 0) took = costs.step + costs.further(last.prefill);
     took *= 1 + costs.noise * (2 * random_.uniform() - 1);
@@ -76,10 +94,16 @@ class Simulation {
     for (const Scheduler::Part& part : last.parts) carry_out(of(*part.job), part);
   }
 
-  int32_t available() const {
-    int32_t pages = pages_;
-    for (const Request* request : live_) pages -= request->job.pages;
-    return pages;
+  int32_t available() const { return cache_.available_pages(); }
+  void check_pages() const {
+    std::vector<const KvCache::Holding*> holdings;
+    for (const Request* request : live_) {
+      holdings.push_back(&request->holding);
+      EXPECT_EQ(request->job.pages, static_cast<int32_t>(request->holding.pages.size()));
+      EXPECT_GE(request->job.pages * limits_.page_tokens, request->job.evaluated);
+      EXPECT_TRUE(request->is_running || request->job.pages == 0);
+    }
+    ASSERT_NO_THROW(cache_.check(holdings));
   }
   bool is_idle() const { return live_.empty(); }
   const std::vector<Request*>& live() const { return live_; }
@@ -96,7 +120,7 @@ class Simulation {
   int64_t steps = 0;
   int64_t slow_step = -1;  // this one takes a hundred times as long
   std::map<std::string, int64_t> served;
-  int64_t preemptions = 0, turns = 0, drafted = 0;
+  int64_t preemptions = 0, turns = 0, drafted = 0, reused = 0;
   double worst_excess = 0;  // of what prompts added to a step, over what they may
 
  private:
@@ -106,9 +130,26 @@ class Simulation {
     return a.priority != b.priority ? a.priority > b.priority : a.arrival < b.arrival;
   }
 
+  std::span<const int32_t> computed(const Request& request) const {
+    return std::span(request.tokens).first(prefix_cache_ ? static_cast<size_t>(request.job.evaluated) : 0);
+  }
   void give_pages_back(Job& job) {
+    cache_.end(of(job).holding, computed(of(job)), prefix_cache_);
     job.evaluated = job.pages = job.drafts = 0;
     job.decoding = false;
+  }
+  bool find_cached(Job& job) {
+    Request& request = of(job);
+    if (job.decoding || job.evaluated != request.holding.registered * limits_.page_tokens) return false;
+    const int32_t most = std::min(job.tokens - 1, job.rows_from < 0 ? INT32_MAX : job.rows_from);
+    if (!prefix_cache_ || most <= job.evaluated) return false;
+    const KvCache::Start start =
+        cache_.extend(request.holding, std::span(request.tokens).first(static_cast<size_t>(most)));
+    job.pages = static_cast<int32_t>(request.holding.pages.size());
+    if (start.tokens <= job.evaluated) return false;
+    reused += start.tokens - job.evaluated;
+    job.evaluated = start.tokens;
+    return true;
   }
 
   void preempt(Job& job) {
@@ -131,8 +172,10 @@ class Simulation {
       for (const Request* other : live_) {
         EXPECT_TRUE(other->is_running || other->job.priority <= next->priority) << "a higher priority was passed over";
       }
+      find_cached(*next);
       if (!scheduler.fits(*next, available())) {
         Job* victim = scheduler.victim_for(*next);
+        give_pages_back(*next);
         if (!victim) break;
         EXPECT_LT(victim->priority, next->priority);
         preempt(*victim);
@@ -157,7 +200,12 @@ class Simulation {
                 : 0;
       }
       Scheduler::Plan result = scheduler.plan(available());
-      if (!result.preempt) return result;
+      if (!result.preempt) {
+        bool more = false;
+        for (const Scheduler::Part& part : result.parts) more = find_cached(*part.job) || more;
+        if (more) continue;
+        return result;
+      }
       EXPECT_TRUE(result.parts.empty());
       EXPECT_GT(scheduler.running(), 1) << "one sequence has all pages and is yet to be preempted";
       if (testing::Test::HasFailure()) return {};
@@ -218,10 +266,10 @@ class Simulation {
 
   void carry_out(Request& request, const Scheduler::Part& part) {
     Job& job = request.job;
-    job.pages = std::max(job.pages, pages_for(job.evaluated + part.tokens));
     served[request.load.client] += part.tokens;
     if (!job.decoding) {
       job.evaluated += part.tokens;
+      if (prefix_cache_) cache_.note(request.holding, computed(request));
       if (job.remaining() > 0) return;
       if (request.load.answer == request.generated) return end(request);
       job.decoding = true;
@@ -230,25 +278,30 @@ class Simulation {
       const auto accepted = static_cast<int32_t>(random_.integer(0, part.tokens - 1));
       job.evaluated += 1 + accepted;
       for (int32_t i = 0; i <= accepted; ++i) generate(request);
+      if (prefix_cache_) cache_.note(request.holding, computed(request));
     }
     if (request.generated == request.load.answer) end(request);
   }
   void generate(Request& request) {
     if (request.first_token < 0) request.first_token = steps;
     ++request.generated;
+    if (prefix_cache_) request.tokens.push_back(request.load.token(request.job.tokens));
     ++request.job.tokens;
   }
 
   void end(Request& request) {
+    cache_.end(request.holding, computed(request), prefix_cache_);
+    request.job.pages = 0;
     scheduler.remove(request.job);
     request.is_running = false;
     request.ended = steps;
     std::erase(live_, &request);
   }
-  int32_t pages_for(int32_t tokens) const { return (tokens + limits_.page_tokens - 1) / limits_.page_tokens; }
+  int32_t pages_for(int32_t tokens) const { return cache_.pages_for(tokens); }
 
   SchedulerLimits limits_;
-  int32_t pages_;
+  KvCache cache_;
+  bool prefix_cache_;
   Random random_;
   std::vector<std::unique_ptr<Request>> requests_;
   std::vector<Request*> live_;
@@ -256,7 +309,7 @@ class Simulation {
 
 // Any order of requests, limits and costs.
 TEST(Scheduler, TenThousandRandomLoadsEnd) {
-  int64_t preemptions = 0, preempted_ended = 0, cancelled = 0, turns = 0, drafted = 0;
+  int64_t preemptions = 0, preempted_ended = 0, cancelled = 0, turns = 0, drafted = 0, reused = 0;
   for (uint64_t seed = 0; seed < 10000; ++seed) {
     SCOPED_TRACE(seed);
     Random random(seed);
@@ -266,7 +319,7 @@ TEST(Scheduler, TenThousandRandomLoadsEnd) {
                            random.chance(0.3) ? 20 * random.uniform() : 0};
     Costs costs{1 + 20 * random.uniform(), 2 * random.uniform(),         5 * random.uniform(),
                 random.uniform(),          random.chance(0.5) ? 0.2 : 0, random.chance(0.5) ? 0.02 : 0};
-    Simulation simulation(limits, context_pages * number(1, 4) + number(0, 3), costs, seed);
+    Simulation simulation(limits, context_pages * number(1, 4) + number(0, 3), costs, seed, random.chance(0.5));
     const int32_t count = number(1, 20), clients = number(1, 4), priorities = number(1, 3);
     const double arrivals = random.uniform() * random.uniform();
     const bool cancels = random.chance(0.3), rows = random.chance(0.3), drafts = random.chance(0.3);
@@ -277,7 +330,8 @@ TEST(Scheduler, TenThousandRandomLoadsEnd) {
         const int32_t prompt = number(1, context - 1), client = number(1, clients);
         const bool values = rows && random.chance(0.4);
         simulation.submit({prompt, values ? 0 : number(0, context - prompt), std::to_string(client),
-                           static_cast<double>(client), number(1, priorities), values ? number(1, prompt) : 0, drafts});
+                           static_cast<double>(client), number(1, priorities), values ? number(1, prompt) : 0, drafts,
+                           number(1, 6)});
       }
       if (cancels && !simulation.is_idle() && random.chance(0.05)) {
         simulation.cancel(
@@ -286,9 +340,10 @@ TEST(Scheduler, TenThousandRandomLoadsEnd) {
         continue;
       }
       simulation.step();
-      // A step in which nothing is computed again ends at least one token of the work; a preempted sequence lost less
-      // than the older ones gained.
-      ASSERT_LT(simulation.steps, 100 + 8 * simulation.work()) << "requests starve";
+      simulation.check_pages();
+      // Without preemption each step computes at least one token. What is computed again after preemptions has at most
+      // doubled the work (1.8 times over all seeds).
+      ASSERT_LT(simulation.steps, 100 + 2 * simulation.work()) << "requests starve";
     }
     if (testing::Test::HasFailure()) return;
     EXPECT_EQ(simulation.scheduler.running(), 0);
@@ -300,6 +355,7 @@ TEST(Scheduler, TenThousandRandomLoadsEnd) {
     preemptions += simulation.preemptions;
     turns += simulation.turns;
     drafted += simulation.drafted;
+    reused += simulation.reused;
   }
   // The interesting ways were taken.
   EXPECT_GT(preemptions, 5000);
@@ -307,6 +363,7 @@ TEST(Scheduler, TenThousandRandomLoadsEnd) {
   EXPECT_GT(cancelled, 2000);
   EXPECT_GT(turns, 1000);
   EXPECT_GT(drafted, 5000);
+  EXPECT_GT(reused, 50000);
 }
 
 // On a machine without noise, what prompts add to a step of decoding sequences is at most twice the budget that the
@@ -317,7 +374,7 @@ TEST(Scheduler, ChunksKeepWithinTwiceTheBudget) {
     SCOPED_TRACE(seed);
     Random random(seed);
     const auto number = [&](int64_t least, int64_t most) { return static_cast<int32_t>(random.integer(least, most)); };
-    const Costs costs{2 + 20 * random.uniform(), 0.2 * random.uniform(), random.uniform(),
+    const Costs costs{2 + 20 * random.uniform(), (random.chance(0.5) ? 5 : 0.2) * random.uniform(), random.uniform(),
                       0.01 + 0.2 * random.uniform()};
     SchedulerLimits limits{number(2, 32), 512, 8, 64, random.chance(0.3) ? 5 + 20 * random.uniform() : 0};
     Simulation simulation(limits, 4000, costs, seed);
@@ -334,14 +391,15 @@ TEST(Scheduler, ChunksKeepWithinTwiceTheBudget) {
 }
 
 // Four answers run while prompts never end; the chunks of the steps with prompts.
-std::vector<int32_t> steady_chunks(int64_t slow_step, int64_t steps, double budget_ms = 0) {
+std::vector<int32_t> steady_chunks(int64_t slow_step, int64_t steps, double budget_ms = 0, Costs costs = {},
+                                   uint64_t seed = 0) {
   SchedulerLimits limits{8, 1024, 8, 64, budget_ms};
-  Simulation simulation(limits, 1 << 24, {});
+  Simulation simulation(limits, 1 << 16, costs, seed);
   simulation.slow_step = slow_step;
   std::vector<int32_t> chunks;
-  for (int i = 0; i < 4; ++i) simulation.submit({4, 1 << 20});
+  for (int i = 0; i < 4; ++i) simulation.submit({4, 1 << 16});
   simulation.step();
-  simulation.submit({1 << 28, 1});
+  simulation.submit({1 << 20, 1});
   for (int64_t i = 0; i < steps; ++i) {
     simulation.step();
     if (simulation.last.prefill > 0) chunks.push_back(simulation.last.prefill);
@@ -383,6 +441,23 @@ TEST(Scheduler, ManyPromptsGetMoreOfAStep) {
   for (int i = 0; i < 100; ++i) simulation.step();
   // 20 of them beside 4: five times the step of 10.4 ms, at 0.05 ms a token.
   EXPECT_NEAR(simulation.last.prefill, 1040, 20);
+}
+
+// Two of a hundred steps take a hundred times as long, and all of them up to 20 % more or less.
+TEST(Scheduler, NoiseMovesChunksLittle) {
+  Costs costs;
+  costs.noise = 0.2;
+  costs.outliers = 0.02;
+  for (uint64_t seed = 0; seed < 50; ++seed) {
+    SCOPED_TRACE(seed);
+    std::vector<int32_t> chunks = steady_chunks(-1, 1000, 0, costs, seed);
+    const auto too_long = std::ranges::count_if(chunks, [](int32_t chunk) { return chunk > 2 * 177; });
+    std::ranges::sort(chunks);
+    const int32_t median = chunks[chunks.size() / 2];
+    EXPECT_GT(median, 100);
+    EXPECT_LT(median, 220);
+    EXPECT_LE(too_long, 10);
+  }
 }
 
 TEST(Scheduler, ShortPromptsTeachTheClock) {
