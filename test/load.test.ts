@@ -195,7 +195,7 @@ test('a checkpoint without a tokenizer takes ids and says why it takes no text',
 });
 
 test('what can never fit is ERR_OUT_OF_MEMORY with wanted and free bytes', async () => {
-  const wanted = loadSyntheticModel({ shape: 'tiny', contextLength: 1 << 23, maxSequences: 256 });
+  const wanted = loadSyntheticModel({ shape: 'tiny', contextLength: 1024, kvCacheTokens: 2 ** 32 });
   await expect(wanted).rejects.toMatchObject({
     code: 'ERR_OUT_OF_MEMORY',
     details: { wantedBytes: expect.any(Number), freeBytes: expect.any(Number) },

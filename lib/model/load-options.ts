@@ -72,9 +72,9 @@ export interface LoadOptions {
   speculation?: boolean | undefined;
   /**
    * The most milliseconds that a chunk of a prompt adds to a step in which other requests generate. Less gives running
-   * answers an even pace, more gives new requests a sooner first token. Default: as long as the step takes anyway, so that
-   * the gap between two tokens at most doubles; but where more requests wait for their first token than generate, as many
-   * times longer, up to 100 ms.
+   * answers an even pace, more gives new requests a sooner first token. Default: nearly as long as the step takes anyway for
+   * each request that waits for its first token, up to 100 ms for all: while one prompt is computed, the gap between two
+   * tokens of the others at most doubles.
    */
   prefillBudgetMs?: number | undefined;
   /** Hears the phases of all requests that have no `onTrace` of their own. Default: none. */

@@ -37,8 +37,8 @@ struct SchedulerLimits {
   int32_t batch_logits = 1;  // rows of whole logits of a step
   int32_t page_tokens = 64;
   /// The most milliseconds that chunks of prompts add to a step in which other sequences decode. 0: nearly as much as
-  /// the step takes without them, so that the gap between tokens of a running answer at most doubles; but as many times
-  /// as much, up to 100 ms, as there are more sequences that wait for their first token than decoding ones.
+  /// the step takes without them for each sequence that waits for its first token, up to 100 ms for all: while one
+  /// prompt is computed, the gap between tokens of running answers at most doubles.
   double prefill_budget_ms = 0;
 };
 
