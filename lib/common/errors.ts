@@ -32,6 +32,10 @@ export const ERROR_CODES = [
   'ERR_UNSUPPORTED',
   /** A request took longer than its `timeoutMs` or `queueTimeoutMs`. Details: `timeoutMs`. */
   'ERR_TIMEOUT',
+  /** The model takes no new requests: `drain()` was called. */
+  'ERR_DRAINING',
+  /** The process that ran an isolated model ended. Details: `signal` or `exitCode`. */
+  'ERR_RUNTIME_CRASHED',
   /** The caller's `signal` fired. `cause` is the signal's reason; the error's `name` is `AbortError`. */
   'ERR_ABORTED',
   /** The model was disposed before or during the call. */

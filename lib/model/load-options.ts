@@ -1,5 +1,6 @@
 import { callNative, loadNative, type NativeModelSpec } from '../addon/native.js';
 import type { ModelConfig } from '../checkpoint/types.js';
+import type { ChatGLMError } from '../common/errors.js';
 import {
   booleanOption,
   choiceOption,
@@ -14,6 +15,7 @@ import {
 import { DEFAULT_FAMILY, familyNamed, MODEL_FAMILIES, type ModelFamily } from '../families/index.js';
 import type { GenerateOptions } from '../generation/options.js';
 import type { TokenizerData } from '../tokenizer/data.js';
+import type { RestartLimit } from './supervisor.js';
 
 /** How far loading has come. */
 export interface LoadProgress {
@@ -79,6 +81,23 @@ export interface LoadOptions {
   prefillBudgetMs?: number | undefined;
   /** Hears the phases of all requests that have no `onTrace` of their own. Default: none. */
   onTrace?: GenerateOptions['onTrace'];
+  /**
+   * Run the model in a process of its own, so that a crash of the runtime does not end this one: requests that run then end
+   * with ERR_RUNTIME_CRASHED, and the model is loaded again as with `restart`, which is on where nothing else is said. In Electron
+   * it is a utility process. Default: false.
+   */
+  isolate?: boolean | undefined;
+  /**
+   * Load the model again by itself when it fails, such as by an error of a GPU: at most `most` times within `withinMs`
+   * milliseconds. Requests that run when it fails end with the cause; those that come before it is loaded again wait. `true` is
+   * three times a minute. Default: false; with `isolate` true.
+   */
+  restart?: boolean | { most?: number | undefined; withinMs?: number | undefined } | undefined;
+  /**
+   * Hears what is no error but should be known, such as that `auto` takes the CPU because a GPU has not memory enough.
+   * Default: `process.emitWarning()`.
+   */
+  onWarning?: ((warning: ChatGLMError) => void) | undefined;
   /** The model's family, where the checkpoint's files do not tell the right one. Default: the one they tell. */
   family?: ModelFamily | undefined;
   /** Called while loading, at most ten times a second, and when all weights are read. */
@@ -97,6 +116,9 @@ export const LOAD_OPTIONS = [
   'speculation',
   'prefillBudgetMs',
   'onTrace',
+  'isolate',
+  'restart',
+  'onWarning',
   'threads',
   'kvCacheType',
   'prefixCache',
@@ -134,7 +156,21 @@ export function checkLoadOptions(options: LoadOptions): void {
   if (options.family !== undefined) choiceOption('family', options.family, MODEL_FAMILIES, DEFAULT_FAMILY);
   functionOption('onProgress', options.onProgress);
   functionOption('onTrace', options.onTrace);
+  functionOption('onWarning', options.onWarning);
+  booleanOption('isolate', options.isolate, false);
+  toRestartLimit(options);
   signalOption(options.signal);
+}
+
+/** When a model that fails is loaded again; undefined for one that is not. */
+export function toRestartLimit({ restart, isolate }: LoadOptions): RestartLimit | undefined {
+  const set = restart ?? isolate ?? false;
+  if (typeof set === 'boolean') return set ? { most: 3, withinMs: 60_000 } : undefined;
+  const { most, withinMs } = readOptions<{ most?: number; withinMs?: number }>(set, ['most', 'withinMs'], 'restart');
+  return {
+    most: integerOption('restart.most', most, 3, { least: 0, most: 1e6 }),
+    withinMs: numberOption('restart.withinMs', withinMs, 60_000, { least: 1, most: 1e12 }),
+  };
 }
 
 /** What native code takes of the options. `most`: the most tokens that the model was made for. */

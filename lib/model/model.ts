@@ -16,6 +16,7 @@ import {
   type FilePath,
   integerOption,
   type Nullable,
+  numberOption,
   readOptions,
   show,
   signalOption,
@@ -37,9 +38,11 @@ import { Generation, type RawGeneration } from '../generation/text-stream.js';
 import { type RequestHandler, TokenStream, toTokenLogprobs } from '../generation/token-stream.js';
 import { LogitsRequest, PinRequest, ScoreRequest } from '../generation/value-request.js';
 import { Tokenizer } from '../tokenizer/tokenizer.js';
+import { IsolatedModel } from './isolated.js';
 import { KvMemory } from './kv-memory.js';
-import { type LoadOptions, type ModelSource, toNativeSpec } from './load-options.js';
+import { type LoadOptions, type ModelSource, toNativeSpec, toRestartLimit } from './load-options.js';
 import { Requests } from './requests.js';
+import { type StartModel, SupervisedModel } from './supervisor.js';
 
 /** What a model is, and what it takes. */
 export interface ModelInfo {
@@ -154,6 +157,16 @@ export class CachedPrompt implements Disposable {
   }
 }
 
+/** Options of `model.drain()`. */
+export interface DrainOptions {
+  /** Requests that have not ended after so many milliseconds end with ERR_DRAINING. Default: no limit. */
+  timeoutMs?: number | undefined;
+}
+
+function draining(): ChatGLMError {
+  return new ChatGLMError('ERR_DRAINING', 'the model takes no new requests: drain() was called');
+}
+
 /** Options of `model.score()`. */
 export interface ScoreOptions {
   /** The position of the first token whose score is wanted, from 1; tokens before it may come from the prefix cache. Default: 1. */
@@ -209,6 +222,8 @@ export class Model implements AsyncDisposable {
   readonly kv: KvStore;
   readonly #onTrace: LoadOptions['onTrace'];
   #isDisposed = false;
+  /** Which requests are refused: those that are new, or those as well that wait for their prompt's tokens. */
+  #drains: 'new' | 'all' | undefined;
 
   private constructor(info: ModelInfo, { native, requests, tokenizer, onTrace, kv }: ModelParts) {
     this.info = info;
@@ -229,10 +244,17 @@ export class Model implements AsyncDisposable {
     const { config, tokenizer: data } = source;
     const tokenizer = data && (await Tokenizer.create(data, config.family));
     const spec = toNativeSpec(source, options);
-    const { signal, onProgress } = options;
+    const { signal } = options;
     throwIfAborted(signal);
-    const requests = new Requests(onProgress);
-    const handle = callNative(() => new (loadNative().Model)(spec, requests.handle));
+    const requests = new Requests(options);
+    const start: StartModel = (onEvents) =>
+      options.isolate ? new IsolatedModel(spec, onEvents) : new (loadNative().Model)(spec, onEvents);
+    const limit = toRestartLimit(options);
+    const handle = callNative(() =>
+      limit || options.isolate
+        ? new SupervisedModel(start, limit ?? { most: 0, withinMs: 1 }, requests.handle)
+        : start(requests.handle),
+    );
     const over = onAbort(signal, () => requests.failLoading(aborted(signal as AbortSignal)));
     try {
       const { weightBytes, pages, pageBytes, pageLayout: layout, ...facts } = await requests.ready;
@@ -542,6 +564,76 @@ export class Model implements AsyncDisposable {
   }
 
   /**
+   * Hears of failures: the runtime failed while it computed, such as by an error of a GPU, or the process of an isolated model
+   * ended. Requests that ran have ended with the same error. Without `restart`, all later requests do as well.
+   *
+   * @example
+   * ```ts
+   * model.on('failed', (error) => console.error('the model failed:', error.code, error.message));
+   * ```
+   */
+  on(event: 'failed', listener: (error: ChatGLMError) => void): this {
+    this.#requests.failures.on(event, listener);
+    return this;
+  }
+
+  /**
+   * As {@link on}, for the next failure only.
+   *
+   * @example
+   * ```ts
+   * model.once('failed', ({ message }) => console.error(message));
+   * ```
+   */
+  once(event: 'failed', listener: (error: ChatGLMError) => void): this {
+    this.#requests.failures.once(event, listener);
+    return this;
+  }
+
+  /**
+   * Takes a listener back.
+   *
+   * @example
+   * ```ts
+   * const listener = (error: Error) => console.error(error.message);
+   * model.on('failed', listener);
+   * model.off('failed', listener);
+   * ```
+   */
+  off(event: 'failed', listener: (error: ChatGLMError) => void): this {
+    this.#requests.failures.off(event, listener);
+    return this;
+  }
+
+  /**
+   * Takes no new requests: these end with ERR_DRAINING. Requests that run or wait are completed; the promise resolves when
+   * all have ended. The model stays loaded until it is disposed of.
+   *
+   * @example
+   * ```ts
+   * process.once('SIGTERM', async () => {
+   *   await model.drain({ timeoutMs: 30_000 }); // what is not complete then ends with ERR_DRAINING
+   *   await model.dispose();
+   * });
+   * ```
+   */
+  async drain(options: Nullable<DrainOptions> = {}): Promise<void> {
+    const { timeoutMs } = readOptions<DrainOptions>(options, ['timeoutMs'], 'drain()');
+    const limit =
+      timeoutMs === undefined ? undefined : numberOption('timeoutMs', timeoutMs, 0, { least: 0, most: 2 ** 31 - 1 });
+    this.#drains = 'new';
+    const timer =
+      limit === undefined
+        ? undefined
+        : setTimeout(() => {
+            this.#drains = 'all';
+            this.#requests.abandon(draining(), (request) => this.#native.cancel(request));
+          }, limit);
+    await this.#requests.idle();
+    clearTimeout(timer);
+  }
+
+  /**
    * Gives all memory back. Requests under way end with ERR_DISPOSED; nothing is waited for but the end of a kernel. The
    * promise resolves when the memory is free, also when `dispose()` is called more than once.
    *
@@ -598,10 +690,16 @@ export class Model implements AsyncDisposable {
       if (id !== undefined && this.#requests.handlers.has(id) && !this.#isDisposed) this.#native.cancel(id);
     };
     const handler = create(cancel);
-    const fail = (error: unknown) => handler.onError(error as ChatGLMError);
+    this.#requests.begin();
+    const fail = (error: unknown) => {
+      handler.onError(error as ChatGLMError);
+      this.#requests.end();
+    };
+    const isTaken = this.#drains === undefined;
     const submit = (ready: NativeRequest | ChatGLMError) => {
       try {
         throwIfAborted(signal);
+        if (!isTaken || this.#drains === 'all') throw draining();
         if (ready instanceof ChatGLMError) throw ready;
         id = callNative(() => this.#native.submit(ready));
         this.#requests.handlers.set(id, handler);

@@ -1,3 +1,4 @@
+import { EventEmitter } from 'node:events';
 import { fromNative, type NativeEvent, type NativeModelInfo } from '../addon/native.js';
 import { ChatGLMError } from '../common/errors.js';
 import { throttled } from '../common/progress.js';
@@ -18,7 +19,16 @@ export class Requests {
   #rejectReady!: (error: unknown) => void;
   #resolveDisposed!: () => void;
 
-  constructor(onProgress: LoadOptions['onProgress']) {
+  /** Emits 'failed' with the cause when the model fails after it was loaded. */
+  readonly failures = new EventEmitter();
+  #isReady = false;
+  readonly #onWarning: LoadOptions['onWarning'];
+  /** Requests that were taken and have not ended, those included whose prompt is still being encoded. */
+  #open = 0;
+  readonly #whenIdle: (() => void)[] = [];
+
+  constructor({ onProgress, onWarning }: Pick<LoadOptions, 'onProgress' | 'onWarning'>) {
+    this.#onWarning = onWarning;
     this.onProgress = onProgress && throttled(onProgress);
     this.ready = new Promise((resolve, reject) => {
       this.#resolveReady = resolve;
@@ -28,6 +38,41 @@ export class Requests {
     this.disposed = new Promise((resolve) => {
       this.#resolveDisposed = resolve;
     });
+  }
+
+  /** A request was taken; end() has to follow. */
+  begin(): void {
+    this.#open += 1;
+  }
+
+  end(): void {
+    this.#open -= 1;
+    if (this.#open === 0) for (const resolve of this.#whenIdle.splice(0)) resolve();
+  }
+
+  /** Resolves when no request is open. */
+  async idle(): Promise<void> {
+    if (this.#open > 0) await new Promise<void>((resolve) => this.#whenIdle.push(resolve));
+  }
+
+  /** Ends all requests that native code has, which is told by `cancel`, with an error. */
+  abandon(error: ChatGLMError, cancel: (request: number) => void): void {
+    for (const request of [...this.handlers.keys()]) {
+      cancel(request);
+      this.#take(request)?.onError(error);
+    }
+  }
+
+  #warn(warning: ChatGLMError): void {
+    if (this.#onWarning === undefined) {
+      process.emitWarning(`the CPU is taken: ${warning.message}`, { type: 'ChatGLMWarning', code: warning.code });
+      return;
+    }
+    try {
+      this.#onWarning(warning);
+    } catch (error) {
+      this.failLoading(error);
+    }
   }
 
   failLoading(error: unknown): void {
@@ -43,10 +88,15 @@ export class Requests {
           break;
         case 'ready':
           this.onProgress = undefined;
+          this.#isReady = true;
           this.#resolveReady(event.info);
           break;
+        case 'warning':
+          this.#warn(fromNative(event.error));
+          break;
         case 'failed':
-          this.failLoading(fromNative(event.error));
+          if (this.#isReady) this.failures.emit('failed', fromNative(event.error));
+          else this.failLoading(fromNative(event.error));
           break;
         case 'token':
           this.handlers.get(event.request)?.onToken?.(event.id, event.logprobs);
@@ -93,7 +143,7 @@ export class Requests {
 
   #take(request: number): RequestHandler | undefined {
     const handler = this.handlers.get(request);
-    this.handlers.delete(request);
+    if (this.handlers.delete(request)) this.end();
     return handler;
   }
 
