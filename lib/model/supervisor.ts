@@ -38,8 +38,10 @@ const CANCELLED = {
   decodeMs: 0,
 } as const;
 
+const DISPOSED: NativeError = { code: 'ERR_DISPOSED', message: 'the model was disposed', details: {} };
+
 /** An error as native code throws it, of which fromNative() makes a ChatGLMError. */
-export function thrown({ code, message, details }: NativeError): Error {
+function thrown({ code, message, details }: NativeError): Error {
   return Object.assign(new Error(message), { code, details });
 }
 
@@ -150,7 +152,7 @@ export class SupervisedModel implements NativeModel {
   }
 
   #giveUp(told: NativeEvent[]): void {
-    const error = this.#cause ?? { code: 'ERR_DISPOSED' as const, message: 'the model was disposed', details: {} };
+    const error = this.#cause ?? DISPOSED;
     for (const request of this.#waiting.keys()) told.push({ type: 'error', request, error });
     this.#waiting.clear();
   }
@@ -182,8 +184,14 @@ export class SupervisedModel implements NativeModel {
     return this.#isReady && inner?.load === this.#load ? inner.number : undefined;
   }
 
-  submit(request: NativeRequest): number {
+  /** Once there will be no load any more. */
+  #refuse(): void {
     if (this.#cause) throw thrown(this.#cause);
+    if (this.#isDisposing) throw thrown(DISPOSED);
+  }
+
+  submit(request: NativeRequest): number {
+    this.#refuse();
     const number = this.#next++;
     if (this.#isReady) {
       this.#enter(number, (this.#inner as NativeModel).submit(request));
@@ -221,7 +229,7 @@ export class SupervisedModel implements NativeModel {
   }
 
   importPages(tokens: Uint32Array): number {
-    if (this.#cause) throw thrown(this.#cause);
+    this.#refuse();
     const number = this.#next++;
     if (this.#isReady && this.#inner) {
       this.#innerOf.set(number, { load: this.#load, number: this.#inner.importPages(tokens) });
@@ -245,7 +253,7 @@ export class SupervisedModel implements NativeModel {
   }
 
   #callPages(pin: number, call: (inner: number, model: NativeModel) => number): number {
-    if (this.#cause) throw thrown(this.#cause);
+    this.#refuse();
     const number = this.#next++;
     const inner = this.#current(pin);
     if (inner !== undefined && this.#inner) {
