@@ -93,7 +93,13 @@ function makeCase() {
 }
 const cases = Array.from({ length: 60 }, makeCase);
 {
-  const alone = await load({ device: values.device, contextLength, prefixCache: false, speculation: false, maxSequences: 1 });
+  const alone = await load({
+    device: values.device,
+    contextLength,
+    prefixCache: false,
+    speculation: false,
+    maxSequences: 1,
+  });
   for (const one of cases) one.tokens = (await alone.generate(one.ids, one.options).result).tokens;
   await alone.dispose();
 }

@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-filter='*Kernels*neon:Cores*' instruction_sets=neon
+filter='*Kernels*neon:Cores*:SamplingKernels*:SamplingMath*' instruction_sets=neon
 case "${1-}" in
   '') ;;
   --all) filter='*' instruction_sets='neon|portable' ;;

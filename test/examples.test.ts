@@ -54,6 +54,18 @@ const expectations: Readonly<Record<string, (output: string) => void>> = {
     expect(output.match(/ -> ./g)).toHaveLength(8);
     expect(output).toMatch(/^under way: 0, kept for later: [1-9]\d* tokens$/m);
   },
+  'session.mjs': (output) => {
+    expect(output).toMatch(/^saved: \d+\.\d MiB$/m);
+    expect(output).toMatch(/Anna/);
+    const [, kept, all] = /^kept: (\d+) of (\d+) tokens$/m.exec(output) ?? [];
+    expect(Number(kept)).toBeGreaterThan(0.8 * Number(all));
+  },
+  'service.mjs': (output) => {
+    expect(output).toMatch(/^anna: .*Paris/m);
+    expect(output).toMatch(/^bob: .*56/m);
+    expect(output).toMatch(/^phases: queued \d+ ms, admitted .*, finished \d+ ms$/m);
+    expect(output).toMatch(/^ended$/m);
+  },
   'perplexity.mjs': (output) => {
     const [ordered, disordered] = output
       .trim()

@@ -118,7 +118,16 @@ export interface LogitsOptions {
   signal?: AbortSignal | undefined;
 }
 
-/** The beginning of prompts that is kept in memory: see `model.cachePrompt()`. */
+/**
+ * The beginning of prompts that is kept in memory: see `model.cachePrompt()`.
+ *
+ * @example
+ * ```ts
+ * const kept: CachedPrompt = await model.cachePrompt('# language: Python\n');
+ * console.log(kept.tokens);
+ * kept.release();
+ * ```
+ */
 export class CachedPrompt implements Disposable {
   /** How many tokens are kept. */
   readonly tokens: number;
