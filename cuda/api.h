@@ -12,9 +12,10 @@
 namespace chatglm::cuda {
 
 struct CudaOptions {
-  int32_t device = 0;       // index of the GPU
-  int32_t pages = 0;        // wanted, of kPageTokens tokens each
-  int32_t least_pages = 0;  // so many are taken at least, and more only as far as the memory suffices; 0: all of `pages`
+  int32_t device = 0;  // index of the GPU
+  int32_t pages = 0;   // wanted, of kPageTokens tokens each
+  int32_t least_pages =
+      0;  // so many are taken at least, and more only as far as the memory suffices; 0: all of `pages`
   int32_t max_sequences = 1;
   int32_t context_tokens = 0;  // most tokens of one sequence
   bool kv_q8_0 = false;        // keys and values in q8_0 instead of f16

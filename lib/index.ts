@@ -30,7 +30,7 @@ export {
 export type { Checkpoint, ModelConfig, TensorEntry } from './checkpoint/types.js';
 export { ChatGLMError, type ErrorCode, type ErrorDetails, type SerializedError } from './common/errors.js';
 export type { FilePath, Nullable } from './common/options.js';
-export type { WrittenFile } from './common/whole-file.js';
+export type { WrittenFile } from './common/written-file.js';
 export {
   CHAT_FAMILIES,
   type ChatFamily,

@@ -190,7 +190,7 @@ async function session(client, dice) {
   const chat = model.createChat({ system: dice.of(systems), temperature: 0, maxTokens: 40 });
   await chat.send(dice.of(texts));
   await chat.save(file);
-  const restored = await model.restoreChat(file, { temperature: 0, maxTokens: 40 });
+  const restored = await model.restoreChat(file, { temperature: 0, maxTokens: 40, onMismatch: 'history' });
   const question = dice.of(texts);
   const [here, there] = await Promise.all([chat.send(question), restored.send(question)]);
   counts.sessions += 1;

@@ -118,7 +118,8 @@ describe('save() and restoreChat()', () => {
   test('a cache without room says so', async () => {
     const { file } = await saved();
     const small = await loadModel(undefined, { contextLength: 64, kvCacheTokens: 64 });
-    await expect(small.restoreChat(file)).rejects.toMatchObject({ code: 'ERR_OUT_OF_MEMORY' });
+    await expect(small.restoreChat(file)).rejects.toMatchObject({ code: 'ERR_OUT_OF_MEMORY', details: { file } });
+    expect((await small.restoreChat(file, { onMismatch: 'history' })).history).toHaveLength(5);
     await small.dispose();
   });
 

@@ -109,7 +109,9 @@ class Listener final : public EngineListener {
     finishes_[request] = finish;
     changed_.notify_all();
   }
-  void on_error(uint32_t, const Error& error) override { on_failed(error); }
+  void on_error(uint32_t, const Error& error) override {
+    if (error.code != "ERR_DISPOSED") on_failed(error);  // which those get that run at the end
+  }
   void on_trace(uint32_t, const Trace&) override {}
   void on_pages(uint32_t, std::vector<uint8_t>, const Error*) override {}
   void on_stopped() override {}

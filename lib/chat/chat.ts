@@ -8,7 +8,7 @@ import {
   signalOption,
   toPath,
 } from '../common/options.js';
-import type { WrittenFile } from '../common/whole-file.js';
+import type { WrittenFile } from '../common/written-file.js';
 import {
   CHAT_FAMILIES,
   type ChatFamily,
@@ -89,8 +89,8 @@ export interface SaveOptions {
 /** Options of `model.restoreChat()`. Those of a generation hold for every answer that is not given others; `signal` is for reading the file. */
 export interface RestoreOptions extends GenerateOptions {
   /**
-   * What to do with a file of another model, or of keys and values of another type or device: `error` throws
-   * ERR_SESSION_MISMATCH; `history` goes on with the conversation's text, whose prompt is computed again. Default: `error`.
+   * What to do with a file of another model, or of keys and values of another type or device, or for which other requests leave
+   * no room: `error` throws ERR_SESSION_MISMATCH, or ERR_OUT_OF_MEMORY; `history` goes on with the conversation's text, whose prompt is computed again. Default: `error`.
    */
   onMismatch?: 'error' | 'history' | undefined;
 }
@@ -323,8 +323,9 @@ export class Chat {
     const { chat, mismatch } = await openSession(file, model.kv, { signal: defaults.signal });
     if (mismatch && wanted === 'error') {
       const { what, reason } = mismatch;
-      const remedy = "onMismatch: 'history' takes its text alone";
-      throw new ChatGLMError('ERR_SESSION_MISMATCH', `${file} ${reason}; ${remedy}`, { file, what });
+      const message = `${file} ${reason}; onMismatch: 'history' takes its text alone`;
+      if (what === 'memory') throw new ChatGLMError('ERR_OUT_OF_MEMORY', message, { file });
+      throw new ChatGLMError('ERR_SESSION_MISMATCH', message, { file, what });
     }
     // The signal was for reading the file.
     const { signal: _, ...rest } = defaults;

@@ -5,7 +5,8 @@ import { ChatGLMError, throwIfAborted } from '../common/errors.js';
 import { isPlainObject } from '../common/options.js';
 import { isSystemError, systemError } from '../common/system-errors.js';
 import { Pace } from '../common/turns.js';
-import { type WrittenFile, writeBytes, writeWhole } from '../common/whole-file.js';
+import { writeBytes, writeWhole } from '../common/whole-file.js';
+import type { WrittenFile } from '../common/written-file.js';
 
 // A session's file, all numbers little-endian:
 //   8 bytes   magic and version
@@ -66,7 +67,7 @@ interface SessionHeader {
 
 /** Why a session does not fit the model that is to go on with it; `reason` is for people. */
 export interface SessionMismatch {
-  what: 'model' | 'layout';
+  what: 'model' | 'layout' | 'memory';
   reason: string;
 }
 
@@ -119,8 +120,7 @@ export interface OpenedSession {
  * Reads a session's file, and gives the keys and values to the model if they are its own. Nothing of the file is used
  * before all of it has been compared with its hash.
  *
- * @throws {ChatGLMError} ERR_SESSION_INVALID for a file that is no session or not what was written; ERR_OUT_OF_MEMORY if the
- *   key/value cache has no room; the codes of the system.
+ * @throws {ChatGLMError} ERR_SESSION_INVALID for a file that is no session or not what was written; the codes of the system.
  */
 export async function openSession(
   path: string,
@@ -146,20 +146,29 @@ export async function openSession(
     if (reader.size !== size) throw invalid(file, `has ${reader.size} bytes instead of ${size}: it is cut or damaged`);
     const ids = Uint32Array.from({ length: header.tokens }, u32At(await reader.read(4 * header.tokens)));
 
-    const mismatch = await mismatchOf(header, store);
+    let mismatch = await mismatchOf(header, store);
     filled = mismatch ? undefined : store.fill(ids);
+    const fill = async (page: number, bytes: Buffer) => {
+      if (mismatch) return;
+      try {
+        await filled?.write(page, bytes);
+      } catch (error) {
+        if (!(error instanceof ChatGLMError && error.code === 'ERR_OUT_OF_MEMORY')) throw error;
+        mismatch = { what: 'memory', reason: `does not fit: ${error.message}` };
+      }
+    };
     // The last page waits until the hash is known to be right: without it, no page can be found in the cache.
     let last: Buffer | undefined;
     for (let page = 0; page < pages; page++) {
       const bytes = await reader.read(header.pageBytes);
-      if (page < pages - 1) await filled?.write(page, bytes);
+      if (page < pages - 1) await fill(page, bytes);
       else last = bytes;
     }
     const digest = reader.digest();
     if ((await reader.read(HASH_BYTES)).compare(digest) !== 0) {
       throw invalid(file, 'is not what was written: its hash is another one');
     }
-    if (last) await filled?.write(pages - 1, last);
+    if (last) await fill(pages - 1, last);
     return { chat: header.chat, mismatch };
   } finally {
     filled?.release();

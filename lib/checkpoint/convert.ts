@@ -11,7 +11,7 @@ import {
   show,
   toPath,
 } from '../common/options.js';
-import type { WrittenFile } from '../common/whole-file.js';
+import type { WrittenFile } from '../common/written-file.js';
 import { MODEL_FAMILIES, type ModelFamily } from '../families/index.js';
 import { CheckpointFile } from './file.js';
 import { ggufMetadata } from './gguf/metadata.js';

@@ -12,7 +12,7 @@ import {
   show,
   toPath,
 } from '../common/options.js';
-import type { WrittenFile } from '../common/whole-file.js';
+import type { WrittenFile } from '../common/written-file.js';
 import { DEFAULT_FAMILY, familyNamed, MODEL_FAMILIES } from '../families/index.js';
 import { syntheticTokenizer } from '../tokenizer/synthetic.js';
 import { type GgufFileType, ggufMetadata } from './gguf/metadata.js';

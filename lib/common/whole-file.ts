@@ -4,14 +4,7 @@ import { type FileHandle, link, lstat, open, realpath, rename, rm, stat } from '
 import { dirname, resolve } from 'node:path';
 import { ChatGLMError, invalidArgument, throwIfAborted } from './errors.js';
 import { isSystemError, systemError } from './system-errors.js';
-
-/** A file that is complete. */
-export interface WrittenFile {
-  /** Its absolute path. */
-  path: string;
-  /** Its size. */
-  bytes: number;
-}
+import type { WrittenFile } from './written-file.js';
 
 interface WholeOptions {
   /** Default: false, an existing file is an error. */

@@ -1,7 +1,8 @@
 import type { FileHandle } from 'node:fs/promises';
 import { ChatGLMError, throwIfAborted } from '../../common/errors.js';
 import { booleanOption, functionOption, signalOption } from '../../common/options.js';
-import { type WrittenFile, writeBytes, writeWhole } from '../../common/whole-file.js';
+import { writeBytes, writeWhole } from '../../common/whole-file.js';
+import type { WrittenFile } from '../../common/written-file.js';
 import { rowsAndColumns, TYPE_LAYOUTS, tensorBytes } from '../tensor-types.js';
 import type { TensorEntry } from '../types.js';
 import { alignUp, DEFAULT_ALIGNMENT, GGUF_MAGIC, GGUF_VERSION } from './format.js';

@@ -1,0 +1,7 @@
+/** A file that is complete. */
+export interface WrittenFile {
+  /** Its absolute path. */
+  path: string;
+  /** Its size. */
+  bytes: number;
+}
