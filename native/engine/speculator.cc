@@ -51,8 +51,9 @@ std::span<const int32_t> Speculator::draft(std::span<const int32_t> tokens, int3
   resume_ = 0;
   if (next == 0) return drafts_;
   source_ = next;
-  for (int32_t i = next; i < count && static_cast<int32_t>(drafts_.size()) < most; ++i)
-    drafts_.push_back(tokens[static_cast<size_t>(i)]);
+  // A guess that reaches the end of the text goes on in itself: what repeats with a short period is guessed at length.
+  for (int32_t i = next; static_cast<int32_t>(drafts_.size()) < most; ++i)
+    drafts_.push_back(i < count ? tokens[static_cast<size_t>(i)] : drafts_[static_cast<size_t>(i - count)]);
   return drafts_;
 }
 
