@@ -11,9 +11,35 @@ interface ParentPort {
 
 const { parentPort } = process as { parentPort?: ParentPort };
 
-function send(report: IsolatedReport): void {
-  if (parentPort) parentPort.postMessage(report);
-  else if (process.connected) process.send?.(report);
+/** Events that wait until the message before them is on its way: at many streams one message then tells of several steps. */
+let gathered: NativeEvent[] = [];
+let isSending = false;
+let isOver = false;
+
+function send(events: readonly NativeEvent[]): void {
+  for (const event of events) gathered.push(event);
+  flush();
+}
+
+function flush(): void {
+  if (isSending) return;
+  if (gathered.length === 0) {
+    if (isOver) end();
+    return;
+  }
+  const report: IsolatedReport = { events: gathered, stats: isOver ? undefined : model?.stats() };
+  gathered = [];
+  isSending = true;
+  const sent = () => {
+    isSending = false;
+    flush();
+  };
+  if (parentPort) {
+    parentPort.postMessage(report);
+    setImmediate(sent);
+  } else if (process.connected) {
+    process.send?.(report, sent);
+  }
 }
 
 let model: NativeModel | undefined;
@@ -29,7 +55,6 @@ function enter(number: number, own: number): void {
 }
 
 function tell(events: NativeEvent[]): void {
-  let isOver = false;
   const told = events.map((event): NativeEvent => {
     if (event.type === 'disposed') isOver = true;
     if (!('request' in event)) return event;
@@ -41,11 +66,10 @@ function tell(events: NativeEvent[]): void {
     }
     return { ...event, request: number };
   });
-  send({ events: told, stats: isOver ? undefined : model?.stats() });
-  if (isOver) end();
+  send(told);
 }
 
-/** Ends once the last report is on its way. */
+/** The last report is on its way. */
 function end(): void {
   if (parentPort) setImmediate(() => process.exit(0));
   else process.disconnect?.();
@@ -58,7 +82,7 @@ function attempt(number: number, kind: 'request' | 'pages', call: () => number):
   } catch (thrown) {
     const { code, message, details } = fromNative(thrown);
     const error: NativeError = { code, message, details };
-    send({ events: [endOf(number, kind, error)], stats: model?.stats() });
+    send([endOf(number, kind, error)]);
   }
 }
 

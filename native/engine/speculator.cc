@@ -47,7 +47,7 @@ std::span<const int32_t> Speculator::draft(std::span<const int32_t> tokens, int3
     slot_of(tokens, entered_) = entered_;
   }
   int32_t next = slot_of(tokens, count);
-  if (next == 0) next = resume_;
+  if (next == 0 && resume_ < count) next = resume_;
   resume_ = 0;
   if (next == 0) return drafts_;
   source_ = next;

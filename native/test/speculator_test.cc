@@ -111,8 +111,8 @@ TEST(Speculator, WrongDraftsArePausedForEverLonger) {
   EXPECT_EQ(pauses, (std::vector<int32_t>{2, 4, 8, 16, 32, 64, 64, 64, 64}));
   EXPECT_EQ(draft(speculator, tokens).size(), 3u);  // and short
   speculator.judge(3, 3);
-  EXPECT_EQ(draft(speculator, tokens).size(), 4u);
-  speculator.judge(4, 0);
+  EXPECT_EQ(draft(speculator, tokens).size(), 6u);
+  speculator.judge(6, 0);
   EXPECT_TRUE(draft(speculator, tokens).empty());
   EXPECT_TRUE(draft(speculator, tokens).empty());
   EXPECT_FALSE(draft(speculator, tokens).empty());
