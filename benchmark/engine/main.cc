@@ -46,7 +46,7 @@ ModelShape shape_of(const Settings& settings) {
   shape.heads = settings.width / 128;
   shape.kv_groups = 2;
   shape.head_size = 128;
-  shape.ffn_size = settings.width * 107 / 32;
+  shape.ffn_size = (settings.width * 107 / 32 + 31) / 32 * 32;
   shape.vocabulary = 65024;
   shape.norm_epsilon = 1e-5f;
   shape.rope_dimension = 64;
