@@ -168,6 +168,35 @@ test('an idle isolated model keeps no process alive, and writes nothing', () => 
   expect(output.toString()).toBe('3\n');
 });
 
+linuxTest('signals of a terminal, which reach the child as well, do not end it', async () => {
+  const model = await loadModel(undefined, { isolate: true });
+  const [child] = childrenOf(process.pid);
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.kill(child as number, signal);
+  expect((await model.generate('Hello', sampled).result).tokens).toHaveLength(40);
+  expect(childrenOf(process.pid)).toEqual([child]);
+  await model.dispose();
+  expect(childrenOf(process.pid)).toEqual([]);
+});
+
+linuxTest('a model that nobody holds any more gives its process back', () => {
+  const source = `const { loadModel } = require('node-chatglm');
+    const fs = require('node:fs');
+    const children = () => fs.readFileSync('/proc/self/task/' + process.pid + '/children', 'utf8').trim();
+    (async () => {
+      await (async () => {
+        const model = await loadModel(undefined, { isolate: true, device: '${device}' });
+        await model.generate('Hello', { maxTokens: 2 }).result;
+      })();
+      for (let i = 0; i < 500 && children() !== ''; i++) {
+        global.gc();
+        await new Promise((resolve) => setTimeout(resolve, 10));
+      }
+      console.log(children() === '');
+    })();`;
+  const options = { cwd: join(__dirname, '..'), timeout: 30_000 };
+  expect(execFileSync(process.execPath, ['--expose-gc', '-e', source], options).toString()).toBe('true\n');
+});
+
 linuxTest('a parent that is killed leaves no child behind', async () => {
   const parent = program(
     "console.log('loaded'); await model.generate('Hello', { maxTokens: 900, stopTokens: [] }).result;",
@@ -219,7 +248,7 @@ describe('drain()', () => {
 describe('supervision', () => {
   const failure = { code: 'ERR_INTERNAL' as const, message: 'CUDA: an illegal address', details: {} };
 
-  function supervised(limit = { most: 2, withinMs: 60_000 }) {
+  function supervised(limit = { most: 2, withinMs: 60_000, mostWaiting: 2 }) {
     const told: NativeEvent[] = [];
     const loads: { tell: (events: NativeEvent[]) => void; submitted: number[]; released: number[] }[] = [];
     const model = new SupervisedModel(
@@ -273,6 +302,17 @@ describe('supervision', () => {
     expect(told.some(({ type }) => type === 'disposed')).toBe(false);
   });
 
+  test('no more requests wait for a load than the model would take', () => {
+    const { model, ready, fail } = supervised();
+    ready();
+    fail([]);
+    model.submit(request());
+    model.submit(request());
+    expect(() => model.submit(request())).toThrow('2 requests are waiting already for the model to be loaded');
+    ready();
+    model.submit(request());
+  });
+
   test('pins of an earlier load are gone', async () => {
     const { model, told, loads, ready, fail } = supervised();
     ready();
@@ -288,7 +328,7 @@ describe('supervision', () => {
   });
 
   test('after the limit waiting and later requests get the cause, and dispose() ends', () => {
-    const { model, told, loads, ready, fail } = supervised({ most: 1, withinMs: 60_000 });
+    const { model, told, loads, ready, fail } = supervised({ most: 1, withinMs: 60_000, mostWaiting: 2 });
     ready();
     fail([]);
     const waiting = model.submit(request());

@@ -137,6 +137,8 @@ function answer(call: IsolatedCall): void {
 if (parentPort) {
   parentPort.on('message', ({ data }) => answer(data as IsolatedCall));
 } else {
+  // A terminal sends its signals to the parent's whole group; what they are to mean is the parent's affair.
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => {});
   process.on('message', (call) => answer(call as IsolatedCall));
   // Without its parent, or after its last report, the process has nothing to do.
   process.once('disconnect', () => process.exit(0));

@@ -186,6 +186,9 @@ export interface ScoreOptions {
   signal?: AbortSignal | undefined;
 }
 
+/** Ends models that nobody holds any more. */
+const forgotten = new FinalizationRegistry<NativeModel>((handle) => handle.dispose());
+
 interface ModelParts {
   native: NativeModel;
   requests: Requests;
@@ -261,7 +264,11 @@ export class Model implements AsyncDisposable {
     const limit = toRestartLimit(options);
     const handle = callNative(() =>
       limit || options.isolate
-        ? new SupervisedModel(start, limit ?? { most: 0, withinMs: 1 }, requests.handle)
+        ? new SupervisedModel(
+            start,
+            { ...(limit ?? { most: 0, withinMs: 1 }), mostWaiting: spec.maxSequences + spec.maxQueue },
+            requests.handle,
+          )
         : start(requests.handle),
     );
     const over = onAbort(signal, () => requests.failLoading(aborted(signal as AbortSignal)));
@@ -284,7 +291,16 @@ export class Model implements AsyncDisposable {
       };
       const fingerprint = () => fingerprintOf(source, [spec.quantization]);
       const kv = { pageTokens, pageBytes, layout, fingerprint };
-      return new Model(Object.freeze(info), { native: handle, requests, tokenizer, onTrace: options.onTrace, kv });
+      const model = new Model(Object.freeze(info), {
+        native: handle,
+        requests,
+        tokenizer,
+        onTrace: options.onTrace,
+        kv,
+      });
+      // A native model ends with its object; one that is loaded again is held by its events.
+      if (handle instanceof SupervisedModel) forgotten.register(model, handle);
+      return model;
     } catch (error) {
       handle.dispose();
       await requests.disposed;

@@ -51,7 +51,7 @@ function thrown({ code, message, details }: NativeError): Error {
  */
 export class SupervisedModel implements NativeModel {
   readonly #start: StartModel;
-  readonly #limit: RestartLimit;
+  readonly #limit: RestartLimit & { mostWaiting: number };
   readonly #tell: (events: NativeEvent[]) => void;
   #inner: NativeModel | undefined;
   /** Which load this is; numbers of earlier ones mean nothing any more. */
@@ -73,7 +73,12 @@ export class SupervisedModel implements NativeModel {
   /** Requests that wait for a load, by their own numbers. */
   readonly #waiting = new Map<number, NativeRequest>();
 
-  constructor(start: StartModel, limit: RestartLimit, onEvents: (events: NativeEvent[]) => void) {
+  /** @param mostWaiting Requests that wait for a load; one more is refused with ERR_QUEUE_FULL. */
+  constructor(
+    start: StartModel,
+    limit: RestartLimit & { mostWaiting: number },
+    onEvents: (events: NativeEvent[]) => void,
+  ) {
     this.#start = start;
     this.#limit = limit;
     this.#tell = onEvents;
@@ -192,6 +197,11 @@ export class SupervisedModel implements NativeModel {
 
   submit(request: NativeRequest): number {
     this.#refuse();
+    const { mostWaiting: limit } = this.#limit;
+    if (!this.#isReady && this.#waiting.size >= limit) {
+      const message = `${limit} requests are waiting already for the model to be loaded`;
+      throw thrown({ code: 'ERR_QUEUE_FULL', message, details: { limit } });
+    }
     const number = this.#next++;
     if (this.#isReady) {
       this.#enter(number, (this.#inner as NativeModel).submit(request));
