@@ -58,7 +58,10 @@ describe('an isolated model', () => {
     const ids = [100, 200, 300, 400];
     expect(await model.score(ids, { logprobs: 1 })).toEqual(await here.score(ids, { logprobs: 1 }));
     expect(await model.logits(ids)).toEqual(await here.logits(ids));
-    expect(model.stats()).toMatchObject({ activeSequences: 0, queuedRequests: 0 });
+    expect(model.stats()).toMatchObject({ activeSequences: 0, queuedRequests: 0, totalPages: 64 });
+    expect(model.stats().cachedTokens).toBeGreaterThan(0);
+    model.clearCache();
+    while (model.stats().cachedTokens > 0) await sleep(5);
   });
 
   test('streams, ends early, and refuses with the same codes', async () => {
@@ -138,6 +141,7 @@ linuxTest('after too many crashes everything gets the cause', async () => {
   await expect(model.cachePrompt('Hello')).rejects.toMatchObject(crashed);
   expect(failures).toHaveLength(2);
   await model.dispose();
+  await expect(model.generate('Hello').result).rejects.toMatchObject({ code: 'ERR_DISPOSED' });
 });
 
 linuxTest('a crash while loading is the error of loadModel()', async () => {

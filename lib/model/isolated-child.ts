@@ -27,18 +27,23 @@ function flush(): void {
     if (isOver) end();
     return;
   }
-  const report: IsolatedReport = { events: gathered, stats: isOver ? undefined : model?.stats() };
+  const events = gathered;
   gathered = [];
+  report(events);
+}
+
+function report(events: NativeEvent[]): void {
+  const message: IsolatedReport = { events, stats: isOver ? undefined : model?.stats() };
   isSending = true;
   const sent = () => {
     isSending = false;
     flush();
   };
   if (parentPort) {
-    parentPort.postMessage(report);
+    parentPort.postMessage(message);
     setImmediate(sent);
   } else if (process.connected) {
-    process.send?.(report, sent);
+    process.send?.(message, sent);
   }
 }
 
@@ -67,6 +72,13 @@ function tell(events: NativeEvent[]): void {
     return { ...event, request: number };
   });
   send(told);
+}
+
+/** What is done without an event of its own shows in the figures a little later. */
+function tellStatsSoon(): void {
+  setTimeout(() => {
+    if (!isSending && !isOver) report([]);
+  }, 20).unref();
 }
 
 /** The last report is on its way. */
@@ -120,12 +132,14 @@ function answer(call: IsolatedCall): void {
       const number = inner.get(call.number);
       pinning.delete(call.number);
       inner.delete(call.number);
+      tellStatsSoon();
       if (number === undefined) return;
       outer.delete(number);
       own.release(number);
       return;
     }
     case 'clearCache':
+      tellStatsSoon();
       own.clearCache();
       return;
     case 'dispose':

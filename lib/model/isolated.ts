@@ -20,7 +20,8 @@ interface Child {
 
 interface ChildListener {
   onReport(report: IsolatedReport): void;
-  onExit(exitCode: number | null, signal: string | null): void;
+  /** @param reason Why the process was not even started. */
+  onExit(exitCode: number | null, signal: string | null, reason?: string): void;
 }
 
 const CHILD = path.join(__dirname, 'isolated-child.js');
@@ -41,9 +42,9 @@ function startNode(listener: ChildListener): Child {
   });
   child.on('message', (report) => listener.onReport(report as IsolatedReport));
   child.once('exit', (exitCode, signal) => listener.onExit(exitCode, signal));
-  child.once('error', () => {
+  child.once('error', ({ message }) => {
     // The process was not started; there is no exit to follow.
-    if (child.pid === undefined) listener.onExit(null, null);
+    if (child.pid === undefined) listener.onExit(null, null, message);
   });
   return {
     send: (call) => {
@@ -113,7 +114,7 @@ export class IsolatedModel implements NativeModel {
     this.#tell = onEvents;
     this.#child = startChild({
       onReport: (report) => this.#report(report),
-      onExit: (exitCode, signal) => this.#exit(exitCode, signal),
+      onExit: (exitCode, signal, reason) => this.#exit(exitCode, signal, reason),
     });
     this.#child.send({ call: 'load', spec });
   }
@@ -133,11 +134,16 @@ export class IsolatedModel implements NativeModel {
     if (told.length > 0) this.#tell(told);
   }
 
-  #exit(exitCode: number | null, signal: string | null): void {
+  #exit(exitCode: number | null, signal: string | null, reason: string | undefined): void {
     if (this.#hasEnded) return;
     this.#hasEnded = true;
     const told: NativeEvent[] = [];
-    const how = signal !== null ? `by ${signal}` : exitCode !== null ? `with exit code ${exitCode}` : 'before it began';
+    const how =
+      signal !== null
+        ? `by ${signal}`
+        : exitCode !== null
+          ? `with exit code ${exitCode}`
+          : `before it began: ${reason}`;
     const error: NativeError = this.#isDisposing
       ? { code: 'ERR_DISPOSED', message: 'the model was disposed', details: {} }
       : {

@@ -259,8 +259,10 @@ export class Model implements AsyncDisposable {
     const { signal } = options;
     throwIfAborted(signal);
     const requests = new Requests(options);
+    // What is loaded again is to be what was loaded first, so that `info` stays true.
+    let chosen = spec;
     const start: StartModel = (onEvents) =>
-      options.isolate ? new IsolatedModel(spec, onEvents) : new (loadNative().Model)(spec, onEvents);
+      options.isolate ? new IsolatedModel(chosen, onEvents) : new (loadNative().Model)(chosen, onEvents);
     const limit = toRestartLimit(options);
     const handle = callNative(() =>
       limit || options.isolate
@@ -275,6 +277,8 @@ export class Model implements AsyncDisposable {
     try {
       const { weightBytes, pages, pageBytes, pageLayout: layout, ...facts } = await requests.ready;
       const { pageTokens } = loadNative();
+      const { device, kvCacheType } = facts;
+      chosen = { ...spec, device, kvCacheType, kvCacheTokens: pages * pageTokens, kvCacheShrinks: false };
       const info: ModelInfo = {
         family: config.family,
         name: config.name,

@@ -1,4 +1,5 @@
 import type { NativeError, NativeEvent, NativeModel, NativeModelStats, NativeRequest } from '../addon/native.js';
+import { fromNative } from '../addon/native.js';
 
 /** How often a model that failed is loaded again. */
 export interface RestartLimit {
@@ -148,8 +149,14 @@ export class SupervisedModel implements NativeModel {
     this.#failures.push(now);
     while (now - (this.#failures[0] as number) > this.#limit.withinMs) this.#failures.shift();
     if (this.#failures.length <= this.#limit.most) {
-      this.#begin();
-      return;
+      try {
+        this.#begin();
+        return;
+      } catch (error) {
+        // Not even a beginning, such as where the system gives no thread.
+        const { code, message, details } = fromNative(error);
+        this.#failure = { code, message, details };
+      }
     }
     this.#cause = this.#failure;
     this.#giveUp(told);
@@ -191,8 +198,8 @@ export class SupervisedModel implements NativeModel {
 
   /** Once there will be no load any more. */
   #refuse(): void {
-    if (this.#cause) throw thrown(this.#cause);
     if (this.#isDisposing) throw thrown(DISPOSED);
+    if (this.#cause) throw thrown(this.#cause);
   }
 
   submit(request: NativeRequest): number {

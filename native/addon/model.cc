@@ -3,6 +3,7 @@
 #include <limits>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <utility>
 
 #include "addon/arguments.h"
@@ -157,8 +158,10 @@ class Session final : public EngineListener {
 
   // JavaScript's thread calls the methods from here to add_pending(); the engine's thread calls the listener's.
   Engine& engine() {
-    if (!engine_) throw Error("ERR_DISPOSED", "the model was disposed");
-    return *engine_;
+    if (engine_) return *engine_;
+    const std::lock_guard lock(mutex_);
+    if (failure_) throw *failure_;  // the engine has gone with its thread, its cause remains
+    throw Error("ERR_DISPOSED", "the model was disposed");
   }
   void stop() {
     if (engine_) engine_->stop();
@@ -180,7 +183,13 @@ class Session final : public EngineListener {
     send({.type = Event::Type::progress, .bytes = bytes, .total_bytes = total_bytes});
   }
   void on_ready(const BackendInfo& info) override { send({.type = Event::Type::ready, .info = info}); }
-  void on_failed(const Error& error) override { send({.type = Event::Type::failed, .error = error}); }
+  void on_failed(const Error& error) override {
+    {
+      const std::lock_guard lock(mutex_);
+      failure_ = error;
+    }
+    send({.type = Event::Type::failed, .error = error});
+  }
   void on_admitted(uint32_t request) override { send({.type = Event::Type::admitted, .request = request}); }
   void on_token(uint32_t request, int32_t token, const Outcome* outcome) override {
     Event event{.type = Event::Type::token, .request = request, .token = token};
@@ -283,7 +292,8 @@ class Session final : public EngineListener {
   int pending_ = 1;  // loading
   bool loading_ = true;
   bool stopping_ = false;
-  std::mutex mutex_;
+  std::mutex mutex_;  // guards failure_, events_ and scheduled_
+  std::optional<Error> failure_;
   std::vector<Event> events_;
   bool scheduled_ = false;
   bool open_ = true;  // the engine thread's own

@@ -213,6 +213,7 @@ void Engine::run(const Load& load) {
                                                              backend->max_batch_logits(), kPageTokens,
                                                              options_.prefill_budget_ms});
     outcomes_.resize(static_cast<size_t>(backend->max_batch_tokens()));
+    publish_stats();
     listener_.on_ready(info);
     serve(*backend);
   } catch (...) {
@@ -249,7 +250,6 @@ void Engine::run(const Load& load) {
 }
 
 void Engine::serve(Backend& backend) {
-  publish_stats();
   while (wait_for_work()) {
     take_inbox(backend);
     admit(backend);
