@@ -94,7 +94,7 @@ class Listener final : public EngineListener {
   }
   void on_failed(const Error& error) override {
     std::fprintf(stderr, "%s: %s\n", error.code.c_str(), error.what());
-    std::exit(1);
+    std::exit(1);  // main() waits for tokens that will not come
   }
   void on_token(uint32_t request, int32_t, const Outcome*) override {
     const std::lock_guard lock(mutex_);

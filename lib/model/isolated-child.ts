@@ -83,6 +83,7 @@ function tellStatsSoon(): void {
 
 /** The last report is on its way. */
 function end(): void {
+  // Electron's port keeps the process alive for as long as somebody listens to it.
   if (parentPort) setImmediate(() => process.exit(0));
   else process.disconnect?.();
 }
