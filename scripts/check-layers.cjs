@@ -10,7 +10,18 @@ const root = path.join(__dirname, '..');
 
 /** Each room may import itself and the rooms before it. Rooms of one line know nothing of each other. */
 const ORDERS = {
-  lib: [['common'], ['addon'], ['families'], ['tokenizer'], ['checkpoint'], ['generation'], ['chat'], ['model'], ['']],
+  lib: [
+    ['common'],
+    ['addon'],
+    ['families'],
+    ['tokenizer'],
+    ['checkpoint'],
+    ['generation'],
+    ['structured', 'tools', 'interpreter'],
+    ['chat'],
+    ['model'],
+    [''],
+  ],
   native: [
     ['base'],
     ['text', 'model'],
