@@ -62,6 +62,7 @@ uint32_t Engine::submit(Request request) {
   job.tokens = scores ? tokens - 1 : tokens;
   if (request.kind == Request::Kind::logits) job.rows_from = request.from;
   if (generates) {
+    if (request.sampling.constraint) request.sampling.constraint->limit(request.max_tokens);
     sequence->sampler = std::make_unique<SequenceSampler>(request.sampling, request.prompt, options_.vocabulary);
     if (options_.speculation && request.speculation && sequence->sampler->is_plain())
       sequence->speculator = std::make_unique<Speculator>();

@@ -16,6 +16,8 @@ namespace chatglm {
 class TokenConstraint {
  public:
   virtual ~TokenConstraint() = default;
+  /// Called once, before the other methods: the most tokens that will be asked for, a stop token included.
+  virtual void limit(int32_t tokens) = 0;
   /// Clears the bits of the tokens that may not come next. `mask` is as Draw::mask; some bits may be clear already.
   virtual void restrict(std::span<uint32_t> mask) = 0;
   /// The token that was chosen.

@@ -666,6 +666,7 @@ TEST(SequenceSampler, BannedSequences) {
 TEST(SequenceSampler, AConstraintRestrictsTheMask) {
   // Allows one more token after each.
   struct Rising final : TokenConstraint {
+    void limit(int32_t) override {}
     int32_t last = 0;
     void restrict(std::span<uint32_t> mask) override {
       for (int32_t id = 0; id < static_cast<int32_t>(mask.size()) * 32; ++id) {

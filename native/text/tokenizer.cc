@@ -152,7 +152,7 @@ void Decoder::push(uint32_t id, std::string& text) {
   // A special token has no text, but it ends a run of bytes.
   const PieceType type = id < t.size() ? t.type(id) : PieceType::control;
   if (type == PieceType::control) return take_bytes(true, text);
-  std::string_view piece = t.text_of(id);
+  std::string_view piece = t.text(id);
   const bool first = std::exchange(strips_space_, false);
   if (type == PieceType::byte) {
     if (bytes_.empty() && static_cast<uint8_t>(piece[0]) < 0x80) {

@@ -33,6 +33,10 @@ class Tokenizer {
   std::string_view piece(uint32_t id) const {
     return std::string_view(pieces_).substr(offsets_[id], offsets_[id + 1] - offsets_[id]);
   }
+  /// What the piece appends to a text: of a byte piece the byte, of a control piece nothing.
+  std::string_view text(uint32_t id) const {
+    return std::string_view(texts_).substr(text_offsets_[id], text_offsets_[id + 1] - text_offsets_[id]);
+  }
 
   /// The ids of UTF-16, in time linear in its length. A surrogate without its other half counts as U+FFFD. Throws
   /// ERR_ABORTED soon after `*abort` is true.
@@ -44,10 +48,6 @@ class Tokenizer {
 
  private:
   friend class Decoder;
-
-  std::string_view text_of(uint32_t id) const {
-    return std::string_view(texts_).substr(text_offsets_[id], text_offsets_[id + 1] - text_offsets_[id]);
-  }
 
   std::string pieces_;
   std::vector<uint32_t> offsets_;       // (count + 1)
