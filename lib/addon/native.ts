@@ -90,6 +90,23 @@ export interface NativeTokenizer {
   createDecoder(): TokenDecoder;
   /** For a text of so many UTF-16 units. */
   createEncoding(units: number): NativeEncoding;
+  /** Where a model of so many ids, which these pieces and the special tokens behind them are, keeps its grammars. */
+  createGrammars(vocabSize: number): NativeGrammars;
+}
+
+/** An opaque object: a model takes it. */
+export interface NativeGrammars {
+  readonly grammars: never;
+}
+
+/** What an answer has to follow. */
+export interface NativeGrammar {
+  /** GBNF; `<[id]>` is a special token. */
+  text: string;
+  /** What the answer begins with, before the grammar's root. */
+  prefix: string;
+  /** Whether a space may stand before the root that is not part of it: the dummy prefix. */
+  dummySpace: boolean;
 }
 
 /** A text that is encoded on a thread of its own. */
@@ -183,6 +200,8 @@ export interface NativeRequest {
   pin: boolean;
   /** Whether 'trace' events come. */
   trace: boolean;
+  /** `generate`: what the tokens' texts have to follow; stop tokens come where they may end. */
+  grammar?: NativeGrammar;
 }
 
 /** A phase of a request that has begun or ended. */
@@ -283,6 +302,8 @@ export interface NativeModelStats {
 }
 
 export interface NativeModel {
+  /** Compiles a grammar on a thread, so that submit() of a request that has it need not. */
+  prepareGrammar(grammar: NativeGrammar, onEnd: (error?: NativeError) => void): void;
   /** Returns the request's number, or throws ERR_QUEUE_FULL. Its events follow. */
   submit(request: NativeRequest): number;
   cancel(request: number): void;
@@ -313,6 +334,7 @@ export interface Native {
   readonly Model: new (
     spec: NativeModelSpec,
     onEvents: (events: NativeEvent[]) => void,
+    grammars?: NativeGrammars,
   ) => NativeModel;
   /**
    * Converts whole rows between types, rounding as GGUF's reference quantizers do. `scales` holds the rows' scales of

@@ -102,7 +102,14 @@ function attempt(number: number, kind: 'request' | 'pages', call: () => number):
 function answer(call: IsolatedCall): void {
   if (call.call === 'load') {
     try {
-      model = new (loadNative().Model)(call.spec, tell);
+      const { Model, Tokenizer } = loadNative();
+      const { spec, tokenizer: data } = call;
+      const grammars =
+        data &&
+        new Tokenizer(data.pieces, data.offsets, data.scores, data.types, data.addDummyPrefix).createGrammars(
+          spec.config.vocabSize,
+        );
+      model = new Model(spec, tell, grammars);
     } catch (thrown) {
       const { code, message, details } = fromNative(thrown);
       tell([{ type: 'failed', error: { code, message, details } }, { type: 'disposed' }]);

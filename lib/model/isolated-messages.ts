@@ -1,10 +1,11 @@
 import type { NativeError, NativeEvent, NativeModelSpec, NativeModelStats, NativeRequest } from '../addon/native.js';
+import type { TokenizerData } from '../tokenizer/data.js';
 
 // What an isolated model's parent and its process tell each other.
 
 /** What the parent asks of the child. Numbers are the parent's. */
 export type IsolatedCall =
-  | { call: 'load'; spec: NativeModelSpec }
+  | { call: 'load'; spec: NativeModelSpec; tokenizer: TokenizerData | undefined }
   | { call: 'submit'; number: number; request: NativeRequest }
   | { call: 'cancel' | 'release'; number: number }
   | { call: 'importPages'; number: number; tokens: Uint32Array }

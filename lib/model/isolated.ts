@@ -3,11 +3,13 @@ import path from 'node:path';
 import type {
   NativeError,
   NativeEvent,
+  NativeGrammar,
   NativeModel,
   NativeModelSpec,
   NativeModelStats,
   NativeRequest,
 } from '../addon/native.js';
+import type { TokenizerData } from '../tokenizer/data.js';
 import { endOf, type IsolatedCall, type IsolatedReport } from './isolated-messages.js';
 
 /** A process that runs one model: Node's, or Electron's kind for what the main process must not do itself. */
@@ -110,13 +112,13 @@ export class IsolatedModel implements NativeModel {
   #next = 1;
   #stats: NativeModelStats | undefined;
 
-  constructor(spec: NativeModelSpec, onEvents: (events: NativeEvent[]) => void) {
+  constructor(spec: NativeModelSpec, tokenizer: TokenizerData | undefined, onEvents: (events: NativeEvent[]) => void) {
     this.#tell = onEvents;
     this.#child = startChild({
       onReport: (report) => this.#report(report),
       onExit: (exitCode, signal, reason) => this.#exit(exitCode, signal, reason),
     });
-    this.#child.send({ call: 'load', spec });
+    this.#child.send({ call: 'load', spec, tokenizer });
   }
 
   #report({ events, stats }: IsolatedReport): void {
@@ -167,6 +169,11 @@ export class IsolatedModel implements NativeModel {
     this.#pending.set(number, kind);
     this.#hold();
     return number;
+  }
+
+  prepareGrammar(_grammar: NativeGrammar, onEnd: (error?: NativeError) => void): void {
+    // The child compiles the grammar with the request, which holds up nobody here.
+    queueMicrotask(() => onEnd());
   }
 
   submit(request: NativeRequest): number {

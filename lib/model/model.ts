@@ -262,7 +262,9 @@ export class Model implements AsyncDisposable {
     // What is loaded again is to be what was loaded first, so that `info` stays true.
     let chosen = spec;
     const start: StartModel = (onEvents) =>
-      options.isolate ? new IsolatedModel(chosen, onEvents) : new (loadNative().Model)(chosen, onEvents);
+      options.isolate
+        ? new IsolatedModel(chosen, data, onEvents)
+        : new (loadNative().Model)(chosen, onEvents, tokenizer?.createGrammars(config.vocabSize));
     const limit = toRestartLimit(options);
     const handle = callNative(() =>
       limit || options.isolate

@@ -1,4 +1,11 @@
-import type { NativeError, NativeEvent, NativeModel, NativeModelStats, NativeRequest } from '../addon/native.js';
+import type {
+  NativeError,
+  NativeEvent,
+  NativeGrammar,
+  NativeModel,
+  NativeModelStats,
+  NativeRequest,
+} from '../addon/native.js';
 import { fromNative } from '../addon/native.js';
 
 /** How often a model that failed is loaded again. */
@@ -200,6 +207,12 @@ export class SupervisedModel implements NativeModel {
   #refuse(): void {
     if (this.#isDisposing) throw thrown(DISPOSED);
     if (this.#cause) throw thrown(this.#cause);
+  }
+
+  prepareGrammar(grammar: NativeGrammar, onEnd: (error?: NativeError) => void): void {
+    // A model that is being loaded compiles the grammar with the first request that has it.
+    if (this.#isReady && this.#inner) this.#inner.prepareGrammar(grammar, onEnd);
+    else queueMicrotask(() => onEnd());
   }
 
   submit(request: NativeRequest): number {

@@ -1,4 +1,11 @@
-import { callNative, fromNative, loadNative, type NativeError, type NativeTokenizer } from '../addon/native.js';
+import {
+  callNative,
+  fromNative,
+  loadNative,
+  type NativeError,
+  type NativeGrammars,
+  type NativeTokenizer,
+} from '../addon/native.js';
 import { invalidArgument, throwIfAborted } from '../common/errors.js';
 import {
   booleanOption,
@@ -90,6 +97,11 @@ export class Tokenizer {
     this.#longestPiece = longestPiece(data);
     this.#addsDummyPrefix = addDummyPrefix;
     this.#family = family;
+  }
+
+  /** @internal Where a model of so many ids keeps its grammars. */
+  createGrammars(vocabSize: number): NativeGrammars {
+    return callNative(() => this.#native.createGrammars(vocabSize));
   }
 
   /** How many pieces there are, special tokens not counted. Their ids follow. */
@@ -250,6 +262,11 @@ export class Tokenizer {
   /** @internal What {@link encodePrompt} encodes. */
   promptParts(text: string): PromptPart[] {
     return [...familyNamed(this.#family).prefixTokens.map((token) => ({ token })), text];
+  }
+
+  /** @internal Whether a text is encoded with a space before it. */
+  get addsDummyPrefix(): boolean {
+    return this.#addsDummyPrefix;
   }
 
   /**

@@ -9,7 +9,10 @@
 #include "addon/arguments.h"
 #include "addon/device.h"
 #include "addon/generation.h"
+#include "addon/grammars.h"
+#include "addon/thread_job.h"
 #include "engine/engine.h"
+#include "engine/grammar_constraint.h"
 
 namespace chatglm::addon {
 
@@ -299,12 +302,25 @@ class Session final : public EngineListener {
   bool open_ = true;  // the engine thread's own
 };
 
+class GrammarJob final : public ThreadJob {
+ public:
+  GrammarJob(std::shared_ptr<Grammars> grammars, GrammarSpec spec)
+      : grammars_(std::move(grammars)), spec_(std::move(spec)) {}
+
+ private:
+  void run() override { grammars_->get(spec_); }
+
+  const std::shared_ptr<Grammars> grammars_;
+  const GrammarSpec spec_;
+};
+
 class ModelObject : public Napi::ObjectWrap<ModelObject> {
  public:
   static Napi::Function define(Napi::Env env) {
     return DefineClass(
         env, "Model",
-        {InstanceMethod<&ModelObject::submit>("submit"), InstanceMethod<&ModelObject::cancel>("cancel"),
+        {InstanceMethod<&ModelObject::prepare_grammar>("prepareGrammar"),
+         InstanceMethod<&ModelObject::submit>("submit"), InstanceMethod<&ModelObject::cancel>("cancel"),
          InstanceMethod<&ModelObject::clear_cache>("clearCache"), InstanceMethod<&ModelObject::stats>("stats"),
          InstanceMethod<&ModelObject::read_pages>("readPages"), InstanceMethod<&ModelObject::write_pages>("writePages"),
          InstanceMethod<&ModelObject::import_pages>("importPages"), InstanceMethod<&ModelObject::release>("release"),
@@ -314,6 +330,7 @@ class ModelObject : public Napi::ObjectWrap<ModelObject> {
   explicit ModelObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<ModelObject>(info) {
     guarded(info.Env(), [&] {
       Spec spec = spec_of(object_of(info[0], "spec"));
+      if (info[2].IsExternal()) grammars_ = *info[2].As<GrammarsHandle>().Data();
       session_ = Session::start(info.Env(), std::move(spec), function_of(info[1], "onEvents"));
     });
   }
@@ -323,9 +340,29 @@ class ModelObject : public Napi::ObjectWrap<ModelObject> {
   }
 
  private:
+  Grammars& grammars() const {
+    if (grammars_) return *grammars_;
+    throw Error("ERR_INVALID_ARGUMENT", "a grammar needs the model's tokenizer, and this model has none");
+  }
+
+  Napi::Value prepare_grammar(const Napi::CallbackInfo& info) {
+    return guarded(info.Env(), [&] {
+      grammars();  // or there are none
+      ThreadJob::start(info.Env(), std::make_shared<GrammarJob>(grammars_, grammar_of(info[0])),
+                       function_of(info[1], "onEnd"), "chatglm:grammar");
+      return info.Env().Undefined();
+    });
+  }
+
   Napi::Value submit(const Napi::CallbackInfo& info) {
     return guarded(info.Env(), [&] {
-      const uint32_t id = session_->engine().submit(request_of(info[0]));
+      Request request = request_of(info[0]);
+      const Napi::Value grammar = info[0].As<Napi::Object>().Get("grammar");
+      if (!grammar.IsUndefined()) {
+        request.sampling.constraint =
+            std::make_shared<GrammarConstraint>(grammars().get(grammar_of(grammar)), request.stop_tokens);
+      }
+      const uint32_t id = session_->engine().submit(std::move(request));
       session_->add_pending(info.Env(), 1);
       return Napi::Number::New(info.Env(), id);
     });
@@ -410,6 +447,7 @@ class ModelObject : public Napi::ObjectWrap<ModelObject> {
   }
 
   std::shared_ptr<Session> session_;
+  std::shared_ptr<Grammars> grammars_;  // null: the model has no tokenizer
 };
 
 }  // namespace

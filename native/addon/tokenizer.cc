@@ -8,6 +8,7 @@
 
 #include "addon/arguments.h"
 #include "addon/encoding.h"
+#include "addon/grammars.h"
 #include "addon/thread_job.h"
 #include "text/tokenizer.h"
 
@@ -100,7 +101,8 @@ class TokenizerObject : public Napi::ObjectWrap<TokenizerObject> {
         {InstanceAccessor<&TokenizerObject::size>("size"), InstanceMethod<&TokenizerObject::prepare>("prepare"),
          InstanceMethod<&TokenizerObject::encode>("encode"), InstanceMethod<&TokenizerObject::decode>("decode"),
          InstanceMethod<&TokenizerObject::create_decoder>("createDecoder"),
-         InstanceMethod<&TokenizerObject::create_encoding>("createEncoding")},
+         InstanceMethod<&TokenizerObject::create_encoding>("createEncoding"),
+         InstanceMethod<&TokenizerObject::create_grammars>("createGrammars")},
         &classes);
   }
 
@@ -134,6 +136,15 @@ class TokenizerObject : public Napi::ObjectWrap<TokenizerObject> {
   Napi::Value create_encoding(const Napi::CallbackInfo& info) {
     return guarded(info.Env(), [&] {
       return classes_->encoding.New({TokenizerHandle::New(info.Env(), &job_->tokenizer()), info[0]});
+    });
+  }
+
+  Napi::Value create_grammars(const Napi::CallbackInfo& info) {
+    return guarded(info.Env(), [&] {
+      const auto vocabulary = static_cast<uint32_t>(integer_of(info[0], "vocabSize", 0, INT32_MAX));
+      auto* grammars = new std::shared_ptr<Grammars>(
+          std::make_shared<Grammars>([job = job_] { return job->tokenizer(); }, vocabulary));
+      return GrammarsHandle::New(info.Env(), grammars, [](Napi::Env, std::shared_ptr<Grammars>* data) { delete data; });
     });
   }
 

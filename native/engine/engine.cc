@@ -567,8 +567,7 @@ bool Engine::accept(Sequence& sequence, const Outcome& outcome) {
     case Outcome::Status::ok: break;
     case Outcome::Status::not_finite: sequence.error = not_finite(static_cast<int32_t>(position) - 1); return false;
     case Outcome::Status::none_allowed:
-      sequence.error =
-          Error("ERR_INVALID_ARGUMENT", "every token is banned at this place of the answer", {{"position", position}});
+      sequence.error = Error("ERR_INVALID_ARGUMENT", sequence.sampler->problem(), {{"position", position}});
       return false;
   }
   sequence.sampler->accept(outcome.token);

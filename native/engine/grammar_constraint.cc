@@ -3,12 +3,24 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/error.h"
+
 namespace chatglm {
 
 GrammarConstraint::GrammarConstraint(std::shared_ptr<TokenGrammar> grammar, std::vector<int32_t> stop_tokens)
     : grammar_(std::move(grammar)), stop_tokens_(std::move(stop_tokens)), position_(grammar_->begin()) {}
 
 void GrammarConstraint::restrict(std::span<uint32_t> mask) {
+  // An exception would end the engine's thread, and with it all other sequences.
+  try {
+    if (problem_.empty()) return apply(mask);
+  } catch (const Error& error) {
+    problem_ = error.what();
+  }
+  std::ranges::fill(mask, 0);
+}
+
+void GrammarConstraint::apply(std::span<uint32_t> mask) {
   std::vector<std::pair<size_t, uint32_t>> stops;
   if (grammar_->may_end(position_)) {
     for (const int32_t token : stop_tokens_) {
@@ -28,8 +40,12 @@ void GrammarConstraint::restrict(std::span<uint32_t> mask) {
 
 void GrammarConstraint::accept(int32_t token) {
   --left_;
-  // A stop token is not read: nothing comes behind.
-  grammar_->advance(position_, static_cast<uint32_t>(token));
+  try {
+    // A stop token is not read: nothing comes behind.
+    grammar_->advance(position_, static_cast<uint32_t>(token));
+  } catch (const Error& error) {
+    problem_ = error.what();
+  }
 }
 
 }  // namespace chatglm

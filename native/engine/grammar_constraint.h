@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "engine/sequence_sampler.h"
@@ -20,11 +21,15 @@ class GrammarConstraint final : public TokenConstraint {
   void limit(int32_t tokens) override { left_ = tokens; }
   void restrict(std::span<uint32_t> mask) override;
   void accept(int32_t token) override;
+  std::string problem() const override { return problem_; }
 
  private:
+  void apply(std::span<uint32_t> mask);
+
   const std::shared_ptr<TokenGrammar> grammar_;
   const std::vector<int32_t> stop_tokens_;
   TokenGrammar::Position position_;
+  std::string problem_;       // why the grammar cannot be followed any further
   int32_t left_ = INT32_MAX;  // tokens that the answer may still have, the stop token included
 };
 

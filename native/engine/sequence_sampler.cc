@@ -84,6 +84,11 @@ void SequenceSampler::accept(int32_t token) {
   tail_.push_back(token);
 }
 
+std::string SequenceSampler::problem() const {
+  const std::string of_constraint = sampling_.constraint ? sampling_.constraint->problem() : std::string();
+  return of_constraint.empty() ? "every token is banned at this place of the answer" : of_constraint;
+}
+
 void SequenceSampler::count(int32_t token, int32_t times) {
   const auto [found, is_new] = places_.try_emplace(token, counts_.size());
   if (is_new) counts_.push_back({token, 0});

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -16,6 +17,8 @@ namespace chatglm {
 class TokenConstraint {
  public:
   virtual ~TokenConstraint() = default;
+  /// Why restrict() left no token, if the constraint has failed.
+  virtual std::string problem() const { return {}; }
   /// Called once, before the other methods: the most tokens that will be asked for, a stop token included.
   virtual void limit(int32_t tokens) = 0;
   /// Clears the bits of the tokens that may not come next. `mask` is as Draw::mask; some bits may be clear already.
@@ -59,6 +62,8 @@ class SequenceSampler {
   Row row_at(int32_t ahead);
   /// The token that was chosen.
   void accept(int32_t token);
+  /// Why no token is allowed, for people.
+  std::string problem() const;
 
  private:
   bool penalizes() const;

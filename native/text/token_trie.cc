@@ -65,8 +65,9 @@ TokenTrie::TokenTrie(std::shared_ptr<const Tokenizer> tokenizer, std::vector<uin
 
 std::string TokenTrie::text(uint32_t token) const {
   if (token < tokenizer_->size()) return std::string(tokenizer_->text(token));
-  if (std::binary_search(special_.begin(), special_.end(), token)) return special_text(token);
-  return {};
+  return is_special(token) ? special_text(token) : std::string();
 }
+
+bool TokenTrie::is_special(uint32_t token) const { return std::binary_search(special_.begin(), special_.end(), token); }
 
 }  // namespace chatglm

@@ -30,6 +30,8 @@ class TokenTrie {
   int32_t next_of(int32_t token) const { return next_[static_cast<size_t>(token)]; }
   /// Ids are below this.
   uint32_t token_count() const { return static_cast<uint32_t>(next_.size()); }
+  /// Whether the token is one of the special ones.
+  bool is_special(uint32_t token) const;
   /// The bytes of the longest text.
   int32_t longest() const { return longest_; }
   /// What the token appends to a text. Tokens that the trie does not have give an empty text.
