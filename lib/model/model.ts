@@ -1,4 +1,13 @@
-import { callNative, loadNative, type NativeModel, type NativeRequest, type NativeTrace } from '../addon/native.js';
+import {
+  callNative,
+  fromNative,
+  loadNative,
+  type NativeError,
+  type NativeGrammar,
+  type NativeModel,
+  type NativeRequest,
+  type NativeTrace,
+} from '../addon/native.js';
 import {
   Chat,
   type ChatOnceOptions,
@@ -382,6 +391,7 @@ export class Model implements AsyncDisposable {
   generateIds(
     given: ArrayLike<number> | ChatGLMError | Promise<ArrayLike<number>>,
     options: GenerateOptions,
+    grammar?: NativeGrammar | Promise<NativeGrammar>,
   ): RawGeneration {
     const signal = signalOption(options.signal);
     const tokenizer = this.#tokenizer;
@@ -409,8 +419,28 @@ export class Model implements AsyncDisposable {
       const prompt = this.#promptOf('prompt', ids, ', the answer included');
       return prompt instanceof ChatGLMError ? prompt : { ...settings, prompt };
     };
-    const request = given instanceof ChatGLMError ? given : isPromise(given) ? given.then(toRequest) : toRequest(given);
-    return this.#submit(request, signal, create);
+    if (given instanceof ChatGLMError) return this.#submit(given, signal, create);
+    if (grammar) {
+      const ready = this.#prepared(grammar);
+      // Both run at the same time, and an error of either ends the request.
+      const request = Promise.all([given, ready]).then(([ids, held]) => {
+        const plain = toRequest(ids);
+        return plain instanceof ChatGLMError ? plain : { ...plain, grammar: held };
+      });
+      return this.#submit(request, signal, create);
+    }
+    return this.#submit(isPromise(given) ? given.then(toRequest) : toRequest(given), signal, create);
+  }
+
+  /** Compiles a grammar on a thread. */
+  async #prepared(given: NativeGrammar | Promise<NativeGrammar>): Promise<NativeGrammar> {
+    const grammar = await given;
+    await new Promise<void>((resolve, reject) => {
+      const onEnd = (error?: NativeError) => (error ? reject(fromNative(error)) : resolve());
+      if (this.#isDisposed) resolve();
+      else callNative(() => this.#native.prepareGrammar(grammar, onEnd));
+    });
+    return grammar;
   }
 
   /**
