@@ -67,13 +67,15 @@ export interface SyntheticModelOptions extends LoadOptions {
   type?: SyntheticType | undefined;
   /** The same seed gives the same weights. Default: 0. */
   seed?: number | undefined;
+  /** A tokenizer.model, a checkpoint's directory or a GGUF file, whose tokenizer the model gets. Default: none. */
+  tokenizer?: FilePath | undefined;
 }
 
 /**
- * Makes a model of a given shape with random weights in memory, for benchmarks. The model has no tokenizer: it takes and
- * gives token ids.
+ * Makes a model of a given shape with random weights in memory, for benchmarks. Without the option `tokenizer` it takes
+ * and gives token ids only.
  *
- * @throws {ChatGLMError} ERR_INVALID_ARGUMENT, ERR_OUT_OF_MEMORY, ERR_DEVICE_UNAVAILABLE, ERR_ABORTED.
+ * @throws {ChatGLMError} ERR_CHECKPOINT_NOT_FOUND, ERR_CHECKPOINT_INVALID, ERR_INVALID_ARGUMENT, ERR_OUT_OF_MEMORY, ERR_DEVICE_UNAVAILABLE, ERR_ABORTED.
  *
  * @example
  * ```ts
@@ -84,9 +86,9 @@ export interface SyntheticModelOptions extends LoadOptions {
  * ```
  */
 export async function loadSyntheticModel(options: Nullable<SyntheticModelOptions> = {}): Promise<Model> {
-  const known = [...LOAD_OPTIONS, 'shape', 'type', 'seed'] as const;
+  const known = [...LOAD_OPTIONS, 'shape', 'type', 'seed', 'tokenizer'] as const;
   const set = readOptions<SyntheticModelOptions>(options, known, 'loadSyntheticModel()');
-  const { shape = '6b', type, seed, ...rest } = set;
+  const { shape = '6b', type, seed, tokenizer, ...rest } = set;
   checkLoadOptions(rest);
   // A longer context than the shape's own costs nothing here, and benchmarks ask for it.
   const { contextLength, family } = rest;
@@ -97,7 +99,7 @@ export async function loadSyntheticModel(options: Nullable<SyntheticModelOptions
     files: [],
     tensors: syntheticTensors(config, choiceOption('type', type, SYNTHETIC_TYPES, 'q4_0')),
     config,
-    tokenizer: undefined,
+    tokenizer: tokenizer === undefined ? undefined : (await readTokenizer(toPath('tokenizer', tokenizer), family)).data,
     seed: integerOption('seed', seed, 0),
   };
   return await Model.load(source, rest);
