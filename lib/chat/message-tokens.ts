@@ -56,22 +56,22 @@ export class MessageTokens {
    */
   ofMessage(message: ChatMessage): number {
     const question: ChatMessage = { role: 'user', content: '' };
+    const answer: ChatMessage = { role: 'assistant', content: '' };
     const comparisons: [more: ChatMessage[], less: ChatMessage[]][] = [
       [[message, message], [message]],
-      // One after the other, for families in which user and assistant take turns.
+      // The others are for families in which users and assistants take turns: a system message, a question, an answer.
       [[message, question], [question]],
-      [[question, { role: 'assistant', content: '' }, message], [question]],
+      [[question, answer, message], [question]],
+      [
+        [question, message, question],
+        [question, answer, question],
+      ],
     ];
     for (const [more, less] of comparisons) {
       const tokens = this.#difference(more, less);
       if (tokens !== undefined) return tokens;
     }
-    const answered = this.#difference([question, message, question], [question]);
-    // The second question's own tokens are none of the message's.
-    const asked = this.#difference([question, { role: 'assistant', content: '' }, question], [question]);
-    if (answered !== undefined && asked !== undefined) {
-      return answered - asked + this.#ofText(message.content) - this.#ofText(message.content);
-    }
+    // The family cannot say the message at all.
     return this.#ofText(message.content) + this.#ofText(message.metadata ?? '');
   }
 

@@ -208,7 +208,11 @@ export function fromOpenAI(messages: unknown): ChatMessage[] {
       }
       const { said, calls } = assistantEntries(fields, name, entries.at(-1)?.message);
       const results: Entry[] = [];
-      for (let next = checked[index + 1]; calls.length > 0 && next && isResult(next.fields); next = checked[index + 1]) {
+      for (
+        let next = checked[index + 1];
+        calls.length > 0 && next && isResult(next.fields);
+        next = checked[index + 1]
+      ) {
         results.push(resultEntry(next.fields, next.name));
         index++;
       }
@@ -540,7 +544,9 @@ function readContent(value: unknown, name: string, mayBeNull = false): { text: s
   if (typeof value === 'string') return { text: value, extra: {} };
   if (mayBeNull && value === null) return { text: '', extra: { content: null } };
   if (!Array.isArray(value)) {
-    throw invalidArgument(`${name} must be a string${mayBeNull ? ', null' : ''} or an array of parts, got ${show(value)}`);
+    throw invalidArgument(
+      `${name} must be a string${mayBeNull ? ', null' : ''} or an array of parts, got ${show(value)}`,
+    );
   }
   const texts = Array.from(value, (part: unknown, index) => {
     const where = `${name}[${index}]`;
