@@ -142,8 +142,8 @@ function pythonString(text: string): string {
   const escaped = text.replace(/[\\'\p{C}\p{Z}]/gu, (character) => {
     if (character === ' ') return character;
     if (character === "'") return quote === "'" ? "\\'" : character;
-    const escape = ESCAPES[character];
-    if (escape !== undefined) return escape;
+    const known = ESCAPES[character];
+    if (known !== undefined) return known;
     const code = character.codePointAt(0) as number;
     const hex = code.toString(16);
     if (code <= 0xff) return `\\x${hex.padStart(2, '0')}`;
