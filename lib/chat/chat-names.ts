@@ -31,16 +31,23 @@ export function checkName(value: unknown, name = 'name'): string {
  * becomes too long is cut and ends with a hash.
  */
 export function fileNameOf(name: string): string {
-  let encoded = [...name].map((character) => (isSafe(character) ? character : percent(character))).join('');
+  let parts = Array.from(name, (character) => (isSafe(character) ? character : percent(character)));
   // Letters that would be composed with each other.
-  if (encoded.normalize('NFC') !== encoded) {
-    encoded = [...name].map((c) => (isSafe(c) && c <= '\x7f' ? c : percent(c))).join('');
+  if (parts.join('').normalize('NFC') !== parts.join('')) {
+    parts = Array.from(name, (character) => (isSafe(character) && isAscii(character) ? character : percent(character)));
   }
-  if (DEVICE.test(encoded)) encoded = percent(encoded.charAt(0)) + encoded.slice(1);
-  encoded = encoded.replace(/^ | $/g, '%20');
+  const ends = DEVICE.test(parts.join('')) ? [0] : [0, parts.length - 1].filter((index) => parts[index] === ' ');
+  for (const index of ends) parts[index] = percent(parts[index] as string);
+  const encoded = parts.join('');
   if (Buffer.byteLength(encoded) <= MOST_BYTES) return encoded;
   const hash = createHash('sha256').update(name).digest('hex').slice(0, HASH_CHARACTERS);
-  return beginning(encoded, MOST_BYTES - HASH_MARK.length - HASH_CHARACTERS) + HASH_MARK + hash;
+  const end = HASH_MARK + hash;
+  let length = end.length;
+  const cut = parts.findIndex((part) => {
+    length += Buffer.byteLength(part);
+    return length > MOST_BYTES;
+  });
+  return parts.slice(0, cut).join('') + end;
 }
 
 /** The name that a file stands for. Of one that was cut undefined: the file's content tells. Null for a file of another origin. */
@@ -57,24 +64,16 @@ export function nameOf(fileName: string): string | undefined | null {
 
 function isSafe(character: string): boolean {
   if (/^[a-z0-9 _-]$/.test(character)) return true;
-  if (!/^[^\0-\x7f]$/u.test(character) || !/^[\p{L}\p{Nd}]$/u.test(character)) return false;
+  if (isAscii(character) || !/^[\p{L}\p{Nd}]$/u.test(character)) return false;
   // Neither an upper case letter nor one that some upper case letter's file would collide with.
   const isLower = character.toLowerCase() === character && character.toUpperCase().toLowerCase() === character;
   return isLower && character.normalize('NFKC') === character;
 }
 
-function percent(character: string): string {
-  return [...Buffer.from(character)].map((byte) => `%${byte.toString(16).toUpperCase().padStart(2, '0')}`).join('');
+function isAscii(character: string): boolean {
+  return character <= '\x7f';
 }
 
-/** The first bytes of an encoded name, without a part of a character at the end. */
-function beginning(encoded: string, bytes: number): string {
-  let result = '';
-  let length = 0;
-  for (const [character] of encoded.matchAll(/(?:%[0-9A-F]{2})+|./gu)) {
-    length += Buffer.byteLength(character);
-    if (length > bytes) break;
-    result += character;
-  }
-  return result;
+function percent(character: string): string {
+  return [...Buffer.from(character)].map((byte) => `%${byte.toString(16).toUpperCase().padStart(2, '0')}`).join('');
 }
