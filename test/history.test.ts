@@ -7,6 +7,7 @@ import { CHAT_FAMILIES, type ChatFamily, chatPrompt } from '../lib/families/inde
 import { type ChatMessage, validateMessages } from '../lib/families/messages.js';
 import { parseToolCall } from '../lib/families/python-call.js';
 import { writeToolCall } from '../lib/families/python-literal.js';
+import { embeddedModelPath, loadTokenizer } from '../lib/index.js';
 
 function errorOf(action: () => unknown): ChatGLMError {
   try {
@@ -510,13 +511,30 @@ describe('MessageTokens', () => {
     expect(tokens.size).toBeLessThanOrEqual(32);
   });
 
-  test.each(CHAT_FAMILIES)('what the messages of a %s conversation add is its prompt', (family) => {
-    const tokens = tokensOf(family, (text) => text.length);
-    const messages = [...validateMessages([['你好', '你好！'], ['What is 7 times 8?', '56']]), question]; // biome-ignore format: one line
+  test.each(CHAT_FAMILIES)('with the tokenizer, %s', async (family) => {
+    const tokenizer = await loadTokenizer(embeddedModelPath());
+    const tokens = new MessageTokens({
+      prompt: (messages) => chatPrompt(family, messages),
+      count: (text) => tokenizer.encode(text).length,
+      atLeast: (length) => tokenizer.leastTokens(length),
+    });
+    const pairs = validateMessages([
+      ['你好', '你好！'],
+      ['What is 7 times 8?', '56, of course.'],
+    ]);
+    const messages: ChatMessage[] = [{ role: 'system', content: 'Be brief.' }, ...pairs, question];
+    const prompt = tokens.ofPrompt(messages);
+    expect(prompt).toBe(tokenizer.encodeChat(messages, { family }).length);
     const sum = messages.reduce((total, message) => total + tokens.ofMessage(message), 0);
-    const frame = family === 'chatglm3' ? 3 : 0;
-    expect(Math.abs(tokens.ofPrompt(messages) - sum - frame)).toBeLessThanOrEqual(3 * messages.length);
-    expect(tokens.ofMessage({ role: 'observation', content: 'x'.repeat(100) })).toBeGreaterThanOrEqual(100);
-    expect(tokens.ofMessage({ role: 'system', content: 'x'.repeat(100) })).toBeGreaterThanOrEqual(100);
+    // Besides, [gMASK] and sop, and of ChatGLM3 the answer's <|assistant|>.
+    const frame = tokens.ofPrompt([question]) - tokens.ofMessage(question);
+    expect(frame).toBeGreaterThanOrEqual(family === 'chatglm3' ? 3 : 0);
+    if (family === 'chatglm3') expect(sum + frame).toBe(prompt);
+    else expect(Math.abs(sum + 2 - prompt)).toBeLessThanOrEqual(messages.length);
+    // Also what the family cannot say has a number.
+    const long = 'x y '.repeat(100);
+    for (const role of ['observation', 'system', 'assistant'] as const) {
+      expect(tokens.ofMessage({ role, content: long })).toBeGreaterThanOrEqual(tokenizer.encode(long).length - 2);
+    }
   });
 });
