@@ -14,7 +14,25 @@ export {
   type SendOptions,
   TOOLS_PROMPT,
 } from './chat/chat.js';
+export { ChatStore, type ChatStoreEntry, ChatStoreSession, openChatStore } from './chat/chat-store.js';
 export { type ChatReply, ChatStream } from './chat/chat-stream.js';
+export {
+  type ChatGLMFields,
+  fromOpenAI,
+  type OpenAIAssistantMessage,
+  type OpenAIContent,
+  type OpenAIFunctionCall,
+  type OpenAIFunctionMessage,
+  type OpenAIMessage,
+  type OpenAISystemMessage,
+  type OpenAITextPart,
+  type OpenAIToolCall,
+  type OpenAIToolMessage,
+  type OpenAIUserMessage,
+  type ToOpenAIOptions,
+  toOpenAI,
+} from './chat/openai.js';
+export { toPairs } from './chat/pairs.js';
 export type { ToolCall } from './chat/reply.js';
 export { CONVERSION_TYPES, type ConversionType, type ConvertOptions, convertCheckpoint } from './checkpoint/convert.js';
 export type { WriteProgress } from './checkpoint/gguf/writer.js';

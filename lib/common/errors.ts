@@ -24,7 +24,7 @@ export const ERROR_CODES = [
   'ERR_THREAD_UNAVAILABLE',
   /** The system failed to read or write a file for another reason. Details: `file`. */
   'ERR_IO',
-  /** The chat is answering already: it answers one message at a time. */
+  /** The chat is answering already, or a stored conversation is open already. Details of the latter: `file`, `pid`, `host`. */
   'ERR_BUSY',
   /** The asked-for device cannot be used. The message says why. */
   'ERR_DEVICE_UNAVAILABLE',
@@ -38,7 +38,7 @@ export const ERROR_CODES = [
   'ERR_RUNTIME_CRASHED',
   /** The caller's `signal` fired. `cause` is the signal's reason; the error's `name` is `AbortError`. */
   'ERR_ABORTED',
-  /** The model was disposed before or during the call. */
+  /** The model was disposed before or during the call, or a stored conversation was closed. */
   'ERR_DISPOSED',
   /** An argument or option is of the wrong type or out of range. The message names it. */
   'ERR_INVALID_ARGUMENT',

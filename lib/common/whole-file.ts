@@ -9,6 +9,8 @@ import type { WrittenFile } from './written-file.js';
 interface WholeOptions {
   /** Default: false, an existing file is an error. */
   overwrite?: boolean | undefined;
+  /** The file's permissions, less what the process's umask takes. Default: 0666. */
+  mode?: number | undefined;
   signal?: AbortSignal | undefined;
 }
 
@@ -30,7 +32,7 @@ export async function writeWhole(
     throwIfAborted(options.signal);
     const path = await followed(given);
     const part = `${path}.${randomUUID()}.part`;
-    const handle = await open(part, 'wx');
+    const handle = await open(part, 'wx', options.mode);
     try {
       let bytes: number;
       try {
@@ -41,12 +43,28 @@ export async function writeWhole(
         await handle.close();
       }
       await publish(part, path, given, options);
+      await syncDirectory(dirname(path));
       return { path: given, bytes };
     } finally {
       await rm(part, { force: true });
     }
   } catch (error) {
     throw writeError(given, error);
+  }
+}
+
+/** Puts names on the disk that files of a directory have got or lost, where the system has a way to. */
+export async function syncDirectory(path: string): Promise<void> {
+  try {
+    const handle = await open(path, 'r');
+    try {
+      await handle.sync();
+    } finally {
+      await handle.close();
+    }
+  } catch (error) {
+    // Windows opens no directories, and some file systems sync none: what has been written is whole all the same.
+    if (!isSystemError(error) || error.code === 'EIO') throw error;
   }
 }
 

@@ -57,7 +57,8 @@ function prompt(messages: readonly ChatMessage[]): PromptPart[] {
   return parts;
 }
 
-const INTERPRETER = 'interpreter';
+/** The metadata of code for the interpreter. */
+export const INTERPRETER = 'interpreter';
 const CALL_OPENINGS = ['```', 'tool_call('];
 
 /** A segment that begins with a line of metadata: what the segment is shows only after a while. */
@@ -126,7 +127,7 @@ function isName(text: string): boolean {
 }
 
 /** The code in a Markdown fence, or all of the text when there is none. */
-function unfence(content: string): string {
+export function unfence(content: string): string {
   const text = strip(content);
   const opening = /^```[^\n]*\n/.exec(text);
   if (!opening) return text;

@@ -33,10 +33,15 @@ export interface ChatMessage {
   metadata?: string;
   /** Only of `system` messages. */
   tools?: readonly ToolDefinition[];
+  /**
+   * What OpenAI's format says of the message besides, such as a speaker's name and the id of a call: plain JSON, which
+   * `fromOpenAI()` writes and `toOpenAI()` reads. No part of the prompt.
+   */
+  openai?: Readonly<Record<string, unknown>>;
 }
 
 const roles: readonly string[] = ['system', 'user', 'assistant', 'observation'] satisfies Role[];
-const fields = ['role', 'content', 'metadata', 'tools'];
+const fields = ['role', 'content', 'metadata', 'tools', 'openai'];
 
 /**
  * Checks a conversation that comes from outside, and returns a copy of it that shares nothing with it. THUDM's older
@@ -70,7 +75,7 @@ export function validateMessages(value: unknown, name = 'messages'): ChatMessage
 export function validateMessage(value: unknown, name = 'message'): ChatMessage {
   return reading(name, () => {
     if (!isObject(value)) throw invalidArgument(`${name} must be an object with role and content, got ${show(value)}`);
-    const { role, content, metadata, tools } = value;
+    const { role, content, metadata, tools, openai } = value;
     if (!isRole(role)) throw invalidArgument(`${name}.role must be one of ${roles.join(', ')}, got ${show(role)}`);
     if (typeof content !== 'string') throw invalidArgument(`${name}.content must be a string, got ${show(content)}`);
     for (const field of Object.keys(value)) {
@@ -89,6 +94,11 @@ export function validateMessage(value: unknown, name = 'message'): ChatMessage {
     if (isSet(tools)) {
       if (role !== 'system') throw invalidArgument(`${name}.tools belongs to a system message, not to one of ${role}`);
       message.tools = validateTools(tools, `${name}.tools`);
+    }
+    if (isSet(openai)) {
+      const copy = plainCopy(openai, `${name}.openai`);
+      if (!isObject(copy)) throw invalidArgument(`${name}.openai must be an object, got ${show(openai)}`);
+      message.openai = copy;
     }
     return message;
   });
