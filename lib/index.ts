@@ -3,19 +3,20 @@ import './common/node-version.js';
 
 export type { ModelShape, TensorType, TokenDecoder } from './addon/native.js';
 export { type GpuInfo, measureBandwidth, type SystemInfo, systemInfo } from './addon/system.js';
+export type { ToolChoice } from './chat/answer-grammar.js';
+export { Chat, type RestoreOptions, type SaveOptions } from './chat/chat.js';
+export type { ChatOnceOptions, ChatOnceResult } from './chat/chat-once.js';
 export {
-  Chat,
-  type ChatOnceOptions,
-  type ChatOnceResult,
+  type AnswerOptions,
   type ChatOptions,
-  type RestoreOptions,
-  type SavedChat,
-  type SaveOptions,
+  type ContextOverflow,
+  INTERPRETER_PROMPT,
+  type Overflow,
   type SendOptions,
   TOOLS_PROMPT,
-} from './chat/chat.js';
+} from './chat/chat-options.js';
 export { ChatStore, type ChatStoreEntry, ChatStoreSession, openChatStore } from './chat/chat-store.js';
-export { type ChatReply, ChatStream } from './chat/chat-stream.js';
+export { type ChatChunk, type ChatReply, type ChatStep, ChatStream, type ToolResult } from './chat/chat-stream.js';
 export {
   type ChatGLMFields,
   fromOpenAI,
@@ -34,6 +35,7 @@ export {
 } from './chat/openai.js';
 export { toPairs } from './chat/pairs.js';
 export type { ToolCall } from './chat/reply.js';
+export type { SavedChat } from './chat/saved-chat.js';
 export { CONVERSION_TYPES, type ConversionType, type ConvertOptions, convertCheckpoint } from './checkpoint/convert.js';
 export type { WriteProgress } from './checkpoint/gguf/writer.js';
 export { openCheckpoint } from './checkpoint/open.js';

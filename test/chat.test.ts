@@ -1,4 +1,6 @@
-import { Chat, type ChatModel, type ChatOptions, chatOnce, type SendOptions, TOOLS_PROMPT } from '../lib/chat/chat.js';
+import { Chat, type ChatModel } from '../lib/chat/chat.js';
+import { chatOnce } from '../lib/chat/chat-once.js';
+import { type ChatOptions, type SendOptions, TOOLS_PROMPT } from '../lib/chat/chat-options.js';
 import { ChatGLMError } from '../lib/common/errors.js';
 import { familyNamed, type ModelFamily, specialId, specialTokens } from '../lib/families/index.js';
 import type { ChatMessage } from '../lib/families/messages.js';
@@ -26,18 +28,21 @@ interface Request {
  * has run into maxTokens; a stop token ends it earlier.
  */
 class FakeModel implements ChatModel {
-  readonly info: { family: ModelFamily };
+  readonly info: { family: ModelFamily; contextLength: number };
   readonly tokenizer: ChatModel['tokenizer'];
   readonly kv = {} as ChatModel['kv']; // for sessions, which are tested with a real model
   readonly requests: Request[] = [];
   readonly #scripts: Step[][];
 
   constructor(scripts: Step[][], family: ModelFamily = 'chatglm3') {
-    this.info = { family };
+    this.info = { family, contextLength: 1_000_000 };
     this.#scripts = scripts;
     const encode = (text: string) => [...text].map((character) => character.codePointAt(0) as number);
     this.tokenizer = {
       size: pieceCount,
+      addsDummyPrefix: false,
+      encode,
+      leastTokens: (length) => length / 2,
       encodePrompted: (parts, name) =>
         promptIds(parts, encode, (token) => specialId(familyNamed(name), pieceCount, token)),
     };

@@ -25,7 +25,7 @@ export async function chatOnce(
   query: string,
   options: Nullable<ChatOnceOptions> = {},
 ): Promise<ChatOnceResult> {
-  const { role, ...rest } = readOptions<ChatOnceOptions>(options, [...CHAT_OPTIONS, 'role'], 'chat()');
+  const { role, ...rest } = readOptions<ChatOnceOptions>(options, [...CHAT_OPTIONS.filter((name) => name !== 'interpreter'), 'role'], 'chat()');
   if (typeof query !== 'string') throw invalidArgument(`query must be a string, got ${show(query)}`);
   const chat = new Chat(model, rest);
   const reply = await chat.send(query, { role });

@@ -9,7 +9,7 @@ import { syncDirectory, writeBytes, writeWhole } from '../common/whole-file.js';
 import type { WrittenFile } from '../common/written-file.js';
 import { CHAT_FAMILIES, type ChatFamily } from '../families/index.js';
 import { type ChatMessage, validateMessages } from '../families/messages.js';
-import type { SavedChat } from './chat.js';
+import type { SavedChat } from './saved-chat.js';
 import { checkName, fileNameOf, nameOf } from './chat-names.js';
 
 const EXTENSION = '.json';

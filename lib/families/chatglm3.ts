@@ -30,6 +30,9 @@ export const chatglm3 = {
   rotary: (ropeRatio: number) => ({ ropeBase: ROPE_BASE * ropeRatio, ropeScale: 1 }),
   chat: {
     hasTools: true,
+    // The line of metadata, which is empty; its own dummy prefix comes first.
+    answerPrefix: ' \n',
+    toolCall: { open: (name: string) => `${name}\n \`\`\`python\ntool_call(`, close: ')\n```' },
     partToken: ROLE_TOKENS.assistant,
     // llama.cpp knows the format by the template's first lines.
     jinjaTemplate:

@@ -48,6 +48,15 @@ export interface Rotary {
 export interface ChatFormat {
   /** Whether a system message may list tools. */
   readonly hasTools: boolean;
+  /** What the text of an answer begins with, before the space that a tokenizer puts before a text. Default: nothing. */
+  readonly answerPrefix?: string;
+  /** How an answer calls a tool, for answers that have to. Absent: no grammar can ask for a call. */
+  readonly toolCall?: {
+    /** What comes before the arguments. */
+    open(name: string): string;
+    /** What comes behind the arguments. */
+    readonly close: string;
+  };
   /** The token that separates parts of one answer. Absent: an answer has one part. */
   readonly partToken?: string;
   /** The format in Jinja for GGUF files, as far as Jinja can say it. */

@@ -8,14 +8,9 @@ import {
   type NativeRequest,
   type NativeTrace,
 } from '../addon/native.js';
-import {
-  Chat,
-  type ChatOnceOptions,
-  type ChatOnceResult,
-  type ChatOptions,
-  chatOnce,
-  type RestoreOptions,
-} from '../chat/chat.js';
+import { Chat, type RestoreOptions } from '../chat/chat.js';
+import { type ChatOnceOptions, type ChatOnceResult, chatOnce } from '../chat/chat-once.js';
+import type { ChatOptions } from '../chat/chat-options.js';
 import type { HeldPages, KvStore } from '../chat/session.js';
 import { fingerprintOf } from '../checkpoint/fingerprint.js';
 import { onAbort } from '../common/abort.js';
@@ -51,6 +46,7 @@ import { IsolatedModel } from './isolated.js';
 import { KvMemory } from './kv-memory.js';
 import { type LoadOptions, type ModelSource, toNativeSpec, toRestartLimit } from './load-options.js';
 import { Requests } from './requests.js';
+import { isPromise, Submitter } from './submitter.js';
 import { type StartModel, SupervisedModel } from './supervisor.js';
 
 /** What a model is, and what it takes. */
@@ -181,10 +177,6 @@ export interface DrainOptions {
   timeoutMs?: number | undefined;
 }
 
-function draining(): ChatGLMError {
-  return new ChatGLMError('ERR_DRAINING', 'the model takes no new requests: drain() was called');
-}
-
 /** Options of `model.score()`. */
 export interface ScoreOptions {
   /** The position of the first token whose score is wanted, from 1; tokens before it may come from the prefix cache. Default: 1. */
@@ -242,20 +234,19 @@ export class Model implements AsyncDisposable {
   /** @internal What sessions read and write. */
   readonly kv: KvStore;
   readonly #onTrace: LoadOptions['onTrace'];
-  #isDisposed = false;
-  /** Which requests are refused: those that are new, or those as well that wait for their prompt's tokens. */
-  #drains: 'new' | 'all' | undefined;
+  readonly #submitter: Submitter;
 
   private constructor(info: ModelInfo, { native, requests, tokenizer, onTrace, kv }: ModelParts) {
     this.info = info;
     this.#native = native;
     this.#requests = requests;
+    this.#submitter = new Submitter(native, requests);
     this.#tokenizer = tokenizer;
     this.#onTrace = onTrace;
     const pin = (ids: ArrayLike<number>, signal: AbortSignal | undefined) => {
       const prompt = this.#promptOf('prompt', ids, '');
       const request = prompt instanceof ChatGLMError ? prompt : { ...PLAIN_REQUEST, prompt, pin: true };
-      return this.#submit(request, signal, (cancel) => new PinRequest(cancel, signal));
+      return this.#submitter.submit(request, signal, (cancel) => new PinRequest(cancel, signal));
     };
     this.kv = new KvMemory({ native, requests, ...kv }, pin);
   }
@@ -419,28 +410,17 @@ export class Model implements AsyncDisposable {
       const prompt = this.#promptOf('prompt', ids, ', the answer included');
       return prompt instanceof ChatGLMError ? prompt : { ...settings, prompt };
     };
-    if (given instanceof ChatGLMError) return this.#submit(given, signal, create);
+    if (given instanceof ChatGLMError) return this.#submitter.submit(given, signal, create);
     if (grammar) {
-      const ready = this.#prepared(grammar);
+      const ready = this.#submitter.prepared(grammar);
       // Both run at the same time, and an error of either ends the request.
       const request = Promise.all([given, ready]).then(([ids, held]) => {
         const plain = toRequest(ids);
         return plain instanceof ChatGLMError ? plain : { ...plain, grammar: held };
       });
-      return this.#submit(request, signal, create);
+      return this.#submitter.submit(request, signal, create);
     }
-    return this.#submit(isPromise(given) ? given.then(toRequest) : toRequest(given), signal, create);
-  }
-
-  /** Compiles a grammar on a thread. */
-  async #prepared(given: NativeGrammar | Promise<NativeGrammar>): Promise<NativeGrammar> {
-    const grammar = await given;
-    await new Promise<void>((resolve, reject) => {
-      const onEnd = (error?: NativeError) => (error ? reject(fromNative(error)) : resolve());
-      if (this.#isDisposed) resolve();
-      else callNative(() => this.#native.prepareGrammar(grammar, onEnd));
-    });
-    return grammar;
+    return this.#submitter.submit(isPromise(given) ? given.then(toRequest) : toRequest(given), signal, create);
   }
 
   /**
@@ -556,7 +536,7 @@ export class Model implements AsyncDisposable {
     const prompt = this.#promptOf('ids', ids, '');
     if (prompt instanceof ChatGLMError) throw prompt;
     const from = integerOption('from', set.from, 0, { most: Math.max(0, prompt.length - 1) });
-    const handler = this.#submit(
+    const handler = this.#submitter.submit(
       { ...PLAIN_REQUEST, kind: 'logits', prompt, from },
       signal,
       (cancel) => new LogitsRequest(prompt.length - from, from, this.info.vocabSize, cancel, signal),
@@ -588,7 +568,7 @@ export class Model implements AsyncDisposable {
     if (prompt.length < 2) throw invalidArgument(`ids must have at least 2 tokens to score, got ${prompt.length}`);
     const from = integerOption('from', set.from, 1, { least: 1, most: prompt.length - 1 });
     const top = integerOption('logprobs', set.logprobs, 0, { most: 100 });
-    const handler = this.#submit(
+    const handler = this.#submitter.submit(
       { ...PLAIN_REQUEST, kind: 'score', prompt, from, top },
       signal,
       (cancel) => new ScoreRequest(cancel, signal),
@@ -682,16 +662,7 @@ export class Model implements AsyncDisposable {
     const { timeoutMs } = readOptions<DrainOptions>(options, ['timeoutMs'], 'drain()');
     const limit =
       timeoutMs === undefined ? undefined : numberOption('timeoutMs', timeoutMs, 0, { least: 0, most: 2 ** 31 - 1 });
-    this.#drains = 'new';
-    const timer =
-      limit === undefined
-        ? undefined
-        : setTimeout(() => {
-            this.#drains = 'all';
-            this.#requests.abandon(draining(), (request) => this.#native.cancel(request));
-          }, limit);
-    await this.#requests.idle();
-    clearTimeout(timer);
+    await this.#submitter.drain(limit);
   }
 
   /**
@@ -704,11 +675,7 @@ export class Model implements AsyncDisposable {
    * ```
    */
   async dispose(): Promise<void> {
-    if (!this.#isDisposed) {
-      this.#isDisposed = true;
-      this.#native.dispose();
-    }
-    await this.#requests.disposed;
+    await this.#submitter.dispose();
   }
 
   /**
@@ -737,45 +704,4 @@ export class Model implements AsyncDisposable {
     if (!this.#tokenizer) return Uint32Array.of(2);
     return Uint32Array.from(stopTokens(this.#tokenizer.size, this.info.family));
   }
-
-  #submit<H extends RequestHandler>(
-    request: NativeRequest | ChatGLMError | Promise<NativeRequest | ChatGLMError>,
-    signal: AbortSignal | undefined,
-    create: (cancel: () => void) => H,
-  ): H {
-    let id: number | undefined;
-    let isCancelled = false;
-    const cancel = () => {
-      isCancelled = true;
-      // A request that has ended is no longer known, and a disposed model has none.
-      if (id !== undefined && this.#requests.handlers.has(id) && !this.#isDisposed) this.#native.cancel(id);
-    };
-    const handler = create(cancel);
-    this.#requests.begin();
-    const fail = (error: unknown) => {
-      handler.onError(error as ChatGLMError);
-      this.#requests.end();
-    };
-    const isTaken = this.#drains === undefined;
-    const submit = (ready: NativeRequest | ChatGLMError) => {
-      try {
-        throwIfAborted(signal);
-        if (!isTaken || this.#drains === 'all') throw draining();
-        if (ready instanceof ChatGLMError) throw ready;
-        id = callNative(() => this.#native.submit(ready));
-        this.#requests.handlers.set(id, handler);
-        if (isCancelled) cancel();
-      } catch (error) {
-        fail(error);
-      }
-    };
-    if (isPromise(request)) request.then(submit, fail);
-    else submit(request);
-    return handler;
-  }
-}
-
-function isPromise<T>(value: T | Promise<T>): value is Promise<T> {
-  // By its shape: a promise of another realm is no instance of this one's Promise.
-  return typeof (value as Partial<Promise<T>>).then === 'function';
 }
