@@ -1,8 +1,6 @@
 import {
   callNative,
-  fromNative,
   loadNative,
-  type NativeError,
   type NativeGrammar,
   type NativeModel,
   type NativeRequest,
@@ -39,7 +37,7 @@ import {
 } from '../generation/options.js';
 import { StopSequences } from '../generation/stop-sequences.js';
 import { Generation, type RawGeneration } from '../generation/text-stream.js';
-import { type RequestHandler, TokenStream, toTokenLogprobs } from '../generation/token-stream.js';
+import { TokenStream, toTokenLogprobs } from '../generation/token-stream.js';
 import { LogitsRequest, PinRequest, ScoreRequest } from '../generation/value-request.js';
 import { Tokenizer } from '../tokenizer/tokenizer.js';
 import { IsolatedModel } from './isolated.js';
