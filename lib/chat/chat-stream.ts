@@ -56,7 +56,7 @@ export class ChatStream extends TextStream<ChatReply> {
   constructor(setup: ChatStreamSetup) {
     super(setup.raw, setup.stops);
     this.#setup = setup;
-    this.#parser = new ReplyParser(setup.family, setup.tools);
+    this.#parser = new ReplyParser(setup.family, { tools: setup.tools });
     this.start();
   }
 

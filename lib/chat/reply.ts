@@ -1,7 +1,7 @@
 import type { ChatFormat } from '../families/family.js';
 import { type ChatFamily, chatFormat } from '../families/index.js';
 import type { ChatMessage } from '../families/messages.js';
-import type { Outcome, Segment } from '../families/reply.js';
+import type { ExpectedCalls, Outcome, Segment } from '../families/reply.js';
 
 /** A tool that the model wants to be called. Send what the tool gives back with the role `observation`. */
 export interface ToolCall {
@@ -29,22 +29,25 @@ export interface ParsedReply {
  * Tells the visible text of an answer from calls of tools while the answer is being generated.
  *
  * An answer has one or more parts, which the family's `partToken` separates. What a part is, the family's segment tells;
- * whatever does not look like a call is shown, so that no text is ever lost. Visible text comes as early as it is certain,
+ * whatever is no call that the model was told about, or may believe that there is, is shown: no text is ever lost. Visible text comes as early as it is certain,
  * with a line break between the texts of two parts. Pieces must be whole characters.
  */
 export class ReplyParser {
   readonly #format: ChatFormat;
-  readonly #tools: ReadonlySet<string>;
+  readonly #expected: ExpectedCalls;
   readonly #outcomes: Outcome[] = [];
   #segment: Segment;
   #hasText = false;
   #segmentHasText = false;
 
-  /** @param tools Names of the tools that the model was told about. Default: none. */
-  constructor(family: ChatFamily, tools: Iterable<string> = []) {
+  /**
+   * @param expected `tools`: names of the tools that the model was told about, default none; `interpreter`: whether a part
+   *   that begins with the line `interpreter` is code, default true. With neither, an answer is text whatever it looks like.
+   */
+  constructor(family: ChatFamily, expected: { tools?: Iterable<string>; interpreter?: boolean } = {}) {
     this.#format = chatFormat(family);
-    this.#tools = new Set(tools);
-    this.#segment = this.#format.openSegment(this.#tools);
+    this.#expected = { tools: new Set(expected.tools), interpreter: expected.interpreter ?? true };
+    this.#segment = this.#format.openSegment(this.#expected);
   }
 
   /** The next piece of the answer. Returns the visible text that has become certain. */
@@ -56,7 +59,7 @@ export class ReplyParser {
   newSegment(): string {
     const text = this.#visible(this.#segment.end());
     this.#outcomes.push(this.#segment.outcome());
-    this.#segment = this.#format.openSegment(this.#tools);
+    this.#segment = this.#format.openSegment(this.#expected);
     this.#segmentHasText = false;
     return text;
   }
