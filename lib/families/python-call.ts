@@ -290,7 +290,8 @@ class LiteralParser {
     const special = quote.startsWith('"') ? /["\\]/g : /['\\]/g;
     let start = this.#position;
     const add = (end: number) => {
-      if (end > start) parts.push(isFormat ? withoutFields(this.#text.slice(start, end)) : this.#text.slice(start, end));
+      if (end > start)
+        parts.push(isFormat ? withoutFields(this.#text.slice(start, end)) : this.#text.slice(start, end));
     };
     special.lastIndex = start;
     for (let match = special.exec(this.#text); match; match = special.exec(this.#text)) {
