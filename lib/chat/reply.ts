@@ -5,9 +5,13 @@ import type { ExpectedCalls, Outcome, Segment } from '../families/reply.js';
 
 /** A tool that the model wants to be called. Send what the tool gives back with the role `observation`. */
 export interface ToolCall {
-  /** One of the names that the model was told about, or what else it wrote in a name's place. */
+  /** One of the names that the model was told about, as it was declared, or what else it wrote in a name's place. */
   name: string;
-  /** The arguments. Absent when what the model wrote is no call with literals: see `raw`. */
+  /**
+   * The arguments of `tool_call(city='北京', days=1 + 2)` or of `{"city": "北京"}`: Python's literals or JSON, in a fence or
+   * not, with comments around them. Of several calls in one answer's part these are the first one's. Nothing is evaluated:
+   * absent when what the model wrote is anything else, such as a variable among the values; see `raw`.
+   */
   arguments?: Record<string, unknown>;
   /** What the model wrote. */
   raw: string;

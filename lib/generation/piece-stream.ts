@@ -51,14 +51,15 @@ export abstract class PieceStream<Piece, Result>
    * await answer.return(); // no more of it
    * ```
    */
-  async next(): Promise<IteratorResult<Piece, Result | undefined>> {
-    if (this.#isLeft) return { done: true, value: undefined };
-    if (this.#first < this.#pieces.length) return { done: false, value: this.#take() };
+  next(): Promise<IteratorResult<Piece, Result | undefined>> {
+    // No async function: the promises settle in the order of the calls, whether a piece is there already or not.
+    if (this.#isLeft) return Promise.resolve({ done: true, value: undefined });
+    if (this.#first < this.#pieces.length) return Promise.resolve({ done: false, value: this.#take() });
     if (this.#isOver) {
       this.#isLeft = true; // an error is told once
-      return { done: true, value: await this.result };
+      return this.result.then((value) => ({ done: true, value }));
     }
-    return await new Promise((resolve, reject) => this.#waiting.push({ resolve, reject }));
+    return new Promise((resolve, reject) => this.#waiting.push({ resolve, reject }));
   }
 
   /**
