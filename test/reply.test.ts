@@ -8,8 +8,13 @@ interface Outcome extends ParsedReply {
 }
 
 // Segments as the decoder gives them, each as a list of pieces.
-function run(segments: readonly (readonly string[])[], tools: string[] = [], family: ChatFamily = 'chatglm3'): Outcome {
-  const parser = new ReplyParser(family, tools);
+function run(
+  segments: readonly (readonly string[])[],
+  tools: string[] = [],
+  family: ChatFamily = 'chatglm3',
+  interpreter?: boolean,
+): Outcome {
+  const parser = new ReplyParser(family, interpreter === undefined ? { tools } : { tools, interpreter });
   const deltas: string[] = [];
   segments.forEach((pieces, index) => {
     if (index > 0) deltas.push(parser.newSegment());
@@ -28,6 +33,7 @@ interface Case {
   segments: string[];
   tools?: string[];
   family?: ChatFamily;
+  interpreter?: boolean;
   text: string;
   messages: unknown[];
   toolCall?: unknown;
@@ -87,6 +93,7 @@ const cases: Case[] = [
   {
     name: 'a call of a tool that was not given',
     segments: [` 查天气 \n ${weather}`],
+    tools: ['get_weather'],
     text: '',
     messages: [{ role: 'assistant', metadata: '查天气', content: weather }],
     toolCall: { name: '查天气', arguments: { city: '北京' }, raw: weather },
@@ -94,6 +101,7 @@ const cases: Case[] = [
   {
     name: 'a call without a fence and its space',
     segments: ['random.number-1\ntool_call(seed=42, range=(0, 100))'],
+    tools: ['random.number-1'],
     text: '',
     messages: [{ role: 'assistant', metadata: 'random.number-1', content: 'tool_call(seed=42, range=(0, 100))' }],
     toolCall: {
@@ -118,15 +126,128 @@ const cases: Case[] = [
     messages: [chat('好的，让我查一下。'), { role: 'assistant', metadata: 'get_weather', content: weather }],
     toolCall: { name: 'get_weather', arguments: { city: '北京' }, raw: weather },
   },
+  ...['/text-to-speech', 'search web', '天气:查询', 'x'.repeat(65), 'a "quoted" {name}', '#', '🔧🔧', ' spaced '].map(
+    (name): Case => ({
+      name: `a call of ${name}`,
+      segments: [`${name}\n ${fence}python\ntool_call(text='你好')\n${fence}`],
+      tools: ['get_weather', name, `${name}2`],
+      text: '',
+      messages: [{ role: 'assistant', metadata: name, content: `${fence}python\ntool_call(text='你好')\n${fence}` }],
+      toolCall: { name, arguments: { text: '你好' }, raw: `${fence}python\ntool_call(text='你好')\n${fence}` },
+    }),
+  ),
+  {
+    name: 'a declared name with white space around it',
+    segments: [' \t search web  \u3000\r\n city'],
+    tools: ['search web'],
+    text: '',
+    messages: [{ role: 'assistant', metadata: 'search web', content: 'city' }],
+    toolCall: { name: 'search web', raw: 'city' },
+  },
+  {
+    name: 'of two names that white space tells apart the plain one',
+    segments: [' a\n x'],
+    tools: [' a', 'a'],
+    text: '',
+    messages: [{ role: 'assistant', metadata: 'a', content: 'x' }],
+    toolCall: { name: 'a', raw: 'x' },
+  },
+  {
+    name: 'the call by a name that Python does not take',
+    segments: [`text-to-speech\n ${fence}python\ntext-to-speech(text='a')\n${fence}`],
+    tools: ['text-to-speech'],
+    text: '',
+    messages: [
+      {
+        role: 'assistant',
+        metadata: 'text-to-speech',
+        content: `${fence}python\ntext-to-speech(text='a')\n${fence}`,
+      },
+    ],
+    toolCall: {
+      name: 'text-to-speech',
+      arguments: { text: 'a' },
+      raw: `${fence}python\ntext-to-speech(text='a')\n${fence}`,
+    },
+  },
+  ...['search', 'search  web', 'search web!', 'search web s', ' ', 'Search web'].map(
+    (line): Case => ({
+      name: `${line} is not search web`,
+      segments: [`${line}\n a`],
+      tools: ['search web', ' '],
+      text: `${line}\n a`.trim(),
+      messages: [chat(`${line}\n a`.trim())],
+    }),
+  ),
+  {
+    name: 'another language behind a name is an answer',
+    segments: [`Example\n ${fence}js\nf()\n${fence}`],
+    tools: ['f'],
+    text: `Example\n ${fence}js\nf()\n${fence}`,
+    messages: [chat(`Example\n ${fence}js\nf()\n${fence}`)],
+  },
+  {
+    name: 'no call without tools',
+    segments: [`get_weather\n ${weather}`],
+    text: `get_weather\n ${weather}`,
+    messages: [chat(`get_weather\n ${weather}`)],
+  },
+  {
+    name: 'no code without an interpreter',
+    interpreter: false,
+    segments: [`interpreter\n ${fence}python\nprint(1)\n${fence}`],
+    text: `interpreter\n ${fence}python\nprint(1)\n${fence}`,
+    messages: [chat(`interpreter\n ${fence}python\nprint(1)\n${fence}`)],
+  },
+  {
+    name: 'with tools and no interpreter, interpreter is a tool that there is not',
+    interpreter: false,
+    segments: [`interpreter\n ${fence}python\nprint(1)\n${fence}`],
+    tools: ['f'],
+    text: '',
+    messages: [{ role: 'assistant', metadata: 'interpreter', content: `${fence}python\nprint(1)\n${fence}` }],
+    toolCall: { name: 'interpreter', raw: `${fence}python\nprint(1)\n${fence}` },
+  },
+  {
+    name: 'code and what is said of it',
+    segments: [`interpreter\n ${fence}python\na = 1\n${fence} \n\n这是代码。`],
+    text: '',
+    messages: [
+      { role: 'assistant', metadata: 'interpreter', content: `${fence}python\na = 1\n${fence} \n\n这是代码。` },
+    ],
+    code: 'a = 1',
+  },
+  {
+    name: 'code with a fence in it',
+    segments: [`interpreter\n ${fence}python\na = '''\n${fence}\nx\n${fence}\n'''\n${fence}`],
+    text: '',
+    messages: [
+      {
+        role: 'assistant',
+        metadata: 'interpreter',
+        content: `${fence}python\na = '''\n${fence}\nx\n${fence}\n'''\n${fence}`,
+      },
+    ],
+    code: `a = '''\n${fence}\nx\n${fence}\n'''`,
+  },
+  {
+    name: 'code right before its closing fence',
+    segments: [`interpreter\n ${fence}python\nprint(1)  ${fence}`],
+    text: '',
+    messages: [{ role: 'assistant', metadata: 'interpreter', content: `${fence}python\nprint(1)  ${fence}` }],
+    code: 'print(1)',
+  },
   {
     name: 'a call, then text',
     segments: [`get_weather\n ${weather}`, ' \n 晴'],
+    tools: ['get_weather'],
     text: '晴',
     messages: [{ role: 'assistant', metadata: 'get_weather', content: weather }, chat('晴')],
   },
   {
     name: 'two calls',
     segments: [`f\n ${weather}`, `g\n ${weather}`],
+    tools: ['f'],
     text: '',
     messages: [
       { role: 'assistant', metadata: 'f', content: weather },
@@ -143,6 +264,7 @@ const cases: Case[] = [
   {
     name: 'a call and an empty segment',
     segments: [`f\n ${weather}`, ''],
+    tools: ['f'],
     text: '',
     messages: [{ role: 'assistant', metadata: 'f', content: weather }],
     toolCall: { name: 'f', arguments: { city: '北京' }, raw: weather },
@@ -213,9 +335,9 @@ const cases: Case[] = [
   },
 ];
 
-describe.each(cases)('$name', ({ name, segments, tools, family, ...expected }) => {
+describe.each(cases)('$name', ({ name, segments, tools, family, interpreter, ...expected }) => {
   const check = (pieces: string[][]) => {
-    const { deltas, ...outcome } = run(pieces, tools, family);
+    const { deltas, ...outcome } = run(pieces, tools, family, interpreter);
     expect({ name, pieces, ...outcome }).toEqual({ name, pieces, ...expected });
   };
 
@@ -257,10 +379,41 @@ describe('text is shown early', () => {
     ['after the line of metadata', ['\n', ' ', '你', '好', '！'], [], ['', '', '你', '好', '！', '']],
     ['before white space', ['\n', ' a', ' ', '\n', 'b', '\n'], [], ['', 'a', '', '', ' \nb', '', '']],
     ['before half a placeholder', ['\na[', '[', '训练', 'x'], [], ['a', '', '', '[[训练x', '']],
-    ['as soon as it cannot be a name', ['他', '说', '：', '好'], [], ['', '', '他说：', '好', '']],
-    ['as soon as it cannot be a call', ['x', '\n', ' t', 'o', 'y'], [], ['', '', '', '', 'x\n toy', '']],
+    ['at once where nothing can be called', ['他', '说', '：', '好'], [], ['他', '说', '：', '好', '']],
+    ['as soon as it cannot be the interpreter', ['in', 'ter', 'n', '\n'], [], ['', '', 'intern', '', '']],
+    ['as soon as it cannot be a name', ['他', '说', '：', '好'], ['f'], ['', '', '他说：', '好', '']],
+    ['as soon as it is no name that was given', ['他', '：', '说', '好'], ['他：好'], ['', '', '他：说', '好', '']],
+    ['as soon as it cannot be a call', ['x', '\n', ' t', 'o', 'y'], ['f'], ['', '', '', '', 'x\n toy', '']],
     ['never when it is a call', ['f', '\n', ' x', 'yz'], ['f'], ['', '', '', '', '']],
   ])('%s', (_, pieces, tools, deltas) => {
     expect(run([pieces], tools).deltas).toEqual(deltas);
+  });
+});
+
+/** The pieces of a long reply. */
+function many(count: number, piece: string, before: string[] = [], after: string[] = []): string[] {
+  return [...before, ...Array.from({ length: count }, () => piece), ...after];
+}
+
+// What looks again at all that came before would take hours here.
+describe('a reply of any length', () => {
+  const count = 1_000_000;
+  test.each<[string, string[], string[], string]>([
+    ['white space behind text', many(count, '\n', ['a']), [], 'a'],
+    ['white space within text', many(count, '\n', ['a'], ['b']), [], `a${'\n'.repeat(count)}b`],
+    ['white space before text', many(count, ' ', [], ['b']), [], 'b'],
+    ['a character at a time', many(count, '字', ['。']), [], `。${'字'.repeat(count)}`],
+    ['the beginning of placeholders', many(count, '[[', []), [], '[['.repeat(count)],
+    ['white space behind a name', many(count, ' ', ['x'], ['!']), ['f'], `x${' '.repeat(count)}!`],
+    ['white space behind the line of a name', many(count, ' ', ['x\n'], ['!']), ['f'], `x\n${' '.repeat(count)}!`],
+    ['white space in place of a name', many(count, ' ', [], ['!']), ['f'], '!'],
+    ['letters in place of a name', many(count, '字'), ['f'], '字'.repeat(count)],
+    ['a name that is almost it', many(count, 'n'), ['n'.repeat(count + 1)], 'n'.repeat(count)],
+    ['a call and white space', many(count, ' ', ['f\n tool_call()']), ['f'], ''],
+    ['code and white space', many(count, ' ', ['interpreter\n```\n1']), [], ''],
+    ['code and white space before its end', many(count, ' ', ['interpreter\n```\n1'], ['x```']), [], ''],
+  ])('%s', (_, pieces, tools, text) => {
+    expect(run([pieces], tools).text === text).toBe(true);
+    expect(run([[pieces.join('')]], tools).text === text).toBe(true);
   });
 });

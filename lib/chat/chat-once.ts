@@ -27,7 +27,8 @@ export async function chatOnce(
 ): Promise<ChatOnceResult> {
   const { role, ...rest } = readOptions<ChatOnceOptions>(options, [...CHAT_OPTIONS.filter((name) => name !== 'interpreter'), 'role'], 'chat()');
   if (typeof query !== 'string') throw invalidArgument(`query must be a string, got ${show(query)}`);
-  const chat = new Chat(model, rest);
+  // THUDM's chat() takes what looks like code for the interpreter for that, whatever the model was told.
+  const chat = new Chat(model, { ...rest, interpreter: 'manual' });
   const reply = await chat.send(query, { role });
   const { finishReason, usage, timings, seed, logprobs } = reply;
   const result: ChatOnceResult = {

@@ -74,9 +74,10 @@ export interface ChatOptions extends AnswerOptions {
   system?: string | undefined;
   /**
    * Runs the code that the model writes for its code interpreter (ChatGLM3). A session begins with the first code of the
-   * chat; `chat.dispose()` ends it. Default: none; then the code is only given to you.
+   * chat; `chat.dispose()` ends it. With `manual` the code is given to you as `reply.code`, and what it printed is sent with
+   * the role `observation`. Default: none; then what looks like code for it is text.
    */
-  interpreter?: CodeExecutor | undefined;
+  interpreter?: CodeExecutor | 'manual' | undefined;
   /**
    * The conversation so far: messages, or THUDM's pairs `[query, response]`, which are copied. A history that begins with a
    * system message leaves no room for `system`; `tools` replace those that it lists. Default: empty.
@@ -133,9 +134,9 @@ export function readToolOptions(options: AnswerOptions): {
 }
 
 /** Refuses what is no executor. */
-export function readInterpreter(value: unknown): CodeExecutor | undefined {
-  if (value === undefined) return undefined;
+export function readInterpreter(value: unknown): CodeExecutor | 'manual' | undefined {
+  if (value === undefined || value === 'manual') return value;
   const { open, language } = (value ?? {}) as Partial<CodeExecutor>;
   if (typeof open === 'function' && typeof language === 'string') return value as CodeExecutor;
-  throw invalidArgument(`interpreter must be an executor, such as pythonExecutor(), got ${show(value)}`);
+  throw invalidArgument(`interpreter must be an executor, such as pythonExecutor(), or 'manual', got ${show(value)}`);
 }

@@ -23,6 +23,7 @@ import {
 } from '../families/index.js';
 import { type ChatMessage, validateMessage, validateMessages } from '../families/messages.js';
 import { type PromptPart, promptLength } from '../families/prompt.js';
+import type { Segment } from '../families/reply.js';
 import { checkGenerateOptions, GENERATE_OPTIONS, type GenerateOptions } from '../generation/options.js';
 import { StopSequences } from '../generation/stop-sequences.js';
 import type { RawGeneration } from '../generation/text-stream.js';
@@ -43,7 +44,7 @@ import {
   type SendOptions,
   TOOLS_PROMPT,
 } from './chat-options.js';
-import { type ChatReply, ChatStream, type StepRunner } from './chat-stream.js';
+import { type ChatReply, ChatStream, type StepRunner, type ToolResult } from './chat-stream.js';
 import { MessageTokens } from './message-tokens.js';
 import type { SavedChat } from './saved-chat.js';
 import { TextCallSegment, VerbatimSegment } from './segments.js';
@@ -98,6 +99,9 @@ export interface ChatModel {
 /** The roles of messages that an answer follows. */
 const SPEAKERS = ['user', 'observation'] as const;
 
+/** What the model is told of a tool that ran when the answer was left. */
+const LEFT = { content: 'Error: the call was cancelled', ok: false } as const;
+
 /** What decides how an answer is made: the options of the chat and of the answer, read. */
 interface AnswerPlan {
   options: GenerateOptions;
@@ -125,7 +129,7 @@ export class Chat implements AsyncDisposable {
   readonly #model: ChatModel;
   readonly #defaults: AnswerOptions;
   readonly #tools: ToolSet | undefined;
-  readonly #interpreter: CodeExecutor | undefined;
+  readonly #interpreter: CodeExecutor | 'manual' | undefined;
   readonly #counts: MessageTokens;
   #session: Promise<ExecutorSession> | undefined;
   #history: ChatMessage[];
@@ -301,7 +305,7 @@ export class Chat implements AsyncDisposable {
   }
 
   #hasRunners(): boolean {
-    return this.#interpreter !== undefined || this.#tools?.isExecutable === true;
+    return isExecutor(this.#interpreter) || this.#tools?.isExecutable === true;
   }
 
   /**
@@ -633,11 +637,19 @@ export class Chat implements AsyncDisposable {
     const isOffered = plan.tools.size > 0 && plan.choice !== 'none';
     const expected = {
       tools: isOffered ? plan.tools.names : [],
-      ...(this.#interpreter && { interpreter: true }),
+      interpreter: this.#interpreter !== undefined,
+      openSegment: this.#segmentOf(plan, isOffered),
     };
-    const segment = () => {
-      if (plan.format && !isOffered) return new VerbatimSegment((format.answerPrefix ?? '').replace(/^ /, '') + (format.answerPrefix ? ' ' : ''));
-      return plan.prompting === 'text' && isOffered ? new TextCallSegment(plan.tools.names) : undefined;
+    const { onStep, toolTimeoutMs } = plan.limits;
+    /** What was begun; undefined where it ended because the loop was left. */
+    const unlessLeft = async <T>(left: AbortSignal, run: (signal: AbortSignal) => Promise<T>): Promise<T | undefined> => {
+      const { signal } = plan.options;
+      try {
+        return await run(eitherSignal(signal, left));
+      } catch (error) {
+        if (left.aborted && !signal?.aborted) return undefined;
+        throw error;
+      }
     };
     const runner: StepRunner = {
       begin: (answered, round, onChunk) => {
@@ -661,26 +673,26 @@ export class Chat implements AsyncDisposable {
           raw,
           family: this.family,
           partToken: partTokenOf(this.family, tokenizer.size),
-          expected: { ...expected, segment: segment() },
+          expected,
           stops: new StopSequences(stop),
           onChunk,
         });
       },
       handles: (answer, round) => round < plan.limits.maxToolRounds && this.#handles(answer, plan),
       runTool: async (call, round, left) => {
-        const { signal, ...limits } = { signal: plan.options.signal, round, timeoutMs: plan.limits.toolTimeoutMs };
-        plan.limits.onStep?.({ type: 'tool-call', text: '', tokens: [], call });
-        const outcome = await plan.tools.run(call, { ...limits, signal: eitherSignal(signal, left) });
-        const result = { name: call.name, ...outcome };
-        plan.limits.onStep?.({ type: 'tool-result', text: '', tokens: [], result });
+        onStep?.({ type: 'tool-call', text: '', tokens: [], call });
+        const outcome = await unlessLeft(left, (signal) => plan.tools.run(call, { signal, round, timeoutMs: toolTimeoutMs }));
+        const result: ToolResult = { name: call.name, ...(outcome ?? LEFT) };
+        onStep?.({ type: 'tool-result', text: '', tokens: [], result });
         return result;
       },
       runCode: async (code, left) => {
-        plan.limits.onStep?.({ type: 'code', text: '', tokens: [], code });
+        onStep?.({ type: 'code', text: '', tokens: [], code });
         this.#session ??= (this.#interpreter as CodeExecutor).open();
         const session = await this.#session;
-        const result = await session.run(code, { signal: eitherSignal(plan.options.signal, left) });
-        plan.limits.onStep?.({ type: 'code-result', text: '', tokens: [], result });
+        const ran = await unlessLeft(left, (signal) => session.run(code, { signal }));
+        const result = ran ?? { status: 'crashed' as const, text: LEFT.content, files: [], tookMs: 0 };
+        onStep?.({ type: 'code-result', text: '', tokens: [], result });
         return result;
       },
       observation: (content) =>
@@ -705,9 +717,18 @@ export class Chat implements AsyncDisposable {
     return stream;
   }
 
+  /** How an answer is read that does not have its family's own form. */
+  #segmentOf({ format, tools, prompting }: AnswerPlan, isOffered: boolean): (() => Segment) | undefined {
+    if (isOffered && prompting === 'text') return () => new TextCallSegment(tools.names);
+    if (format === undefined || isOffered) return undefined;
+    const { answerPrefix } = chatFormat(this.family);
+    // Decoding takes the first space away, as it is a dummy prefix; behind the prefix stands another one.
+    return () => new VerbatimSegment(answerPrefix === undefined ? '' : `${answerPrefix.replace(/^ /, '')} `);
+  }
+
   /** Whether a tool or the interpreter of this chat acts on a call. */
   #handles({ toolCall, code }: AnswerResult, { tools }: AnswerPlan): boolean {
-    if (code !== undefined) return this.#interpreter !== undefined;
+    if (code !== undefined) return isExecutor(this.#interpreter);
     if (toolCall === undefined) return false;
     // A tool that was never offered is the model's mistake, which the model can mend if anything is run here at all.
     return tools.names.has(toolCall.name) ? tools.get(toolCall.name)?.execute !== undefined : tools.isExecutable;
@@ -736,6 +757,10 @@ function isPlainFormat(format: unknown): boolean {
   } catch {
     return false;
   }
+}
+
+function isExecutor(interpreter: CodeExecutor | 'manual' | undefined): interpreter is CodeExecutor {
+  return interpreter !== undefined && interpreter !== 'manual';
 }
 
 function eitherSignal(signal: AbortSignal | undefined, other: AbortSignal): AbortSignal {

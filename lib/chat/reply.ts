@@ -1,16 +1,30 @@
 import type { ChatFormat } from '../families/family.js';
 import { type ChatFamily, chatFormat } from '../families/index.js';
 import type { ChatMessage } from '../families/messages.js';
-import type { Outcome, Segment } from '../families/reply.js';
+import type { ExpectedCalls, Outcome, Segment } from '../families/reply.js';
 
 /** A tool that the model wants to be called. Send what the tool gives back with the role `observation`. */
 export interface ToolCall {
-  /** One of the names that the model was told about, or what else it wrote in a name's place. */
+  /** One of the names that the model was told about, as it was declared, or what else it wrote in a name's place. */
   name: string;
-  /** The arguments. Absent when what the model wrote is no call with literals: see `raw`. */
+  /**
+   * The arguments of `tool_call(city='北京', days=1 + 2)` or of `{"city": "北京"}`: Python's literals or JSON, in a fence or
+   * not, with comments around them. Of several calls in one answer's part these are the first one's. Nothing is evaluated:
+   * absent when what the model wrote is anything else, such as a variable among the values; see `raw`.
+   */
   arguments?: Record<string, unknown>;
   /** What the model wrote. */
   raw: string;
+}
+
+/** What an answer may have beside text. */
+export interface ReplyParserOptions {
+  /** Names of the tools that the model was told about. Default: none. */
+  tools?: Iterable<string>;
+  /** Whether a part that begins with the line `interpreter` is code. Default: true. */
+  interpreter?: boolean;
+  /** Reads a part in another way than the family does. Default: as the family does. */
+  openSegment?: (() => Segment) | undefined;
 }
 
 /** What an answer turned out to be. */
@@ -29,22 +43,23 @@ export interface ParsedReply {
  * Tells the visible text of an answer from calls of tools while the answer is being generated.
  *
  * An answer has one or more parts, which the family's `partToken` separates. What a part is, the family's segment tells;
- * whatever does not look like a call is shown, so that no text is ever lost. Visible text comes as early as it is certain,
+ * whatever is no call that the model was told about, or may believe that there is, is shown: no text is ever lost. Visible text comes as early as it is certain,
  * with a line break between the texts of two parts. Pieces must be whole characters.
  */
 export class ReplyParser {
   readonly #format: ChatFormat;
-  readonly #tools: ReadonlySet<string>;
+  readonly #openSegment: () => Segment;
   readonly #outcomes: Outcome[] = [];
   #segment: Segment;
   #hasText = false;
   #segmentHasText = false;
 
-  /** @param tools Names of the tools that the model was told about. Default: none. */
-  constructor(family: ChatFamily, tools: Iterable<string> = []) {
+  /** @param options Without tools and interpreter, an answer is text whatever it looks like. */
+  constructor(family: ChatFamily, options: ReplyParserOptions = {}) {
     this.#format = chatFormat(family);
-    this.#tools = new Set(tools);
-    this.#segment = this.#format.openSegment(this.#tools);
+    const expected: ExpectedCalls = { tools: new Set(options.tools), interpreter: options.interpreter ?? true };
+    this.#openSegment = options.openSegment ?? (() => this.#format.openSegment(expected));
+    this.#segment = this.#openSegment();
   }
 
   /** The next piece of the answer. Returns the visible text that has become certain. */
@@ -56,7 +71,7 @@ export class ReplyParser {
   newSegment(): string {
     const text = this.#visible(this.#segment.end());
     this.#outcomes.push(this.#segment.outcome());
-    this.#segment = this.#format.openSegment(this.#tools);
+    this.#segment = this.#openSegment();
     this.#segmentHasText = false;
     return text;
   }

@@ -1,7 +1,7 @@
 import type { Architecture } from '../addon/native.js';
 import type { ChatMessage, Role } from './messages.js';
 import type { PromptPart } from './prompt.js';
-import type { Outcome, Segment } from './reply.js';
+import type { ExpectedCalls, Outcome, Segment } from './reply.js';
 
 /**
  * What one family of models is: data and functions, in one file beside this one. Nothing outside `lib/families/` compares
@@ -68,8 +68,8 @@ export interface ChatFormat {
    * @throws {ChatGLMError} ERR_INVALID_ARGUMENT where the format cannot express the messages.
    */
   prompt(messages: readonly ChatMessage[]): PromptPart[];
-  /** Reads the next part of an answer. `tools` are the names of the tools that the model was told about. */
-  openSegment(tools: ReadonlySet<string>): Segment;
+  /** Reads the next part of an answer. Where nothing is expected, a part is text whatever it looks like. */
+  openSegment(expected: ExpectedCalls): Segment;
   /** The message of a finished part as the history keeps it. */
   toMessage(outcome: Outcome): ChatMessage;
 }

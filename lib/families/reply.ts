@@ -17,31 +17,51 @@ export interface Segment {
   outcome(): Outcome;
 }
 
+/** What an answer may be besides text for people. */
+export interface ExpectedCalls {
+  /** The names of the tools that the model was told about. */
+  readonly tools: ReadonlySet<string>;
+  /** Whether the model may write code for the interpreter. */
+  readonly interpreter: boolean;
+}
+
 /** A segment that is text for people, stripped as THUDM's process_response() strips it. */
 export class TextSegment implements Segment {
   /** The pieces of the segment, joined once at the end. */
   readonly #all: string[] = [];
-  #held = '';
+  /** White space at the end of what came: shown once something follows. Pieces, so that none is looked at twice. */
+  #spaces: string[] = [];
+  /** What may be the beginning of a placeholder: shorter than one. Only one of this and `#spaces` has something. */
+  #beginning = '';
   #started = false;
 
   push(text: string): string {
     this.#all.push(text);
-    this.#held += text;
+    let come = text;
     if (!this.#started) {
-      this.#held = stripStart(this.#held);
-      if (this.#held === '') return '';
+      come = stripStart(text);
+      if (come === '') return '';
       this.#started = true;
     }
-    const certain = this.#held.length - uncertainEnd(this.#held);
-    const shown = this.#held.slice(0, certain);
-    this.#held = this.#held.slice(certain);
+    if (this.#beginning === '' && stripEnd(come) === '') {
+      this.#spaces.push(come);
+      return '';
+    }
+    const held = this.#beginning + come;
+    const length = beginningOfPlaceholder(held);
+    this.#beginning = held.slice(held.length - length);
+    const certain = held.slice(0, held.length - length);
+    const visible = length > 0 ? certain : stripEnd(certain);
+    const shown = this.#spaces.join('') + visible;
+    this.#spaces = [certain.slice(visible.length)];
     return fillIn(shown);
   }
 
   end(): string {
     // Held back was either white space, which nothing follows now, or the beginning of a placeholder that is none.
-    const text = stripEnd(this.#held);
-    this.#held = '';
+    const text = this.#beginning === '' ? '' : this.#spaces.join('') + this.#beginning;
+    this.#spaces = [];
+    this.#beginning = '';
     return text;
   }
 
@@ -57,10 +77,10 @@ export function fillIn(text: string): string {
   return text.replaceAll(placeholder, '2023年');
 }
 
-/** How much of the text's end may be stripped, or be the beginning of a placeholder, once more text has come. */
-function uncertainEnd(text: string): number {
+/** How much of the text's end is the beginning of a placeholder, if more text makes it one. */
+function beginningOfPlaceholder(text: string): number {
   for (let length = Math.min(placeholder.length - 1, text.length); length > 0; length--) {
     if (text.endsWith(placeholder.slice(0, length))) return length;
   }
-  return text.length - stripEnd(text).length;
+  return 0;
 }
