@@ -17,12 +17,12 @@ console.log((await chat.send('My name is Anna.')).text);
 await writeFile(file, JSON.stringify(chat)); // JSON.stringify() calls chat.toJSON()
 console.log('saved:', path.basename(file));
 
-// Later, or elsewhere. Options of generation are no part of what was saved.
+// Later, or elsewhere. Options that are plain data, such as the temperature, were saved with it.
 const saved = JSON.parse(await readFile(file, 'utf8'));
-const restored = model.createChat({ ...saved, temperature: 0 });
+const restored = model.createChat(saved);
 console.log((await restored.send('What is my name?')).text);
 
-restored.history.splice(-2); // takes the last question and its answer back
+restored.undo(); // takes the last question and its answer back
 console.log('messages:', restored.history.map(({ role }) => role).join(', '));
 
 await model.dispose();

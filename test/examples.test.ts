@@ -33,6 +33,19 @@ const expectations: Readonly<Record<string, (output: string) => void>> = {
     expect(output).toMatch(/^call: get_weather \{ city: '北京' \}$/m);
     expect(output).toMatch(/^observation: .*21/m);
     expect(output).toMatch(/^answer: .*21/m);
+    expect(output).toMatch(/^failed: .*there is no station in 东京/m);
+    expect(output.match(/^answer: ./gm)).toHaveLength(2);
+  },
+  'structured.mjs': (output) => {
+    const [, text] = /^text: (.*)$/m.exec(output) ?? [];
+    expect(Object.keys(JSON.parse(text as string))).toEqual(['capital', 'country', 'confidence']);
+    expect(output).toMatch(/^country: (France|Germany|Italy)$/m);
+    expect(output).toMatch(/^number: \d+$/m);
+  },
+  'interpreter.mjs': (output) => {
+    expect(output).toMatch(/^result = sum\(range\(1, 100 \+ 1\)\)$/m);
+    expect(output).toMatch(/^ok: 5050$/m);
+    expect(output).toMatch(/^answer: .*5050/m);
   },
   'history.mjs': (output) => {
     const lines = output.trim().split('\n');

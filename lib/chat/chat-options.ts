@@ -69,13 +69,14 @@ export interface AnswerOptions extends GenerateOptions {
 export interface ChatOptions extends AnswerOptions {
   /**
    * The system message. Default: none, or {@link TOOLS_PROMPT} where there are tools, or {@link INTERPRETER_PROMPT} where there
-   * is an interpreter.
+   * is an interpreter that runs code.
    */
   system?: string | undefined;
   /**
    * Runs the code that the model writes for its code interpreter (ChatGLM3). A session begins with the first code of the
    * chat; `chat.dispose()` ends it. With `manual` the code is given to you as `reply.code`, and what it printed is sent with
-   * the role `observation`. Default: none; then what looks like code for it is text.
+   * the role `observation`; the model learns of its interpreter from a system message such as {@link INTERPRETER_PROMPT}.
+   * Default: none; then what looks like code for it is text.
    */
   interpreter?: CodeExecutor | 'manual' | undefined;
   /**

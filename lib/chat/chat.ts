@@ -172,7 +172,7 @@ export class Chat implements AsyncDisposable {
       if (tools) first.tools = tools;
       return;
     }
-    const fallback = tools ? TOOLS_PROMPT : this.#interpreter ? INTERPRETER_PROMPT : undefined;
+    const fallback = tools ? TOOLS_PROMPT : isExecutor(this.#interpreter) ? INTERPRETER_PROMPT : undefined;
     const content = system ?? fallback;
     if (content === undefined) return;
     this.#history.unshift({ role: 'system', content, ...(tools && { tools }) });
