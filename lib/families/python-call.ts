@@ -299,9 +299,14 @@ class LiteralParser {
       this.#position = end;
       if (match[0] === '\\') {
         add(end);
-        if (isFormat && /[{}]/.test(this.#text.charAt(end + 1))) throw new NotALiteral();
-        parts.push(isRaw ? this.#text.slice(end, end + 2) : this.#escape());
-        if (isRaw) this.#position += 2;
+        // In an f-string a backslash before a brace stands for itself, and the brace still belongs to a field.
+        const isBrace = isFormat && /[{}]/.test(this.#text.charAt(end + 1));
+        if (isRaw || isBrace) {
+          this.#position += isBrace ? 1 : 2;
+          parts.push(this.#text.slice(end, this.#position));
+        } else {
+          parts.push(this.#escape());
+        }
         start = this.#position;
         special.lastIndex = start;
       } else if (this.#accept(quote)) {
