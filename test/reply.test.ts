@@ -200,13 +200,14 @@ const cases: Case[] = [
     messages: [chat(`interpreter\n ${fence}python\nprint(1)\n${fence}`)],
   },
   {
-    name: 'with tools and no interpreter, interpreter is a tool that there is not',
+    name: 'with tools and no interpreter, code for one is a program to look at',
     interpreter: false,
     segments: [`interpreter\n ${fence}python\nprint(1)\n${fence}`],
     tools: ['f'],
-    text: '',
-    messages: [{ role: 'assistant', metadata: 'interpreter', content: `${fence}python\nprint(1)\n${fence}` }],
-    toolCall: { name: 'interpreter', raw: `${fence}python\nprint(1)\n${fence}` },
+    text: `interpreter\n ${fence}python\nprint(1)\n${fence}`,
+    messages: [
+      { role: 'assistant', metadata: '', content: `interpreter\n ${fence}python\nprint(1)\n${fence}` },
+    ],
   },
   {
     name: 'code and what is said of it',

@@ -80,7 +80,7 @@ function openSegment(expected: ExpectedCalls): Segment {
  * - a declared tool's name, whatever its characters and with white space around it or not: a call;
  * - `interpreter`, where there is one: code;
  * - where there are tools, another name (letters, digits, `_`, `.` and `-`) that a fence of Python or `tool_call(` follows:
- *   a call of a tool that there is not, which the model can be told;
+ *   a call of a tool that there is not, which the model can be told, if it can be read as a call, which its end shows;
  * - anything else: text.
  *
  * While that is open, each character is looked at once, and what is kept for comparison is bounded by the names' lengths.
@@ -117,8 +117,19 @@ class ChatGLM3Segment implements Segment {
   }
 
   end(): string {
+    if (this.#call && this.#isNoCall(this.#call)) {
+      this.#undecided.push(...this.#call.content.slice(1));
+      this.#call = undefined;
+    }
     const decided = this.#call || this.#text ? '' : this.#becomeText();
     return decided + (this.#text?.end() ?? '');
+  }
+
+  /** A heading over a program looks like the name of a tool that there is not over a call; nothing else tells the two apart. */
+  #isNoCall({ name, content }: { name: string; content: string[] }): boolean {
+    const { tools, interpreter } = this.#expected;
+    if (tools.has(name) || (interpreter && name === INTERPRETER)) return false;
+    return parseToolCall(content.join(''), name) === undefined;
   }
 
   outcome(): Outcome {
