@@ -433,7 +433,11 @@ function multiply(a: Operand, b: Operand): Operand {
 function divide(a: Operand, b: Operand): Operand {
   if (!isNumber(a) || !isNumber(b)) throw new NotALiteral();
   // A quotient of integers is rounded once in Python; rounded operands would make it twice.
-  for (const value of [a, b]) if (typeof value === 'bigint' && BigInt(Number(value)) !== value) throw new NotALiteral();
+  for (const value of [a, b]) {
+    if (typeof value !== 'bigint') continue;
+    const rounded = Number(value);
+    if (!Number.isFinite(rounded) || BigInt(rounded) !== value) throw new NotALiteral();
+  }
   return finite(Number(a) / Number(b));
 }
 
