@@ -49,7 +49,9 @@ export {
 } from './checkpoint/synth.js';
 export type { Checkpoint, ModelConfig, TensorEntry } from './checkpoint/types.js';
 export { ChatGLMError, type ErrorCode, type ErrorDetails, type SerializedError } from './common/errors.js';
+export type { FromSchema } from './common/from-schema.js';
 export type { FilePath, Nullable } from './common/options.js';
+export type { InferOutput, StandardSchema } from './common/standard-schema.js';
 export type { WrittenFile } from './common/written-file.js';
 export {
   CHAT_FAMILIES,
@@ -88,4 +90,8 @@ export {
   type ModelStats,
   type ScoreOptions,
 } from './model/model.js';
+export type { ParsedAs, ResponseFormat, SchemaOption } from './structured/response-format.js';
 export { type DecodeOptions, type EncodeOptions, Tokenizer } from './tokenizer/tokenizer.js';
+export { type McpClient, type McpOptions, toolsFromMcp } from './tools/mcp.js';
+export { defineTool, type Tool, type ToolArguments, type ToolContext, type ToolOptions } from './tools/tool.js';
+export type { ToolsOption } from './tools/tool-set.js';

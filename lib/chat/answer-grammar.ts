@@ -52,7 +52,9 @@ export function answerGrammar({ format, dummySpace, tools, choice, response }: A
   }
   const { toolCall: syntax } = format;
   if (syntax === undefined) {
-    throw invalidArgument('toolChoice, strict tools and responseFormat beside tools need calls in the family’s own format');
+    throw invalidArgument(
+      'toolChoice, strict tools and responseFormat beside tools need calls in the family’s own format',
+    );
   }
   const rules: string[] = [];
   const alternatives: string[] = [];
@@ -74,7 +76,11 @@ export function answerGrammar({ format, dummySpace, tools, choice, response }: A
 }
 
 /** The grammar of a tool's arguments. A schema that no grammar can hold an answer to is only an error where the tool is strict. */
-function argumentsGrammar(parameters: Readonly<Record<string, unknown>> | undefined, isStrict: boolean, name: string): string {
+function argumentsGrammar(
+  parameters: Readonly<Record<string, unknown>> | undefined,
+  isStrict: boolean,
+  name: string,
+): string {
   const anything = { type: 'object', additionalProperties: true };
   try {
     return schemaToGrammar(parameters ?? anything, { dialect: 'python-call', name: `the parameters of ${name}` });
@@ -85,6 +91,10 @@ function argumentsGrammar(parameters: Readonly<Record<string, unknown>> | undefi
 }
 
 function literal(text: string): string {
-  const escaped = text.replaceAll(/[\\"]/g, '\\$&').replaceAll('\n', '\\n').replaceAll('\r', '\\r').replaceAll('\t', '\\t');
+  const escaped = text
+    .replaceAll(/[\\"]/g, '\\$&')
+    .replaceAll('\n', '\\n')
+    .replaceAll('\r', '\\r')
+    .replaceAll('\t', '\\t');
   return `"${escaped}"`;
 }

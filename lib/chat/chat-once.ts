@@ -25,7 +25,11 @@ export async function chatOnce(
   query: string,
   options: Nullable<ChatOnceOptions> = {},
 ): Promise<ChatOnceResult> {
-  const { role, ...rest } = readOptions<ChatOnceOptions>(options, [...CHAT_OPTIONS.filter((name) => name !== 'interpreter'), 'role'], 'chat()');
+  const { role, ...rest } = readOptions<ChatOnceOptions>(
+    options,
+    [...CHAT_OPTIONS.filter((name) => name !== 'interpreter'), 'role'],
+    'chat()',
+  );
   if (typeof query !== 'string') throw invalidArgument(`query must be a string, got ${show(query)}`);
   // THUDM's chat() takes what looks like code for the interpreter for that, whatever the model was told.
   const chat = new Chat(model, { ...rest, interpreter: 'manual' });

@@ -1,5 +1,5 @@
-import { functionOption, integerOption, numberOption, show } from '../common/options.js';
 import { invalidArgument } from '../common/errors.js';
+import { functionOption, integerOption, numberOption, show } from '../common/options.js';
 import type { ChatFamily } from '../families/index.js';
 import type { ChatMessage } from '../families/messages.js';
 import { GENERATE_OPTIONS, type GenerateOptions } from '../generation/options.js';
@@ -121,7 +121,11 @@ export function readToolOptions(options: AnswerOptions): {
   onStep: AnswerOptions['onStep'];
 } {
   const { contextOverflow = 'error' } = options;
-  if (typeof contextOverflow !== 'function' && contextOverflow !== 'error' && contextOverflow !== 'drop-oldest-rounds') {
+  if (
+    typeof contextOverflow !== 'function' &&
+    contextOverflow !== 'error' &&
+    contextOverflow !== 'drop-oldest-rounds'
+  ) {
     throw invalidArgument(
       `contextOverflow must be error, drop-oldest-rounds or a function, got ${show(contextOverflow)}`,
     );

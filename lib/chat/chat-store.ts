@@ -9,8 +9,8 @@ import { syncDirectory, writeBytes, writeWhole } from '../common/whole-file.js';
 import type { WrittenFile } from '../common/written-file.js';
 import { CHAT_FAMILIES, type ChatFamily } from '../families/index.js';
 import { type ChatMessage, validateMessages } from '../families/messages.js';
-import type { SavedChat } from './saved-chat.js';
 import { checkName, fileNameOf, nameOf } from './chat-names.js';
+import type { SavedChat } from './saved-chat.js';
 
 const EXTENSION = '.json';
 const FORMAT = 'node-chatglm conversation';

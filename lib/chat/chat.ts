@@ -24,11 +24,16 @@ import {
 import { type ChatMessage, validateMessage, validateMessages } from '../families/messages.js';
 import { type PromptPart, promptLength } from '../families/prompt.js';
 import type { Segment } from '../families/reply.js';
-import { checkGenerateOptions, GENERATE_OPTIONS, type GenerateOptions } from '../generation/options.js';
+import { checkGenerateOptions, type GenerateOptions } from '../generation/options.js';
 import { StopSequences } from '../generation/stop-sequences.js';
 import type { RawGeneration } from '../generation/text-stream.js';
 import type { CodeExecutor, ExecutorSession } from '../interpreter/executor.js';
-import { type ParsedFormat, type ResponseFormat, readResponseFormat } from '../structured/response-format.js';
+import {
+  type ParsedAs,
+  type ParsedFormat,
+  type ResponseFormat,
+  readResponseFormat,
+} from '../structured/response-format.js';
 import { textToolPrompt } from '../tools/text-prompting.js';
 import { ToolSet } from '../tools/tool-set.js';
 import { Answer, type AnswerResult } from './answer.js';
@@ -164,7 +169,8 @@ export class Chat implements AsyncDisposable {
   /** Gives the history its system message. */
   #begin(system: string | undefined): void {
     const first = this.#history[0];
-    const tools = this.#tools && this.#tools.size > 0 && this.#prompting({}) === 'native' ? this.#tools.shown : undefined;
+    const tools =
+      this.#tools && this.#tools.size > 0 && this.#prompting({}) === 'native' ? this.#tools.shown : undefined;
     if (first?.role === 'system') {
       if (system !== undefined) {
         throw invalidArgument('history begins with a system message: system must be left out');
@@ -558,8 +564,15 @@ export class Chat implements AsyncDisposable {
   #plan(given: AnswerOptions): AnswerPlan {
     const { tools: ofAnswer, ...own } = given;
     const merged: AnswerOptions = { ...this.#defaults, ...own };
-    const { toolChoice, toolPrompting: _, maxToolRounds: __, toolTimeoutMs: ___, contextOverflow: ____, onStep: _____, ...rest } =
-      merged;
+    const {
+      toolChoice,
+      toolPrompting: _,
+      maxToolRounds: __,
+      toolTimeoutMs: ___,
+      contextOverflow: ____,
+      onStep: _____,
+      ...rest
+    } = merged;
     checkGenerateOptions(rest);
     const { responseFormat, ...options } = rest;
     const prompting = this.#prompting(given);
@@ -642,7 +655,10 @@ export class Chat implements AsyncDisposable {
     };
     const { onStep, toolTimeoutMs } = plan.limits;
     /** What was begun; undefined where it ended because the loop was left. */
-    const unlessLeft = async <T>(left: AbortSignal, run: (signal: AbortSignal) => Promise<T>): Promise<T | undefined> => {
+    const unlessLeft = async <T>(
+      left: AbortSignal,
+      run: (signal: AbortSignal) => Promise<T>,
+    ): Promise<T | undefined> => {
       const { signal } = plan.options;
       try {
         return await run(eitherSignal(signal, left));
@@ -653,7 +669,10 @@ export class Chat implements AsyncDisposable {
     };
     const runner: StepRunner = {
       begin: (answered, round, onChunk) => {
-        const { messages: fitting, dropped } = this.#fitted(this.#promptMessages([...messages, ...answered], plan), plan);
+        const { messages: fitting, dropped } = this.#fitted(
+          this.#promptMessages([...messages, ...answered], plan),
+          plan,
+        );
         droppedMessages = Math.max(droppedMessages, dropped);
         const parts = chatPrompt(this.family, fitting);
         const { stop = [], stopTokens: more = [], ...options } = plan.options;
@@ -681,7 +700,9 @@ export class Chat implements AsyncDisposable {
       handles: (answer, round) => round < plan.limits.maxToolRounds && this.#handles(answer, plan),
       runTool: async (call, round, left) => {
         onStep?.({ type: 'tool-call', text: '', tokens: [], call });
-        const outcome = await unlessLeft(left, (signal) => plan.tools.run(call, { signal, round, timeoutMs: toolTimeoutMs }));
+        const outcome = await unlessLeft(left, (signal) =>
+          plan.tools.run(call, { signal, round, timeoutMs: toolTimeoutMs }),
+        );
         const result: ToolResult = { name: call.name, ...(outcome ?? LEFT) };
         onStep?.({ type: 'tool-result', text: '', tokens: [], result });
         return result;

@@ -38,6 +38,8 @@ export const ERROR_CODES = [
   'ERR_RUNTIME_CRASHED',
   /** The caller's `signal` fired. `cause` is the signal's reason; the error's `name` is `AbortError`. */
   'ERR_ABORTED',
+  /** A tool threw, or returned what cannot be told to the model. Details: `tool`. `cause` is what the tool threw. */
+  'ERR_TOOL_FAILED',
   /** The model was disposed before or during the call, or a stored conversation was closed. */
   'ERR_DISPOSED',
   /** An argument or option is of the wrong type or out of range. The message names it. */

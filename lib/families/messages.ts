@@ -1,6 +1,6 @@
 import { invalidArgument } from '../common/errors.js';
 import { shown } from '../common/invalid.js';
-import { messageOf, reading, show } from '../common/options.js';
+import { isPlainObject, messageOf, reading, show } from '../common/options.js';
 
 /** Who speaks. `observation` is what a tool or the code interpreter gave back (ChatGLM3). */
 export type Role = 'system' | 'user' | 'assistant' | 'observation';
@@ -23,6 +23,9 @@ export interface WrappedToolDefinition {
   function: ToolDefinition;
 }
 
+/** The tools of a system message. The prompt shows them as they stand. */
+export type ToolList = readonly ToolDefinition[] | Readonly<Record<string, object>>;
+
 /** One entry of a conversation: plain JSON, as in THUDM's `history`. */
 export interface ChatMessage {
   /** Who speaks. */
@@ -31,8 +34,8 @@ export interface ChatMessage {
   content: string;
   /** What stands between the role and the content: a called tool's name, `interpreter`, or nothing. */
   metadata?: string;
-  /** Only of `system` messages. */
-  tools?: readonly ToolDefinition[];
+  /** Only of `system` messages: a list, or an object of tools by their names, as THUDM's demos pass it. */
+  tools?: ToolList;
   /**
    * What OpenAI's format says of the message besides, such as a speaker's name and the id of a call: plain JSON, which
    * `fromOpenAI()` writes and `toOpenAI()` reads. No part of the prompt.
@@ -110,9 +113,12 @@ export function validateMessage(value: unknown, name = 'message'): ChatMessage {
  *
  * @throws {ChatGLMError} ERR_INVALID_ARGUMENT, naming the tool and the field.
  */
-export function validateTools(value: unknown, name = 'tools'): ToolDefinition[] {
+export function validateTools(value: unknown, name = 'tools'): ToolList {
   return reading(name, () => {
-    if (!Array.isArray(value)) throw invalidArgument(`${name} must be an array of tools, got ${show(value)}`);
+    if (isPlainObject(value)) return validateRegistry(value, name);
+    if (!Array.isArray(value)) {
+      throw invalidArgument(`${name} must be an array of tools, or an object of tools by name, got ${show(value)}`);
+    }
     const indices = new Map<string, number>();
     // Array.from() visits holes, which the methods of arrays skip.
     return Array.from(value, (entry: unknown, index) => {
@@ -125,6 +131,22 @@ export function validateTools(value: unknown, name = 'tools'): ToolDefinition[] 
       return tool;
     });
   });
+}
+
+/** THUDM's demos pass `{ get_weather: { name, description, params: […] } }`, and the prompt shows that object. */
+function validateRegistry(value: Record<string, unknown>, name: string): Record<string, object> {
+  const copy = plainCopy(value, name) as Record<string, unknown>;
+  for (const [key, tool] of Object.entries(copy)) {
+    if (key === '' || /[\r\n]/.test(key))
+      throw invalidArgument(`${name}: a tool's name must be one line, got ${show(key)}`);
+    if (!isObject(tool)) throw invalidArgument(`${name}.${shown(key)} must be an object, got ${show(tool)}`);
+  }
+  return copy as Record<string, object>;
+}
+
+/** The names of the tools of a system message. */
+export function toolNames(tools: ToolList): string[] {
+  return Array.isArray(tools) ? tools.map(({ name }: ToolDefinition) => name) : Object.keys(tools);
 }
 
 function validateTool(value: unknown, name: string): ToolDefinition {

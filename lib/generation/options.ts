@@ -14,6 +14,7 @@ import {
   signalOption,
   tokenIds,
 } from '../common/options.js';
+import { type ResponseFormat, readResponseFormat } from '../structured/response-format.js';
 import { StopSequences } from './stop-sequences.js';
 
 /**
@@ -73,6 +74,12 @@ export interface GenerateOptions extends SamplingOptions {
    * tokens. In a chat those always count, and the ids given here come on top of them.
    */
   stopTokens?: readonly number[] | undefined;
+  /**
+   * The form that the answer has to have: JSON of a schema, a regular expression, a grammar. Each token is chosen among those
+   * that keep the answer valid, and the last of `maxTokens` are used to complete it; an answer whose shortest form needs more
+   * tokens than it may have ends with `length`. Default: free text.
+   */
+  responseFormat?: ResponseFormat | undefined;
   /** Ends the generation with ERR_ABORTED, also while the prompt is being computed. Default: none. */
   signal?: AbortSignal | undefined;
   /** Ends the generation with ERR_TIMEOUT if it is not complete after so many milliseconds. Default: no limit. */
@@ -209,6 +216,7 @@ export const GENERATE_OPTIONS = [
   'maxTokens',
   'stop',
   'stopTokens',
+  'responseFormat',
   'signal',
   'timeoutMs',
   'queueTimeoutMs',
@@ -230,6 +238,7 @@ export function checkGenerateOptions(options: GenerateOptions): void {
   maxTokensOf(options, 0);
   signalOption(options.signal);
   new StopSequences(options.stop ?? []);
+  readResponseFormat(options.responseFormat);
   if (options.stopTokens !== undefined) tokenIds('stopTokens', options.stopTokens);
   toNativeOrder(options);
   toTimeLimits(options);

@@ -39,6 +39,7 @@ import { StopSequences } from '../generation/stop-sequences.js';
 import { Generation, type RawGeneration } from '../generation/text-stream.js';
 import { TokenStream, toTokenLogprobs } from '../generation/token-stream.js';
 import { LogitsRequest, PinRequest, ScoreRequest } from '../generation/value-request.js';
+import { readResponseFormat } from '../structured/response-format.js';
 import { Tokenizer } from '../tokenizer/tokenizer.js';
 import { IsolatedModel } from './isolated.js';
 import { KvMemory } from './kv-memory.js';
@@ -348,7 +349,8 @@ export class Model implements AsyncDisposable {
    * ```
    */
   generate(prompt: string | ArrayLike<number>, options: Nullable<GenerateOptions> = {}): Generation {
-    const { stop = [], ...rest } = readGenerateOptions(options);
+    const { stop = [], responseFormat, ...rest } = readGenerateOptions(options);
+    const format = readResponseFormat(responseFormat);
     const stops = new StopSequences(stop);
     if (typeof prompt !== 'string' && (typeof prompt !== 'object' || prompt === null)) {
       throw invalidArgument(`prompt must be a text or an array of token ids, got ${show(prompt)}`);
@@ -358,7 +360,9 @@ export class Model implements AsyncDisposable {
         ? (this.overflowOf(prompt.length) ??
           this.tokenizer.encodePrompted(this.tokenizer.promptParts(prompt), this.info.family, rest.signal))
         : this.#promptOf('prompt', prompt, ', the answer included');
-    return new Generation(this.generateIds(ids, rest), stops);
+    const { addsDummyPrefix: dummySpace } = format ? this.tokenizer : { addsDummyPrefix: false };
+    const grammar = format && { text: format.grammar, prefix: '', dummySpace };
+    return new Generation(this.generateIds(ids, rest, grammar), stops);
   }
 
   /**
