@@ -1,0 +1,231 @@
+// ECMAScript's regular expressions, with the flag u, as expressions of this package.
+import type { AST } from '@eslint-community/regexpp';
+import { invalidArgument } from '../common/errors.js';
+import { shown } from '../common/invalid.js';
+import { messageOf } from '../common/options.js';
+import { ANYTHING, Automaton, type Budget, chars, choice, type Regex, repeat, sequence } from './automaton.js';
+import { ALL_CHARS, type CharSet, charSet, charsOf, complement, DOT_CHARS, union } from './char-set.js';
+import { automatonExpression, type Encode, type Expression, type Grammar, regexExpression, unlessTooLarge } from './grammar.js';
+
+/** A pattern that was read. */
+export interface Pattern {
+  body: Regex;
+  /** What must, or must not, follow at the beginning: `^(?!…)`. */
+  lookaheads: { body: Regex; isNegated: boolean }[];
+}
+
+/** Longer patterns are refused, in UTF-16 units. */
+const MOST_LENGTH = 20_000;
+/** Groups within each other. */
+const MOST_LEVELS = 200;
+
+/**
+ * Reads a pattern.
+ *
+ * @param name What errors call the pattern.
+ * @throws {ChatGLMError} ERR_INVALID_ARGUMENT for what is no pattern, and for what a regular language cannot say.
+ */
+export function readPattern(source: string, name: string): Pattern {
+  if (source.length > MOST_LENGTH) throw invalidArgument(`${name} has ${source.length} characters, and may have ${MOST_LENGTH}`);
+  let ast: AST.Pattern;
+  try {
+    // Loaded when the first pattern is read.
+    const { RegExpParser } = require('@eslint-community/regexpp') as typeof import('@eslint-community/regexpp');
+    ast = new RegExpParser().parsePattern(source, 0, source.length, { unicode: true });
+  } catch (error) {
+    throw invalidArgument(`${name} is no regular expression with the flag u: ${messageOf(error)}`, error);
+  }
+  const reader = new PatternReader(name);
+  const lookaheads: Pattern['lookaheads'] = [];
+  const [first, ...others] = ast.alternatives;
+  let elements = first?.elements ?? [];
+  if (others.length === 0 && elements[0]?.type === 'Assertion' && elements[0].kind === 'start') {
+    let count = 1;
+    for (let next = elements[count]; next?.type === 'Assertion' && next.kind === 'lookahead'; next = elements[count]) {
+      lookaheads.push({ body: reader.alternatives(next.alternatives, 0), isNegated: next.negate });
+      count++;
+    }
+    elements = [elements[0], ...elements.slice(count)];
+    return { body: reader.elements(elements, 0), lookaheads };
+  }
+  return { body: reader.alternatives(ast.alternatives, 0), lookaheads };
+}
+
+class PatternReader {
+  constructor(readonly name: string) {}
+
+  alternatives(alternatives: readonly AST.Alternative[], depth: number): Regex {
+    if (depth > MOST_LEVELS) throw invalidArgument(`${this.name} has groups nested more than ${MOST_LEVELS} levels deep`);
+    const items = alternatives.map(({ elements }) => this.elements(elements, depth));
+    return items.length === 1 ? (items[0] as Regex) : choice(...items);
+  }
+
+  elements(elements: readonly AST.Element[], depth: number): Regex {
+    const items = elements.map((element) => this.#element(element, depth));
+    return items.length === 1 ? (items[0] as Regex) : sequence(...items);
+  }
+
+  #element(element: AST.Element | AST.QuantifiableElement, depth: number): Regex {
+    switch (element.type) {
+      case 'Character':
+        return chars(pointSet(element.value));
+      case 'CharacterSet':
+        return chars(this.#characterSet(element));
+      case 'CharacterClass': {
+        let set: CharSet = [];
+        const ranges: [number, number][] = [];
+        for (const part of element.elements) {
+          if (part.type === 'Character') ranges.push([part.value, part.value]);
+          else if (part.type === 'CharacterClassRange') ranges.push([part.min.value, part.max.value]);
+          else if (part.type === 'CharacterSet') set = union(set, this.#characterSet(part));
+          else throw this.#refused(part.raw, 'a class of the flag v');
+        }
+        set = union(set, charSet(ranges));
+        return chars(element.negate ? complement(set) : set);
+      }
+      case 'Group':
+        if (element.modifiers !== null) throw this.#refused(element.raw, 'modifiers');
+        return this.alternatives(element.alternatives, depth + 1);
+      case 'CapturingGroup':
+        return this.alternatives(element.alternatives, depth + 1);
+      case 'Quantifier':
+        return repeat(this.#element(element.element, depth), element.min, element.max);
+      case 'Assertion':
+        if (element.kind === 'start' || element.kind === 'end') return { kind: element.kind };
+        throw this.#refused(
+          element.raw,
+          element.kind === 'word' ? 'a word boundary' : `a ${element.kind} elsewhere than right behind ^`,
+        );
+      case 'Backreference':
+        throw this.#refused(element.raw, 'a backreference');
+      default:
+        throw this.#refused(element.raw, 'a class of the flag v');
+    }
+  }
+
+  #characterSet(element: AST.CharacterSet): CharSet {
+    switch (element.kind) {
+      case 'any':
+        return DOT_CHARS;
+      case 'digit':
+        return negated(DIGITS, element.negate);
+      case 'word':
+        return negated(WORD, element.negate);
+      case 'space':
+        return negated(SPACE, element.negate);
+      case 'property':
+        if (element.strings) throw this.#refused(element.raw, 'a property of strings');
+        return propertySet(element.raw);
+    }
+  }
+
+  #refused(raw: string, what: string): Error {
+    return invalidArgument(`${this.name} uses ${shown(raw)}, ${what}, which no grammar can hold an answer to`);
+  }
+}
+
+const DIGITS = charsOf('0123456789');
+const WORD = charSet([
+  [0x30, 0x39],
+  [0x41, 0x5a],
+  [0x5f, 0x5f],
+  [0x61, 0x7a],
+]);
+const SPACE = charsOf(
+  '\t\n\v\f\r \xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000\ufeff',
+);
+
+const negated = (set: CharSet, isNegated: boolean) => (isNegated ? complement(set) : set);
+const pointSet = (point: number) => charSet([[point, point]]);
+
+const properties = new Map<string, CharSet>();
+
+/** The characters of `\p{…}`: those that the engine of JavaScript says have the property. */
+function propertySet(raw: string): CharSet {
+  const known = properties.get(raw);
+  if (known !== undefined) return known;
+  const everything = (allText ??= joined(ALL_CHARS));
+  const ranges: [number, number][] = [];
+  for (const { 0: run } of everything.matchAll(new RegExp(`${raw}+`, 'gu'))) {
+    // A run may leap over the surrogates; charSet() takes them out again.
+    ranges.push([run.codePointAt(0) as number, lastPoint(run)]);
+  }
+  const set = charSet(ranges);
+  if (properties.size < 100) properties.set(raw, set);
+  return set;
+}
+
+let allText: string | undefined;
+
+function joined(set: CharSet): string {
+  const parts: string[] = [];
+  for (let i = 0; i < set.length; i += 2) {
+    for (let point = set[i] as number; point <= (set[i + 1] as number); point++) parts.push(String.fromCodePoint(point));
+  }
+  return parts.join('');
+}
+
+function lastPoint(run: string): number {
+  const last = run.charCodeAt(run.length - 1);
+  const isPair = last >= 0xdc00 && last <= 0xdfff;
+  return isPair ? (run.codePointAt(run.length - 2) as number) : last;
+}
+
+/** The texts that have a match of the pattern somewhere; with `isWhole`, that are one. */
+export function patternAutomaton({ body, lookaheads }: Pattern, budget: Budget, isWhole = false): Automaton {
+  const searched = isWhole ? body : sequence(ANYTHING, body, { kind: 'rest' });
+  let result = Automaton.of(searched, budget);
+  for (const { body: ahead, isNegated } of lookaheads) {
+    const other = Automaton.of(sequence({ kind: 'start' }, ahead, { kind: 'rest' }), budget);
+    result = isNegated ? result.without(other, budget) : result.and(other, budget);
+  }
+  return result;
+}
+
+/**
+ * The pattern as it is written, where grammars can say that: with anchors at its ends only. What is not anchored may have
+ * any text around it.
+ */
+export function writtenPattern(pattern: Pattern, encode: Encode, isWhole = false): Expression | undefined {
+  if (pattern.lookaheads.length > 0) return undefined;
+  const alternatives = pattern.body.kind === 'choice' ? pattern.body.items : [pattern.body];
+  const framed = alternatives.map((alternative) => {
+    let items = alternative.kind === 'sequence' ? alternative.items : [alternative];
+    const isAnchored = { start: items[0]?.kind === 'start', end: items.length > 0 && items.at(-1)?.kind === 'end' };
+    items = items.slice(isAnchored.start ? 1 : 0, isAnchored.end ? -1 : undefined);
+    if (!isWhole && !isAnchored.start) items = [ANYTHING, ...items];
+    if (!isWhole && !isAnchored.end) items = [...items, ANYTHING];
+    return sequence(...items);
+  });
+  return regexExpression(choice(...framed), encode);
+}
+
+/** Whether every alternative of the pattern begins with ^ and ends with $. */
+function isAnchored({ body, lookaheads }: Pattern): boolean {
+  const alternatives = body.kind === 'choice' ? body.items : [body];
+  return (
+    lookaheads.length === 0 &&
+    alternatives.every((it) => it.kind === 'sequence' && it.items[0]?.kind === 'start' && it.items.at(-1)?.kind === 'end')
+  );
+}
+
+/**
+ * A pattern as an expression of a grammar. What is anchored stays as it is written; else an automaton goes through the text
+ * without guessing where the match begins, unless that gets too large.
+ */
+export function patternExpression(
+  pattern: Pattern,
+  grammar: Grammar,
+  encode: Encode,
+  budget: Budget,
+  isWhole = false,
+): Expression | undefined {
+  if (isWhole || isAnchored(pattern)) {
+    const written = writtenPattern(pattern, encode, isWhole);
+    if (written !== undefined) return written;
+  }
+  return unlessTooLarge<Expression | undefined>(
+    () => automatonExpression(patternAutomaton(pattern, budget, isWhole), grammar, encode),
+    () => writtenPattern(pattern, encode, isWhole),
+  );
+}
