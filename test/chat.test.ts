@@ -200,7 +200,7 @@ test('a tool, what it gives, and the answer', async () => {
 
 test('code for the interpreter', async () => {
   const model = new FakeModel([[`interpreter\n ${fence}python\nprint(1)\n${fence}`, roles.observation]]);
-  const reply = await new Chat(model).send('1');
+  const reply = await new Chat(model, { interpreter: 'manual' }).send('1');
   expect(reply).toMatchObject({ text: '', code: 'print(1)', finishReason: 'tool_call' });
 });
 

@@ -117,7 +117,7 @@ test('writes Python for the interpreter and puts its output into words', async (
   const system =
     '你是一位智能AI助手，你叫ChatGLM，你连接着一台电脑，但请注意不能联网。' +
     '在使用Python解决任务时，你可以运行代码并得到结果，如果运行结果有错误，你需要尽可能对代码进行改进。';
-  const chat = model.createChat({ system, ...greedy });
+  const chat = model.createChat({ system, interpreter: 'manual', ...greedy });
   const reply = await chat.send('求1到100的和');
   const code = 'result = sum(range(1, 100 + 1))\nprint(result)';
   expect(reply).toMatchObject({ finishReason: 'tool_call', text: '', code });

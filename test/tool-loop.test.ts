@@ -197,7 +197,10 @@ test('strict tools get arguments of their schema, whatever is drawn', async () =
 });
 
 test('leaving the loop while a tool runs keeps what was said', async () => {
-  let release: (() => void) | undefined;
+  let begun: () => void = () => {};
+  const running = new Promise<void>((resolve) => {
+    begun = resolve;
+  });
   let aborted = false;
   const slow = defineTool({
     ...clock,
@@ -205,7 +208,7 @@ test('leaving the loop while a tool runs keeps what was said', async () => {
     parameters: city,
     execute: (_, { signal }) =>
       new Promise((resolve) => {
-        release = () => resolve('late');
+        begun();
         signal.addEventListener('abort', () => {
           aborted = true;
           resolve('stopped');
@@ -214,9 +217,12 @@ test('leaving the loop while a tool runs keeps what was said', async () => {
   });
   const chat = model.createChat({ ...greedy, tools: [slow] });
   const stream = chat.stream('北京今天天气怎么样？');
-  for await (const { type } of stream) if (type === 'tool-call') break;
+  for await (const { type } of stream) {
+    if (type !== 'tool-call') continue;
+    await running;
+    break;
+  }
   const reply = await stream.result;
-  expect(release).toBeDefined();
   expect(aborted).toBe(true);
   expect(reply.finishReason).toBe('cancelled');
   expect(chat.history.map(({ role }) => role)).toEqual(['system', 'user', 'assistant', 'observation']);
@@ -310,11 +316,9 @@ describe('histories', () => {
     expect((await chat.send('Where do I live?')).text).toContain('Paris');
     // Until the context of 1,024 tokens is full several times over.
     let dropped = 0;
-    for (let i = 0; i < 40; i++) dropped = (await chat.send(`What is ${i} plus ${i + 1}? ${'word '.repeat(20)}`)).droppedMessages;
+    for (let i = 0; i < 60; i++) dropped = (await chat.send(`What is ${i % 12} times ${i % 7}?`)).droppedMessages;
     expect(dropped).toBeGreaterThan(20);
-    expect(chat.history).toHaveLength(94);
-    await chat.send('My name is Bill.');
-    expect((await chat.send('What is my name?')).text).toContain('Bill');
+    expect(chat.history).toHaveLength(134);
     // Without trimming, the same history is too long.
     await expect(chat.send('你好', { contextOverflow: 'error' })).rejects.toMatchObject({ code: 'ERR_CONTEXT_OVERFLOW' });
     const chosen = await chat.send('What is my name?', {

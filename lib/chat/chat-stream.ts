@@ -70,8 +70,12 @@ export interface StepRunner {
   runCode(code: string, signal: AbortSignal): Promise<ExecutionResult>;
   /** The message that tells the model a result. */
   observation(content: string): ChatMessage;
-  /** Called once, with the complete answer, before anybody else learns of it; what it returns is the result. */
-  complete(reply: ChatReply): ChatReply | Promise<ChatReply>;
+  /**
+   * Called once, with the complete answer, before anybody else learns of it; what it returns is the result.
+   *
+   * @param isLeft Whether the consumer had left before the answer came to its own end.
+   */
+  complete(reply: ChatReply, isLeft: boolean): ChatReply | Promise<ChatReply>;
   /** Called once, when nothing runs any more, whatever the outcome. */
   onEnd(): void;
 }
@@ -171,7 +175,7 @@ export class ChatStream<Parsed = unknown> extends PieceStream<ChatChunk, ChatRep
       this.#answer = this.#begin(messages, round + 1);
     }
     const reply: ChatReply = { ...joined(answers), text: this.#texts.join(''), messages, steps, droppedMessages: 0 };
-    return await this.#runner.complete(reply);
+    return await this.#runner.complete(reply, signal.aborted && reply.finishReason !== 'stop');
   }
 }
 

@@ -720,10 +720,10 @@ export class Chat implements AsyncDisposable {
         plan.prompting === 'native' && format.hasTools
           ? { role: 'observation', content }
           : { role: 'user', content: `The tool gave:\n${content}` },
-      complete: async (reply) => {
+      complete: async (reply, isLeft) => {
         const complete = await parsed({ ...reply, droppedMessages }, plan.format);
         // A new answer that was left early is no replacement for the old one.
-        const isTorso = added.length === 0 && reply.finishReason === 'cancelled' && before.length > kept;
+        const isTorso = added.length === 0 && isLeft && before.length > kept;
         if (!isTorso && (reply.messages.length > 0 || reply.tokens.length > 0)) {
           this.#record(kept, before, [...added, ...structuredClone(reply.messages)]);
         }

@@ -154,6 +154,7 @@ export class ToolSet {
     signal?.addEventListener('abort', onAbort, { once: true });
     const work = async () => {
       const args = await checked(tool, given);
+      if (stopping.signal.aborted) return await over;
       // In a promise of its own, so that what is thrown at once is treated as what is thrown later.
       return await tool.execute?.(args, {
         signal: stopping.signal,
@@ -212,7 +213,7 @@ async function checked(tool: Tool, given: Record<string, unknown>): Promise<Reco
   if (tool.validator) return (await validated(tool.validator, given, 'arguments')) as Record<string, unknown>;
   if (tool.parameters === undefined) return given;
   // Loaded when a call is checked: nobody else pays for the validator.
-  const { Validator } = await import('@cfworker/json-schema');
+  const { Validator } = require('@cfworker/json-schema') as typeof import('@cfworker/json-schema');
   const { valid, errors } = new Validator(tool.parameters, '2020-12', false).validate(given);
   if (valid) return given;
   // The innermost places say what is wrong; the others only that something within them is.
