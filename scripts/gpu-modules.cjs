@@ -11,6 +11,8 @@ const wanted = [
   '@babel/preset-typescript',
   '@babel/plugin-transform-modules-commonjs',
   'node-gyp-build',
+  '@eslint-community/regexpp',
+  '@cfworker/json-schema',
   'node-addon-api',
   'node-api-headers',
 ];

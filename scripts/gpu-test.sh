@@ -316,6 +316,11 @@ stage_cli() {
 stage_sampling() {
   node benchmark/sampling.mjs --device cuda --streams 1,8,64,256 --prompt 128 --tokens 128 --rounds 5 2>&1 | both
 }
+stage_structured() {
+  node -e "fs.writeFileSync('build/tokenizer.model', zlib.brotliDecompressSync(fs.readFileSync('test/fixtures/tokenizer/tokenizer.model.br')))" &&
+    node benchmark/structured.mjs --shape 6b --tokenizer build/tokenizer.model --device cuda --streams 1,64,256 \
+      --tokens 128 --rounds 5 2>&1 | both
+}
 stage_engine() {
   build/gpu/native/test/chatglm_cuda_engine_bench --tokens 256 --rounds 5 2>&1 | both
 }
