@@ -126,7 +126,7 @@ export async function findSandbox(settings: Settings, interpreter: Interpreter):
   for (const sandbox of await candidates(settings)) {
     const problem = await problemOf(sandbox, settings, interpreter);
     if (problem === undefined) return sandbox;
-    problems.push(`${sandbox.kind}: ${problem}`);console.error(sandbox, problem);
+    problems.push(`${sandbox.kind}: ${problem}`);
   }
   throw new ChatGLMError(
     'ERR_UNSUPPORTED',

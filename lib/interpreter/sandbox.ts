@@ -224,7 +224,7 @@ async function unshareCommand(sandbox: Sandbox, places: Places, limits: Limits, 
   lines.push(`mount -t tmpfs -o size=${limits.fileBytes},mode=1777,nosuid,nodev tmpfs ${at('/tmp')}`);
   bind(places.data, false, WORKING_DIRECTORY);
   lines.push(`cd ${quoted(root)}`, 'pivot_root . old', 'umount -l /old', 'rmdir /old');
-  lines.push('mount -o remount,ro /', `cd ${WORKING_DIRECTORY}`);
+  lines.push('mount -o remount,bind,ro /', `cd ${WORKING_DIRECTORY}`);
   const rights = sandbox.isRoot
     ? userArguments(places).slice(0, -1)
     : ['setpriv', '--inh-caps=-all', '--ambient-caps=-all', '--bounding-set=-all'];

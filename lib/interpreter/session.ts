@@ -21,6 +21,9 @@ export interface Plan {
   env: Readonly<Record<string, string>>;
 }
 
+/** Processes that build the sandbox and wait for its end. */
+const SANDBOX_TASKS = 4;
+
 /** Variables that Windows' programs do not start without. */
 const WINDOWS_NAMES = ['SystemRoot', 'TEMP', 'TMP'];
 
@@ -130,7 +133,7 @@ export class InterpreterSession implements ExecutorSession {
         descriptor: filter?.fd,
         hasNamespace: sandbox.kind !== 'none',
         memoryBytes: settings.memoryBytes + command.ownBytes,
-        tasks: settings.processes + command.ownThreads,
+        tasks: settings.processes + command.ownThreads + SANDBOX_TASKS,
         outputBytes: settings.outputBytes,
         isDiskOver: () => directory.isOver(settings.fileBytes),
       });
