@@ -1,7 +1,7 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { closeSync, openSync, readdirSync, readFileSync } from 'node:fs';
 import type { Duplex, Readable } from 'node:stream';
-import { childrenOf, descendantsOf, processState, proportionalBytes } from './processes.js';
+import { childrenOf, descendantsOf, hiddenFiles, processState, proportionalBytes } from './processes.js';
 
 /** What is known of a child's end. `reason` where this side ended it. */
 export type EndReason = 'timeout' | 'aborted' | 'disposed' | 'memory' | 'processes' | 'disk' | 'output' | 'garbage';
@@ -25,8 +25,10 @@ export interface ChildOptions {
   /** Tasks that there may be, the interpreter's own included. */
   tasks: number;
   outputBytes: number;
-  /** Whether the working directory holds more than it may. */
-  isDiskOver: () => Promise<boolean>;
+  /** What may lie in the working directory, in bytes, with files that processes hold though they were removed. */
+  fileBytes: number;
+  /** Whether the working directory holds more than so many bytes. */
+  isDiskOver: (mostBytes: number) => Promise<boolean>;
 }
 
 /** A reply is shorter than this, in bytes. */
@@ -35,6 +37,8 @@ const MOST_REPLY = 4096;
 const BUSY_LOOK_MS = 50;
 const IDLE_LOOK_MS = 500;
 const DISK_LOOKS = 4;
+/** How many removed files there may be that are mapped and not open. */
+const MOST_MAPPED = 8;
 /** How long the end of a killed process is waited for before it is killed another way, in milliseconds. */
 const MOST_END_MS = 2000;
 /** File descriptors above this one are not looked for. */
@@ -197,7 +201,11 @@ export class Child {
 
   /** Whether this process of Node waits for the child. */
   #hold(isHeld: boolean): void {
-    const handles = [this.#process, this.#channel, ...this.#streams] as { destroyed?: boolean; ref?(): void; unref?(): void }[];
+    const handles = [this.#process, this.#channel, ...this.#streams] as {
+      destroyed?: boolean;
+      ref?(): void;
+      unref?(): void;
+    }[];
     for (const handle of handles) {
       if (handle?.destroyed) continue; // it would wait for a connection
       if (isHeld) handle?.ref?.();
@@ -287,7 +295,7 @@ export class Child {
   #look(): void {
     const { pid } = this.#process;
     if (this.#reason !== undefined || pid === undefined) return;
-    const { memoryBytes, tasks, isDiskOver } = this.#options;
+    const { memoryBytes, tasks, fileBytes, isDiskOver } = this.#options;
     const states = descendantsOf(pid, tasks + 1);
     const own = processState(pid);
     if (own !== undefined) states.push(own);
@@ -304,8 +312,18 @@ export class Child {
       }
     }
     if (this.#looks++ % DISK_LOOKS !== 0 || this.#isLookingAtDisk) return;
+    // The size of a file that is only mapped is not told.
+    const hidden = hiddenFiles(
+      states.map((it) => it.pid),
+      fileBytes / MOST_MAPPED,
+    );
+    const left = fileBytes - [...hidden.values()].reduce((sum, bytes) => sum + bytes, 0);
+    if (left < 0) {
+      void this.end('disk');
+      return;
+    }
     this.#isLookingAtDisk = true;
-    isDiskOver().then(
+    isDiskOver(left).then(
       (isOver) => {
         this.#isLookingAtDisk = false;
         if (isOver) void this.end('disk');

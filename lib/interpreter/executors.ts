@@ -37,7 +37,7 @@ function executor(language: string, makePlan: () => Promise<Plan>): ProcessExecu
       const isHeld = sandbox.kind !== 'none';
       return {
         sandbox: sandbox.kind,
-        network: isHeld,
+        network: sandbox.hidesNetwork,
         files: isHeld,
         processes: isHeld,
         memory: process.platform === 'linux' && sandbox.hasLimits,
@@ -53,7 +53,7 @@ async function planOf(
   command: Omit<Command, 'interpreter'>,
   env: Readonly<Record<string, string>>,
 ): Promise<Plan> {
-  const sandbox = await findSandbox(settings, interpreter);
+  const sandbox = await findSandbox(settings, interpreter, command.filterArgument !== undefined);
   return { settings, interpreter, sandbox, command: { ...command, interpreter }, env };
 }
 
@@ -85,7 +85,7 @@ export function pythonExecutor(options: PythonExecutorOptions = {}): ProcessExec
       OPENBLAS_NUM_THREADS: '4',
       MKL_NUM_THREADS: '4',
     };
-    return planOf(settings, interpreter, { args, ownThreads: 8, ownBytes: 0 }, env);
+    return planOf(settings, interpreter, { args, filterArgument: 'filter', ownThreads: 8, ownBytes: 0 }, env);
   });
 }
 
@@ -110,6 +110,11 @@ export function javascriptExecutor(options: JavaScriptExecutorOptions = {}): Pro
     const heapMebibytes = Math.floor((settings.memoryBytes * 0.75) / MEBIBYTE);
     const args = [`--max-old-space-size=${heapMebibytes}`, '-e', JAVASCRIPT_RUNNER];
     // V8's own threads, their stacks among its own memory.
-    return planOf(settings, interpreter, { args, ownThreads: 24, ownBytes: 192 * MEBIBYTE }, {});
+    return planOf(
+      settings,
+      interpreter,
+      { args, filterArgument: undefined, ownThreads: 24, ownBytes: 192 * MEBIBYTE },
+      {},
+    );
   });
 }

@@ -1,5 +1,5 @@
 import { execFile } from 'node:child_process';
-import { type FileHandle, open } from 'node:fs/promises';
+import { access, type FileHandle, open, readFile } from 'node:fs/promises';
 import path from 'node:path';
 import { ChatGLMError } from '../common/errors.js';
 import { plainText } from '../common/invalid.js';
@@ -67,6 +67,7 @@ async function problemOf(sandbox: Sandbox, settings: Settings, interpreter: Inte
     const command = await sandboxed(sandbox, places, settings, {
       interpreter: shell,
       args,
+      filterArgument: undefined,
       ownThreads: 16,
       ownBytes: 0,
     });
@@ -79,6 +80,7 @@ async function problemOf(sandbox: Sandbox, settings: Settings, interpreter: Inte
       memoryBytes: Number.MAX_SAFE_INTEGER,
       tasks: 4096,
       outputBytes: 65_536,
+      fileBytes: Number.MAX_SAFE_INTEGER,
       isDiskOver: async () => false,
     });
     await child.start();
@@ -94,27 +96,51 @@ async function problemOf(sandbox: Sandbox, settings: Settings, interpreter: Inte
   }
 }
 
+/** Whether programs may reach a virtual machine's host by sockets of AF_VSOCK, which no namespace holds. */
+async function hasHostSockets(): Promise<boolean> {
+  const protocols = await readFile('/proc/net/protocols', 'latin1').catch(() => 'AF_VSOCK');
+  if (protocols.includes('AF_VSOCK')) return true;
+  return access('/dev/vsock').then(
+    () => true,
+    () => false,
+  );
+}
+
 /** The sandboxes that this system may have, best first. */
-async function candidates(settings: Settings): Promise<Sandbox[]> {
-  const hasFilter = systemCallFilter() !== undefined;
+async function candidates(settings: Settings, canFilterItself: boolean): Promise<Sandbox[]> {
+  const canFilter = systemCallFilter() !== undefined;
   const help = (await output('bwrap', ['--help'])) ?? '';
   const hasNoNestedUsers = help.includes('--disable-userns');
+  const hasNoHost = !(await hasHostSockets());
   const all: Sandbox[] = [];
   for (const kind of ['bubblewrap', 'unshare'] as const) {
     if (settings.sandbox !== 'auto' && settings.sandbox !== kind) continue;
+    const hasFilter = canFilter && (kind === 'bubblewrap' || canFilterItself);
+    const hidesNetwork = hasFilter || hasNoHost;
     for (const isRoot of isRealRoot() ? [true, false] : [false]) {
-      all.push({ kind, isRoot, hasNoNestedUsers, hasFilter: hasFilter && kind === 'bubblewrap', hasLimits: true });
+      all.push({ kind, isRoot, hasNoNestedUsers, hasFilter, hidesNetwork, hasLimits: true });
     }
   }
   return all;
 }
 
 /** Tries what this system has; nothing weaker than was asked for is taken. */
-export async function findSandbox(settings: Settings, interpreter: Interpreter): Promise<Sandbox> {
+export async function findSandbox(
+  settings: Settings,
+  interpreter: Interpreter,
+  canFilterItself: boolean,
+): Promise<Sandbox> {
   const { sandbox: choice } = settings;
   if (choice === 'none') {
     const hasLimits = process.platform === 'linux' && (await output('prlimit', ['--version'])) !== undefined;
-    return { kind: 'none', isRoot: false, hasNoNestedUsers: false, hasFilter: false, hasLimits };
+    return {
+      kind: 'none',
+      isRoot: false,
+      hasNoNestedUsers: false,
+      hasFilter: false,
+      hidesNetwork: false,
+      hasLimits,
+    };
   }
   const instead = "sandbox: 'none' runs the code with all rights of the user";
   const wanted = choice === 'auto' ? 'no sandbox' : `no ${choice} sandbox`;
@@ -123,7 +149,11 @@ export async function findSandbox(settings: Settings, interpreter: Interpreter):
     throw new ChatGLMError('ERR_UNSUPPORTED', `this system has ${wanted} for code: ${why}; ${instead}`);
   }
   const problems: string[] = [];
-  for (const sandbox of await candidates(settings)) {
+  for (const sandbox of await candidates(settings, canFilterItself)) {
+    if (choice === 'auto' && !sandbox.hidesNetwork) {
+      problems.push(`${sandbox.kind}: the host of this virtual machine could be reached`);
+      continue;
+    }
     const problem = await problemOf(sandbox, settings, interpreter);
     if (problem === undefined) return sandbox;
     problems.push(`${sandbox.kind}: ${problem}`);

@@ -1,4 +1,4 @@
-import { readdirSync, readFileSync } from 'node:fs';
+import { readdirSync, readFileSync, readlinkSync, statSync } from 'node:fs';
 
 /** A process below another one, as Linux tells of it. */
 interface ProcessState {
@@ -64,4 +64,40 @@ export function descendantsOf(pid: number, most: number): ProcessState[] {
 export function proportionalBytes(pid: number): number | undefined {
   const kib = /^Pss:\s+(\d+) kB/m.exec(read(`/proc/${pid}/smaps_rollup`) ?? '')?.[1];
   return kib === undefined ? undefined : Number(kib) * 1024;
+}
+
+/**
+ * The files that processes hold though no folder has them any more, which no look at a working directory finds: their bytes by their
+ * inodes.
+ *
+ * @param mappedBytes What a file counts with that is only mapped, whose size is not told.
+ */
+export function hiddenFiles(pids: readonly number[], mappedBytes: number): Map<string, number> {
+  const found = new Map<string, number>();
+  for (const pid of pids) {
+    for (const line of (read(`/proc/${pid}/maps`) ?? '').split('\n')) {
+      // proc(5): address, permissions, offset, device, inode, path. Memory that processes share has a path of /dev/zero.
+      const match = /^\S+ \S+ \S+ \S+ (\d+) +(.*) \(deleted\)$/.exec(line);
+      if (match !== null && match[2] !== '/dev/zero') found.set(match[1] as string, mappedBytes);
+    }
+  }
+  for (const pid of pids) {
+    let descriptors: string[] = [];
+    try {
+      descriptors = readdirSync(`/proc/${pid}/fd`);
+    } catch {
+      // The process has ended.
+    }
+    for (const descriptor of descriptors) {
+      const file = `/proc/${pid}/fd/${descriptor}`;
+      try {
+        if (!readlinkSync(file).endsWith(' (deleted)')) continue;
+        const { ino, blocks } = statSync(file);
+        found.set(`${ino}`, blocks * 512);
+      } catch {
+        // It was closed meanwhile.
+      }
+    }
+  }
+  return found;
 }

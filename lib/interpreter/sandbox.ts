@@ -40,8 +40,10 @@ export interface Sandbox {
   isRoot: boolean;
   /** Whether bubblewrap knows `--disable-userns`. */
   hasNoNestedUsers: boolean;
-  /** Whether system calls are filtered. */
+  /** Whether system calls are filtered: by bubblewrap, or by a runner that can do so itself. */
   hasFilter: boolean;
+  /** Whether the code reaches no network, not even that of a virtual machine's host. */
+  hidesNetwork: boolean;
   /** Whether prlimit is there; sandboxes need it. */
   hasLimits: boolean;
 }
@@ -60,6 +62,8 @@ export interface Places {
 export interface Command {
   interpreter: Interpreter;
   args: string[];
+  /** What tells a runner to filter its system calls itself, where it can. */
+  filterArgument: string | undefined;
   /** Threads of the interpreter itself. */
   ownThreads: number;
   /** Memory of the interpreter itself that its code never sees, in bytes. */
@@ -89,7 +93,7 @@ export function limitArguments(limits: Limits, command: Command, sandbox: Sandbo
   return [
     'prlimit',
     '--core=0',
-    '--nofile=512',
+    '--nofile=256',
     `--fsize=${limits.fileBytes}`,
     // Not the address space: Node.js reserves far more of that than it uses.
     `--data=${limits.memoryBytes + command.ownBytes}`,
@@ -97,6 +101,7 @@ export function limitArguments(limits: Limits, command: Command, sandbox: Sandbo
     '--',
     command.interpreter.program,
     ...command.args,
+    ...(sandbox.kind === 'unshare' && sandbox.hasFilter && command.filterArgument ? [command.filterArgument] : []),
   ];
 }
 
@@ -219,6 +224,8 @@ async function unshareCommand(sandbox: Sandbox, places: Places, limits: Limits, 
       `if [ -e ${place} ]; then mount --bind ${place} ${place}; mount -o remount,bind,ro,nosuid,nodev,noexec ${place}; fi`,
     );
   }
+  // System V's shared memory is no process's own; the setting belongs to the new namespace.
+  lines.push(`echo ${SHARED_MEMORY_BYTES / 4096} > /proc/sys/kernel/shmall`);
   if (!sandbox.isRoot) lines.push(`echo 0 > /proc/sys/user/max_user_namespaces`);
   lines.push(`mount -t tmpfs -o size=${SHARED_MEMORY_BYTES},mode=1777,nosuid,nodev tmpfs ${at('/dev/shm')}`);
   lines.push(`mount -t tmpfs -o size=${limits.fileBytes},mode=1777,nosuid,nodev tmpfs ${at('/tmp')}`);

@@ -43,14 +43,20 @@ const NUMBERS: Readonly<Record<string, Numbers>> = {
     socket: 41,
     // ptrace, pivot_root, mount, umount2, init_module, delete_module, kexec_load, add_key, request_key, keyctl, unshare,
     // perf_event_open, open_by_handle_at, setns, process_vm_readv, process_vm_writev, finit_module, memfd_create,
-    // kexec_file_load, bpf, userfaultfd
-    refused: [101, 155, 165, 166, 175, 176, 246, 248, 249, 250, 272, 298, 304, 308, 310, 311, 313, 319, 320, 321, 323],
+    // kexec_file_load, bpf, userfaultfd, syslog, shmget, semget, msgget
+    refused: [
+      101, 155, 165, 166, 175, 176, 246, 248, 249, 250, 272, 298, 304, 308, 310, 311, 313, 319, 320, 321, 323, 103, 29,
+      64, 68,
+    ],
   },
   arm64: {
     audit: 0xc00000b7,
     clone: 220,
     socket: 198,
-    refused: [117, 41, 40, 39, 105, 106, 104, 217, 218, 219, 97, 241, 265, 268, 270, 271, 273, 279, 294, 280, 282],
+    refused: [
+      117, 41, 40, 39, 105, 106, 104, 217, 218, 219, 97, 241, 265, 268, 270, 271, 273, 279, 294, 280, 282, 116, 194,
+      190, 186,
+    ],
   },
 };
 

@@ -135,7 +135,8 @@ export class InterpreterSession implements ExecutorSession {
         memoryBytes: settings.memoryBytes + command.ownBytes,
         tasks: settings.processes + command.ownThreads + SANDBOX_TASKS,
         outputBytes: settings.outputBytes,
-        isDiskOver: () => directory.isOver(settings.fileBytes),
+        fileBytes: settings.fileBytes,
+        isDiskOver: (mostBytes) => directory.isOver(mostBytes),
       });
       return this.#child;
     } finally {
@@ -211,7 +212,7 @@ export class InterpreterSession implements ExecutorSession {
     } else {
       status = V8_OUT_OF_MEMORY.test(text) ? 'memory' : 'crashed';
       // Pages of V8's own stack follow.
-      if (status === 'memory') text = text.replace(/\n?<--- Last few GCs --->[^]*$/, '');
+      if (status === 'memory') text = text.replace(/\n?<--- Last few GCs --->[\s\S]*$/, '');
       notes.push(noteOf(status === 'memory' ? 'memory' : undefined, child.how, this.#plan));
     }
     if (reason === 'disk') await this.#directory.fill(this.#plan.settings.files, this.#user);
