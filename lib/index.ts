@@ -73,6 +73,20 @@ export type {
   Usage,
 } from './generation/options.js';
 export { Generation } from './generation/text-stream.js';
+export type {
+  CodeExecutor,
+  ExecutionFile,
+  ExecutionResult,
+  ExecutorSession,
+  SandboxProtections,
+} from './interpreter/executor.js';
+export { javascriptExecutor, type ProcessExecutor, pythonExecutor } from './interpreter/executors.js';
+export type {
+  ExecutorOptions,
+  JavaScriptExecutorOptions,
+  PythonExecutorOptions,
+  SandboxChoice,
+} from './interpreter/options.js';
 export { embeddedModelPath } from './model/embedded.js';
 export {
   type LoadTokenizerOptions,

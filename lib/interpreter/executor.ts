@@ -26,12 +26,13 @@ export interface ExecutionResult {
 /** Runs code that a model wrote, one piece after the other; later pieces see what earlier ones defined. */
 export interface ExecutorSession extends AsyncDisposable {
   /**
-   * Runs a piece of code. Whatever the code does is told in the result.
+   * Runs a piece of code, after those that were given before. Whatever the code does is told in the result. A process that a
+   * limit ended, or that crashed, is replaced at the next piece; the working directory stays as it is.
    *
    * @throws {ChatGLMError} ERR_ABORTED when `signal` fires; the running code has ended by then. ERR_DISPOSED.
    */
   run(code: string, options?: { signal?: AbortSignal | undefined }): Promise<ExecutionResult>;
-  /** Ends the process, and removes the working directory. */
+  /** Ends the process and all that the code started, and removes the working directory. A piece under way ends with ERR_DISPOSED. */
   dispose(): Promise<void>;
 }
 
@@ -39,6 +40,26 @@ export interface ExecutorSession extends AsyncDisposable {
 export interface CodeExecutor {
   /** `python` or `javascript`, say: what the model is to write. */
   readonly language: string;
-  /** Begins a session. */
+  /**
+   * Begins a session.
+   *
+   * @throws {ChatGLMError} ERR_UNSUPPORTED: the interpreter or the sandbox cannot be used here.
+   */
   open(): Promise<ExecutorSession>;
+}
+
+/** What a sandbox keeps from the code. */
+export interface SandboxProtections {
+  /** What holds the code: `none` is no sandbox. */
+  sandbox: 'bubblewrap' | 'unshare' | 'none';
+  /** Whether the code reaches no network. */
+  network: boolean;
+  /** Whether the code sees no files but the system's programs, the interpreter and its working directory. */
+  files: boolean;
+  /** Whether the code sees no processes but its own, and all of them end with the session. */
+  processes: boolean;
+  /** Whether memory is limited. */
+  memory: boolean;
+  /** Whether system calls that programs do not need, such as those for namespaces and for virtual machines' sockets, are refused. */
+  systemCalls: boolean;
 }
