@@ -281,7 +281,7 @@ export class Conversation {
       },
       end: () => {
         markdown.end();
-        print('');
+        if (hasText) print('');
       },
     };
   }

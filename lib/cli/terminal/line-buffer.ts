@@ -184,7 +184,7 @@ function isLong(text: string): boolean {
 
 function folded(text: string): Cell {
   const lines = text.split('\n').length;
-  const shown = `[pasted: ${lines} ${lines === 1 ? 'line' : 'lines'}, ${text.length} characters]`;
+  const shown = `[pasted ${lines} ${lines === 1 ? 'line' : 'lines'}, ${text.length} characters]`;
   return { text, shown, width: shown.length, isFolded: true };
 }
 

@@ -57,10 +57,13 @@ export class MarkdownStream {
 
   /** The answer has ended. */
   end(): void {
-    if (this.#held !== '' || this.#kind !== 'unknown') this.#advance(true);
+    const isFenceEnd = this.#fence !== undefined && this.#kind === 'unknown' && this.#isFenceEnd(this.#held);
+    const isLineOpen = !isFenceEnd && (this.#held !== '' || this.#kind !== 'unknown');
+    if (isFenceEnd) this.#held = '';
+    else if (isLineOpen) this.#advance(true);
     this.#wrap.flush();
     if (this.#fence !== undefined) {
-      this.#wrap.newline();
+      if (isLineOpen) this.#wrap.newline();
       this.#frame('╰');
     }
     this.#fence = undefined;

@@ -5,33 +5,29 @@ import { WordWrap } from './word-wrap.js';
 
 /** Tells people something that is no answer: on a terminal in lines of whole words. */
 export function tell(text: string): void {
-  if (process.stderr.isTTY !== true) {
-    note(text);
-    return;
-  }
   tellRow('', text);
 }
 
 /** As `tell()`, in two columns: what does not fit goes on in the second one. */
 export function tellRow(left: string, right: string): void {
-  const columns = screenColumns();
-  if (process.stderr.isTTY !== true || left.length > columns / 2) {
-    note(left + right);
-    return;
-  }
-  let wrapped = '';
-  const wrap = new WordWrap(
-    (piece) => (wrapped += piece),
-    () => columns,
-    false,
-  );
+  if (process.stderr.isTTY) process.stderr.write(wrapped(left, right));
+  else note(left + right);
+}
+
+/** Lines of whole words, each with its end, as wide as the screen. */
+export function wrapped(left: string, right: string): string {
+  let text = '';
+  const write = (piece: string) => {
+    text += piece;
+  };
+  const wrap = new WordWrap(write, screenColumns, false);
   for (const line of forTerminal(right).split('\n')) {
     wrap.push(left);
-    wrap.indent = left.length;
+    wrap.indent = left.length > screenColumns() / 2 ? 2 : left.length;
     wrap.push(line);
     wrap.newline();
   }
-  process.stderr.write(wrapped);
+  return text;
 }
 
 /** One line in a style of its own, cut to the screen. */

@@ -4,6 +4,7 @@ import type { ChatInput } from './input.js';
 import { type Layout, LineBuffer, layOut } from './line-buffer.js';
 import { isOpenQuote, type Typed, unquote } from './quoted.js';
 import { styled } from './style.js';
+import { wrapped } from './tell.js';
 import { displayWidth } from './width.js';
 
 // What this file writes and does not take from node:readline's Interface, it writes because the Interface moves the cursor
@@ -13,6 +14,8 @@ import { displayWidth } from './width.js';
 
 const PASTE_ON = '\x1b[?2004h';
 const PASTE_OFF = '\x1b[?2004l';
+/** How long a window's size must stay the same before the prompt is drawn anew. */
+const SETTLED_MS = 50;
 /** Shift-Enter and Alt-Enter of terminals that tell them from Enter (the kitty protocol). */
 const lineBreakSequences = new Set(['\x1b[13;2u', '\x1b[13;3u', '\x1b[13;5u']);
 
@@ -58,6 +61,7 @@ export class TerminalInput implements ChatInput {
   #paste: string | undefined;
   #reading: Reading | undefined;
   #confirming: ((isYes: boolean) => void) | undefined;
+  #redraw: NodeJS.Timeout | undefined;
   #isHandling = false;
   #isEnded = false;
   #isClosed = false;
@@ -117,6 +121,7 @@ export class TerminalInput implements ChatInput {
     this.#isClosed = true;
     this.#input.off('keypress', this.#onKeypress).off('end', this.#onEnd).off('error', this.#onEnd);
     this.#output.off('resize', this.#onResize);
+    clearTimeout(this.#redraw);
     process.off('SIGINT', this.#onInterrupt);
     process.off('SIGTERM', this.#onTerminate).off('SIGHUP', this.#onTerminate);
     process.off('exit', this.#restore);
@@ -175,7 +180,11 @@ export class TerminalInput implements ChatInput {
   };
 
   readonly #onResize = (): void => {
-    if (this.#reading) this.#draw();
+    // A window that is being dragged has another size with each event: what is drawn for one would meet the next.
+    clearTimeout(this.#redraw);
+    this.#redraw = setTimeout(() => {
+      if (this.#reading) this.#draw();
+    }, SETTLED_MS);
   };
 
   #enqueue(event: Event): void {
@@ -306,7 +315,7 @@ export class TerminalInput implements ChatInput {
       this.#finish(undefined);
     } else {
       this.#isLeaving = true;
-      this.#printAbove('(press Ctrl-C again or type /exit to leave)');
+      this.#printAbove(wrapped('', '(press Ctrl-C again or type /exit to leave)'));
     }
   }
 
@@ -491,7 +500,7 @@ export class TerminalInput implements ChatInput {
 
   #printAbove(text: string): void {
     this.#eraseDrawn();
-    this.#output.write(`${text}\n`);
+    this.#output.write(text);
   }
 }
 
@@ -507,7 +516,7 @@ function inColumns(texts: readonly string[], columns: number): string {
   const lines: string[] = [];
   for (let at = 0; at < texts.length; at += perLine) {
     const line = texts.slice(at, at + perLine).map((text) => text + ' '.repeat(width - displayWidth(text)));
-    lines.push(line.join('').trimEnd());
+    lines.push(`${line.join('').trimEnd()}\n`);
   }
-  return lines.join('\n');
+  return lines.join('');
 }

@@ -120,7 +120,7 @@ export class WordWrap {
 /** Whether a line may end between two characters that no space separates: next to a wide one, say of Chinese. */
 function mayBreak(left: string, right: string): boolean {
   if (left === ' ' || left === '\t' || nonStarters.test(right) || openers.test(left)) return false;
-  return isWide(firstOf(left)) || isWide(firstOf(right)) || left === '-';
+  return isWide(firstOf(left)) || isWide(firstOf(right));
 }
 
 function firstOf(grapheme: string): string {
