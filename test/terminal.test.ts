@@ -328,6 +328,31 @@ describe('Ctrl-C and Ctrl-D', () => {
     expect(await say(screen, '你好')).not.toBe('');
   });
 
+  test('Ctrl-Z gives the terminal back, and the line is there again afterwards', async () => {
+    const screen = await ready();
+    screen.type('half a 句子');
+    await screen.untilLastLine('You: half a 句子');
+    // No shell waits for the process here, so that it goes on at once.
+    screen.type('\x1a');
+    await screen.until(() => screen.raw.match(/\[\?2004h/g)?.length === 2 && screen.lastLine === 'You: half a 句子');
+    expect(screen.raw).toContain('[?2004l');
+  });
+
+  test('a message of more lines than the screen has', async () => {
+    const screen = await ready(['--greedy'], { rows: 8 });
+    const above = screen.lines.slice(0, -1);
+    const lines = Array.from({ length: 20 }, (_, index) => `line ${index}`);
+    screen.type(lines.join(key.ctrlJ));
+    await screen.untilLastLine(' ... line 19');
+    screen.type(key.up.repeat(17));
+    await screen.until((text) => text.includes('... line 2\n'));
+    screen.type('X');
+    await screen.until((text) => text.includes('... line 2X\n'));
+    await say(screen, '');
+    const shown = lines.map((line, index) => (index === 0 ? `You: ${line}` : ` ... ${line}${index === 2 ? 'X' : ''}`));
+    expect(screen.lines.slice(0, above.length + shown.length)).toEqual([...above, ...shown]);
+  });
+
   test('a signal from outside gives the terminal back', async () => {
     const screen = await ready();
     screen.kill('SIGTERM');
@@ -459,6 +484,24 @@ describe('sessions', () => {
     expect(statSync(path.join(folder, 'trip.json')).mode & 0o777).toBe(0o600);
   });
 
+  test('keep the tools of this run, and take the system message of the command line', async () => {
+    const first = await ready(['--greedy', '--session', 'trip', '--system', 'You are Bob.']);
+    await say(first, '我叫小明。');
+    first.type(key.ctrlD);
+    await first.ended;
+
+    const tools = path.join(home, 'tools.mjs');
+    writeFileSync(tools, weatherModule(`() => '{"celsius": 21}'`));
+    const second = await ready(['--greedy', '--session', 'trip', '--tools', tools]);
+    expect(await say(second, '/system')).toBe('System message: You are Bob.');
+    expect(await say(second, '/stats')).toContain('3 messages');
+    second.type(key.ctrlD);
+    await second.ended;
+    const third = await ready(['--greedy', '--session', 'trip', '--system', 'You are Emma.']);
+    expect(await say(third, '/system')).toBe('System message: You are Emma.');
+    expect(await say(third, '我叫什么名字？')).toBe('你叫小明。');
+  });
+
   test('that are damaged, or have no possible name, are told before the model is looked for', async () => {
     const sessions = path.join(home, 'sessions');
     mkdirSync(sessions);
@@ -525,6 +568,14 @@ describe('answers', () => {
     const line = screen.lines.findIndex((shown) => shown.startsWith('╭'));
     expect(screen.styleAt(line, 0).isDim).toBe(true);
     expect(screen.styleAt(line + 1, 0).isDim).toBe(false);
+  });
+
+  test('tools of a Model Context Protocol server', async () => {
+    const server = require.resolve('@modelcontextprotocol/server-everything/dist/index.js');
+    const screen = await ready(['--greedy', '--mcp', `"${process.execPath}" "${server}"`]);
+    expect(await say(screen, '/tools')).toMatch(/^echo: /m);
+    screen.type('/exit\r');
+    expect(await screen.ended).toBe(0);
   });
 
   test('--plain shows them as they are', async () => {

@@ -192,17 +192,11 @@ function chatOptions(given: Given, { tools, schema, interpreter, format }: ChatP
   };
 }
 
-/** A session's own system message and tools give way to those of the command line. */
+/** Goes on with a session; a system message of the command line counts more than the one that was saved. */
 async function resume(conversation: Conversation, name: string, system: string | undefined): Promise<void> {
-  const [own] = conversation.chat.history;
-  const isThere = await conversation.resume(name, true);
-  const { history } = conversation.chat;
-  if (own?.role === 'system') {
-    if (history[0]?.role === 'system')
-      history[0] = system === undefined ? { ...own, content: history[0].content } : own;
-    else if (isThere) history.unshift(own);
-  }
-  if (conversation.input.isInteractive && isThere) tell(resumed(conversation, name));
+  if (!(await conversation.resume(name, true))) return;
+  if (system !== undefined) await conversation.setSystem(system);
+  if (conversation.input.isInteractive) tell(resumed(conversation, name));
 }
 
 function greet({ info }: Model): void {

@@ -121,7 +121,7 @@ export class Conversation {
       const file = expandHome(name);
       const chat = await readChat(file);
       if (!chat) throw new Error(`${file}: there is no such file`);
-      this.chat.history = chat.history;
+      this.#adopt(chat.history);
       return true;
     }
     const stored = await this.store.open(name);
@@ -130,11 +130,21 @@ export class Conversation {
       await stored.close();
       throw new Error(`there is no session ${name}`);
     }
-    if (chat) this.chat.history = chat.history;
+    if (chat) this.#adopt(chat.history);
     await this.#session?.stored.close();
     this.#session = { name, stored };
     this.lastReply = undefined;
     return chat !== undefined;
+  }
+
+  /** Takes over a history; the tools are those of this run. */
+  #adopt(history: readonly ChatMessage[]): void {
+    const [own] = this.chat.history;
+    this.chat.history = history;
+    if (own?.role !== 'system' || !own.tools) return;
+    const [first] = this.chat.history;
+    if (first?.role === 'system') first.tools = own.tools;
+    else this.chat.history.unshift(own);
   }
 
   /** Saves the conversation under a name, and keeps it there from now on; a path gets it once. */

@@ -79,6 +79,7 @@ export class TerminalInput implements ChatInput {
     process.on('SIGINT', this.#onInterrupt);
     process.on('SIGTERM', this.#onTerminate).on('SIGHUP', this.#onTerminate);
     process.on('exit', this.#restore);
+    if (process.platform !== 'win32') process.on('SIGCONT', this.#onContinue);
     this.#takeTerminal();
   }
 
@@ -124,7 +125,7 @@ export class TerminalInput implements ChatInput {
     clearTimeout(this.#redraw);
     process.off('SIGINT', this.#onInterrupt);
     process.off('SIGTERM', this.#onTerminate).off('SIGHUP', this.#onTerminate);
-    process.off('exit', this.#restore);
+    process.off('exit', this.#restore).off('SIGCONT', this.#onContinue);
     this.#input.pause();
     this.#finish(undefined);
   }
@@ -436,13 +437,16 @@ export class TerminalInput implements ChatInput {
     if (process.platform === 'win32') return;
     this.#eraseDrawn();
     this.#restore();
-    process.once('SIGCONT', () => {
-      if (this.#isClosed) return;
-      this.#takeTerminal();
-      if (this.#reading) this.#draw();
-    });
     process.kill(process.pid, 'SIGTSTP');
+    // Fires once the process goes on; or soon, where there is no shell and the signal does nothing.
+    setTimeout(this.#onContinue, SETTLED_MS);
   }
+
+  readonly #onContinue = (): void => {
+    if (this.#isClosed || this.#isEnded) return;
+    this.#takeTerminal();
+    if (this.#reading) this.#draw();
+  };
 
   #columns(): number {
     return this.#output.columns || 80;
