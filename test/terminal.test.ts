@@ -317,6 +317,21 @@ describe('Ctrl-C and Ctrl-D', () => {
     await screen.until((text) => /You: What is 7 times 8\?\n.+\nYou: $/s.test(text));
   });
 
+  test('pressed again and again stops the answer, and leaves the program there', async () => {
+    const screen = await ready(endless);
+    await beginEndless(screen);
+    screen.type(key.ctrlC.repeat(2));
+    await screen.until((text) => text.endsWith('You: '));
+    expect(await say(screen, '/history')).toContain('You: 你好');
+  });
+
+  test('what is typed before there is a prompt is not lost', async () => {
+    const screen = start();
+    screen.type('What is 7 times 8?\rWhat is 7 times 7?\r');
+    await screen.until((text) => text.includes('7 × 8 = 56') && text.includes('7 × 7 = 49'));
+    await screen.untilLastLine('You: ');
+  });
+
   test('while a tool runs', async () => {
     const tools = path.join(home, 'tools.mjs');
     writeFileSync(tools, weatherModule('() => new Promise(() => {})'));

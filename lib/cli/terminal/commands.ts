@@ -109,7 +109,8 @@ async function runEdit(conversation: Conversation, argument: string): Promise<Ou
   if (!last) throw new UsageError('there is no message to edit');
   if (argument === '') {
     if (!conversation.input.isInteractive) throw new UsageError('/edit needs the text');
-    return { edit: last.content };
+    // At the prompt a message with a slash would be a command.
+    return { edit: last.content.replace(/^\//, '//') };
   }
   await conversation.sayInstead(argument);
   return undefined;

@@ -59,6 +59,7 @@ export class Conversation {
   lastReply: ChatReply | undefined;
   readonly #isJson: boolean;
   readonly #asksForCode: boolean;
+  readonly #dropsRounds: boolean;
   #session: { name: string; stored: StoredSession } | undefined;
 
   constructor({ model, input, options, tools, settings, isJson, asksForCode, store }: ConversationSetup) {
@@ -69,6 +70,7 @@ export class Conversation {
     this.store = store;
     this.#isJson = isJson;
     this.#asksForCode = asksForCode;
+    this.#dropsRounds = options.contextOverflow === 'drop-oldest-rounds';
     this.chat = createChat(model, options);
   }
 
@@ -225,7 +227,7 @@ export class Conversation {
     this.lastReply = reply;
     if (this.#isJson) this.#printReply(reply);
     this.#explain(reply, this.#isJson);
-    if (added > 0) {
+    if (added > 0 && this.#dropsRounds) {
       const dropped = droppedMessages(before + added, this.chat.history.length, reply);
       if (dropped > 0) tell(`[the context was full: the ${dropped} oldest messages were dropped]`);
     }

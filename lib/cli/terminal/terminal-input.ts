@@ -14,6 +14,8 @@ import { displayWidth } from './width.js';
 
 const PASTE_ON = '\x1b[?2004h';
 const PASTE_OFF = '\x1b[?2004l';
+/** A Ctrl-C that nothing has heard for so long ends the process. */
+const PATIENCE_MS = 1500;
 /** How long a window's size must stay the same before the prompt is drawn anew. */
 const SETTLED_MS = 50;
 /** Shift-Enter and Alt-Enter of terminals that tell them from Enter (the kitty protocol). */
@@ -65,6 +67,10 @@ export class TerminalInput implements ChatInput {
   #isHandling = false;
   #isEnded = false;
   #isClosed = false;
+  #hasPrompted = false;
+  #interruptedAt: number | undefined;
+  /** What was typed before this program had the terminal has line feeds for Enter. */
+  #isEarly = true;
   /** Ctrl-C was pressed at an empty prompt: the next one ends. */
   #isLeaving = false;
   /** What stands on the screen, and how wide the screen was. */
@@ -81,6 +87,8 @@ export class TerminalInput implements ChatInput {
     process.on('exit', this.#restore);
     if (process.platform !== 'win32') process.on('SIGCONT', this.#onContinue);
     this.#takeTerminal();
+    // An immediate comes after what the system had for the program at once.
+    setTimeout(() => setImmediate(() => (this.#isEarly = false)), SETTLED_MS).unref();
   }
 
   async next(prompt: string, initial = ''): Promise<Typed | undefined> {
@@ -99,6 +107,8 @@ export class TerminalInput implements ChatInput {
         resolve,
       };
       this.#isLeaving = false;
+      this.#hasPrompted = true;
+      this.#interruptedAt = undefined;
       this.#draw();
       void this.#handleEvents();
     });
@@ -158,8 +168,20 @@ export class TerminalInput implements ChatInput {
   readonly #onInterrupt = (): void => {
     if (this.#confirming) this.#confirming(false);
     else if (this.#reading) this.#enqueue({ key: { name: 'c', ctrl: true, char: undefined } });
-    else if (process.listenerCount('SIGINT') === 1) process.exit(130);
+    else if (process.listenerCount('SIGINT') === 1) this.#interruptNobody();
   };
+
+  /** Ctrl-C while nothing runs that could be stopped: before the first prompt, or in the moment after an answer. */
+  #interruptNobody(): void {
+    const now = performance.now();
+    if (!this.#hasPrompted || (this.#interruptedAt !== undefined && now - this.#interruptedAt > PATIENCE_MS)) {
+      process.exit(130);
+    }
+    if (this.#interruptedAt !== undefined) return;
+    this.#interruptedAt = now;
+    // The prompt hears of it before what was typed ahead, which it would clear.
+    this.#events.unshift({ key: { name: 'c', ctrl: true, char: undefined } });
+  }
 
   readonly #onKeypress = (char: string | undefined, key: Key): void => {
     if (key.name === 'paste-start') {
@@ -176,7 +198,8 @@ export class TerminalInput implements ChatInput {
       if (char === 'y' || char === 'Y') this.#confirming(true);
       else if (char === 'n' || char === 'N' || key.name === 'return' || key.name === 'escape') this.#confirming(false);
     } else {
-      this.#enqueue({ key: { ...key, char } });
+      const name = this.#isEarly && key.name === 'enter' ? 'return' : key.name;
+      this.#enqueue({ key: { ...key, ...(name === undefined ? {} : { name }), char } });
     }
   };
 
