@@ -12,13 +12,13 @@ import {
   toLoadOptions,
 } from './model-options.js';
 import type { ChatTool, TerminalChatOptions } from './terminal/chat-api.js';
-import { checkedName, openChatStore } from './terminal/chat-store.js';
+import { type ChatStore, openChatStore } from './terminal/chat-store.js';
 import { complete, readLine, resumed, runCommand } from './terminal/commands.js';
 import { Conversation } from './terminal/conversation.js';
 import { HistoryFile, historyPath } from './terminal/history-file.js';
 import type { ChatInput } from './terminal/input.js';
 import { confirmed, type McpServer, readJson, startMcp, toolsFromFile } from './terminal/load-tools.js';
-import { sessionsPath } from './terminal/paths.js';
+import { isPath, sessionsPath } from './terminal/paths.js';
 import { hasColors } from './terminal/style.js';
 import { tell, tellCode } from './terminal/tell.js';
 import { TerminalInput } from './terminal/terminal-input.js';
@@ -100,15 +100,23 @@ export async function run(given: Given, [argument]: readonly string[]): Promise<
   if (given.interpreter !== undefined && !given.yes && !isInteractive) {
     throw new UsageError('--interpreter asks before it runs code, and nobody can be asked here: --yes runs it anyway');
   }
-  if (given.session !== undefined) checkName(given.session);
-  const store = openChatStore(sessionsPath());
-  if (given.session !== undefined) await checkSaved(store, given.session);
+  if (given.session !== undefined && isPath(given.session)) {
+    throw new UsageError(`--session takes a name, got ${JSON.stringify(given.session)}: /save and /load take paths`);
+  }
   const fileTools = given.tools === undefined ? [] : await toolsFromFile(given.tools);
   const schema = given.schema === undefined ? undefined : await readJson(given.schema);
 
+  // A session that is damaged, or open elsewhere, is told before the model is loaded.
+  let opened: Promise<ChatStore> | undefined;
+  const store = () => {
+    // Not before somebody wants to save or load: a store makes its folder.
+    opened ??= openChatStore(sessionsPath());
+    return opened;
+  };
+  const stored = given.session === undefined ? undefined : await (await store()).open(given.session);
   let conversation: Conversation | undefined;
   const history = new HistoryFile(isInteractive ? historyPath(process.env, homedir()) : undefined);
-  const names = async () => (await conversation?.store.list())?.map(({ name }) => name) ?? [];
+  const names = async () => (await (await store()).list()).map(({ name }) => name);
   // From here on the terminal is this program's: what is typed while the model is being loaded is kept for the prompt.
   const input: ChatInput = isDrawable()
     ? new TerminalInput({ history, complete: (text) => complete(text, names), hasColors: hasColors(process.stderr) })
@@ -116,6 +124,7 @@ export async function run(given: Given, [argument]: readonly string[]): Promise<
   const servers: McpServer[] = [];
   let model: Model | undefined;
   try {
+    const saved = await stored?.load();
     const agree = async (code: string) => {
       tellCode(code);
       return await input.confirm('Run this code?');
@@ -138,13 +147,18 @@ export async function run(given: Given, [argument]: readonly string[]): Promise<
       store,
     });
     if (isInteractive) greet(model);
-    if (given.session !== undefined) await resume(conversation, given.session, given.system);
+    if (stored && given.session !== undefined) {
+      await conversation.enter({ name: given.session, stored }, saved);
+      // A system message of the command line counts more than the one that was saved.
+      if (saved && given.system !== undefined) await conversation.setSystem(given.system);
+      if (saved && isInteractive) tell(resumed(conversation, given.session));
+    }
     await converse(conversation);
   } finally {
     input.close();
     await history.flush();
     if (history.problem !== undefined) tell(`chatglm: what was typed is not kept: ${history.problem}`);
-    await conversation?.close();
+    await (conversation ?? stored)?.close();
     await Promise.all(servers.map((server) => server.close()));
     await model?.dispose();
   }
@@ -153,24 +167,6 @@ export async function run(given: Given, [argument]: readonly string[]): Promise<
 /** Whether a prompt can be drawn and drawn again. */
 function isDrawable(): boolean {
   return process.stdin.isTTY === true && process.stderr.isTTY === true && process.env.TERM !== 'dumb';
-}
-
-function checkName(name: string): void {
-  try {
-    checkedName(name);
-  } catch (error) {
-    throw new UsageError(`--session: ${(error as Error).message}`);
-  }
-}
-
-/** A session that is damaged is told before the model is loaded. */
-async function checkSaved(store: ReturnType<typeof openChatStore>, name: string): Promise<void> {
-  const session = await store.open(name);
-  try {
-    await session.load();
-  } finally {
-    await session.close();
-  }
 }
 
 interface ChatParts {
@@ -190,13 +186,6 @@ function chatOptions(given: Given, { tools, schema, interpreter, format }: ChatP
     ...(schema === undefined ? {} : { responseFormat: { type: 'json_schema', schema } }),
     ...(policy === undefined ? {} : { contextOverflow: policy }),
   };
-}
-
-/** Goes on with a session; a system message of the command line counts more than the one that was saved. */
-async function resume(conversation: Conversation, name: string, system: string | undefined): Promise<void> {
-  if (!(await conversation.resume(name, true))) return;
-  if (system !== undefined) await conversation.setSystem(system);
-  if (conversation.input.isInteractive) tell(resumed(conversation, name));
 }
 
 function greet({ info }: Model): void {

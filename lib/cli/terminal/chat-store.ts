@@ -8,15 +8,17 @@ export interface StoredChat {
   name: string;
   title: string;
   messages: number;
-  updatedAt: Date;
-  damaged?: boolean;
+  /** When it was saved last. */
+  updated: Date;
+  /** Why it cannot be read; absent where it can. */
+  damaged?: string;
 }
 
 /** One saved chat. */
 export interface StoredSession {
   /** The chat as it was saved; undefined if it never was. */
   load(): Promise<SavedChat | undefined>;
-  save(chat: SavedChat): Promise<void>;
+  save(chat: SavedChat): Promise<unknown>;
   close(): Promise<void>;
 }
 
@@ -25,11 +27,11 @@ export interface ChatStore {
   /** The last one that was saved comes first. */
   list(): Promise<StoredChat[]>;
   open(name: string): Promise<StoredSession>;
-  delete(name: string): Promise<void>;
+  delete(name: string): Promise<unknown>;
 }
 
 /** Opens a folder of saved chats; it is made when something is saved. */
-export function openChatStore(directory: string): ChatStore {
+export async function openChatStore(directory: string): Promise<ChatStore> {
   const fileOf = (name: string) => path.join(directory, `${checkedName(name)}.json`);
   return {
     async list() {
@@ -39,7 +41,7 @@ export function openChatStore(directory: string): ChatStore {
           .filter((file) => file.endsWith('.json') && !file.startsWith('.'))
           .map((file) => describe(path.join(directory, file))),
       );
-      return chats.sort((a, b) => b.updatedAt.getTime() - a.updatedAt.getTime());
+      return chats.sort((a, b) => b.updated.getTime() - a.updated.getTime());
     },
     async open(name) {
       const file = fileOf(name);
@@ -87,14 +89,14 @@ async function describe(file: string): Promise<StoredChat> {
   try {
     const history = (await readChat(file))?.history ?? [];
     const title = history.find(({ role }) => role === 'user')?.content ?? '';
-    return { name, title: title.replace(/\s+/g, ' ').trim(), messages: history.length, updatedAt: mtime };
-  } catch {
-    return { name, title: '', messages: 0, updatedAt: mtime, damaged: true };
+    return { name, title: title.replace(/\s+/g, ' ').trim(), messages: history.length, updated: mtime };
+  } catch (error) {
+    return { name, title: '', messages: 0, updated: mtime, damaged: (error as Error).message };
   }
 }
 
 /** @throws {Error} for what is no name of a file everywhere. */
-export function checkedName(name: string): string {
+function checkedName(name: string): string {
   if (/^[^./\\<>:"|?*\p{C}][^/\\<>:"|?*\p{C}]{0,99}$/u.test(name) && !/[. ]$/.test(name)) return name;
   throw new Error(`${JSON.stringify(name)} cannot be the name of a session: letters, digits, - and _ can`);
 }

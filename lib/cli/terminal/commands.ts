@@ -125,7 +125,7 @@ async function save(conversation: Conversation, argument: string): Promise<undef
 
 async function load(conversation: Conversation, argument: string): Promise<undefined> {
   if (argument === '') throw new UsageError('/load needs a name: /sessions lists them');
-  await conversation.resume(argument);
+  await conversation.load(argument);
   tell(resumed(conversation, argument));
 }
 
@@ -136,11 +136,11 @@ export function resumed({ chat }: Conversation, name: string): string {
 }
 
 async function showSessions({ store, sessionName }: Conversation): Promise<undefined> {
-  const sessions = await store.list();
+  const sessions = await (await store()).list();
   if (sessions.length === 0) tell('Nothing was saved yet: /save name');
-  for (const { name, title, messages, updatedAt, damaged } of sessions) {
-    const when = updatedAt.toISOString().slice(0, 16).replace('T', ' ');
-    const about = damaged ? 'damaged' : `${messages} messages · ${title}`;
+  for (const { name, title, messages, updated, damaged } of sessions) {
+    const when = updated.toISOString().slice(0, 16).replace('T', ' ');
+    const about = damaged !== undefined ? `damaged: ${damaged}` : `${messages} messages · ${title}`;
     tellLine(`${name === sessionName ? '*' : '-'} ${name} · ${when} · ${about}`);
   }
 }

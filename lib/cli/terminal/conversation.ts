@@ -16,7 +16,7 @@ import {
   undo,
 } from './chat-api.js';
 import { type ChatStore, readChat, type StoredSession, writeChat } from './chat-store.js';
-import type { Chat, ChatMessage, ChatReply, GenerateOptions, Model } from './chat-types.js';
+import type { Chat, ChatMessage, ChatReply, GenerateOptions, Model, SavedChat } from './chat-types.js';
 import type { ChatInput } from './input.js';
 import { MarkdownStream } from './markdown.js';
 import { expandHome, isPath } from './paths.js';
@@ -41,7 +41,14 @@ export interface ConversationSetup {
   isJson: boolean;
   /** The model's code is shown where it is asked for. */
   asksForCode: boolean;
-  store: ChatStore;
+  /** Opens the folder of saved conversations. */
+  store: () => Promise<ChatStore>;
+}
+
+/** A saved conversation that is open. */
+export interface Session {
+  name: string;
+  stored: StoredSession;
 }
 
 /** After a first Ctrl-C that does not help, a second one ends the process; one that comes at once was a slip. */
@@ -53,14 +60,14 @@ export class Conversation {
   readonly input: ChatInput;
   readonly tools: readonly ChatTool[];
   readonly settings: Settings;
-  readonly store: ChatStore;
+  readonly store: () => Promise<ChatStore>;
   readonly chat: Chat;
   /** The last answer. */
   lastReply: ChatReply | undefined;
   readonly #isJson: boolean;
   readonly #asksForCode: boolean;
   readonly #dropsRounds: boolean;
-  #session: { name: string; stored: StoredSession } | undefined;
+  #session: Session | undefined;
 
   constructor({ model, input, options, tools, settings, isJson, asksForCode, store }: ConversationSetup) {
     this.model = model;
@@ -117,26 +124,31 @@ export class Conversation {
     await this.keep();
   }
 
-  /** Goes on with a session, or begins it; from now on it is kept. Returns whether there was one. */
-  async resume(name: string, isNew = false): Promise<boolean> {
+  /** Goes on with a saved conversation, which is kept from now on; one of a file only with `/save`. */
+  async load(name: string): Promise<void> {
     if (isPath(name)) {
       const file = expandHome(name);
       const chat = await readChat(file);
       if (!chat) throw new Error(`${file}: there is no such file`);
       this.#adopt(chat.history);
-      return true;
+      return;
     }
-    const stored = await this.store.open(name);
+    const isOwn = name === this.#session?.name;
+    const stored = isOwn ? (this.#session as Session).stored : await (await this.store()).open(name);
     const chat = await stored.load();
-    if (!chat && !isNew) {
-      await stored.close();
+    if (!chat) {
+      if (!isOwn) await stored.close();
       throw new Error(`there is no session ${name}`);
     }
+    await this.enter({ name, stored }, chat);
+  }
+
+  /** Keeps the conversation in a session from now on, and goes on with what was saved there, if anything was. */
+  async enter(session: Session, chat: SavedChat | undefined): Promise<void> {
     if (chat) this.#adopt(chat.history);
-    await this.#session?.stored.close();
-    this.#session = { name, stored };
+    if (session.stored !== this.#session?.stored) await this.#session?.stored.close();
+    this.#session = session;
     this.lastReply = undefined;
-    return chat !== undefined;
   }
 
   /** Takes over a history; the tools are those of this run. */
@@ -156,8 +168,8 @@ export class Conversation {
       return true;
     }
     if (name !== this.#session?.name) {
-      const stored = await this.store.open(name);
-      const isThere = (await this.store.list()).some((chat) => chat.name === name);
+      const stored = await (await this.store()).open(name);
+      const isThere = (await (await this.store()).list()).some((chat) => chat.name === name);
       if (isThere && !(await this.input.confirm(`There is a session ${name}. Replace it?`))) {
         await stored.close();
         return false;
