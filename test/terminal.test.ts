@@ -799,6 +799,19 @@ describe('piped', () => {
     });
   });
 
+  test('--json tells the calls that were carried out', async () => {
+    const tools = path.join(home, 'tools.mjs');
+    writeFileSync(tools, weatherModule(`() => '{"celsius": 21}'`));
+    const { child, ended } = pipe(['--greedy', '--json', '--tools', tools]);
+    child.stdin.end('北京今天天气怎么样？\n');
+    const answer = JSON.parse((await ended).stdout);
+    expect(answer).toMatchObject({ text: expect.stringContaining('21'), finishReason: 'stop' });
+    expect(answer.steps).toEqual([
+      { type: 'tool-call', name: 'get_weather', arguments: { city: '北京' } },
+      { type: 'tool-result', name: 'get_weather', content: '{"celsius": 21}', ok: true },
+    ]);
+  });
+
   test.each([
     [['--interpreter', 'python'], 2, '--yes'],
     [['--yes'], 2, '--interpreter'],

@@ -150,6 +150,11 @@ export function droppedMessages(before: number, after: number, reply: ChatReply)
   return Math.max(0, before + reply.messages.length - after);
 }
 
+/** Ends what a chat holds beside its history, such as the process of its interpreter. */
+export async function endChat(chat: Chat): Promise<void> {
+  await (chat as Partial<AsyncDisposable>)[Symbol.asyncDispose]?.();
+}
+
 interface Later {
   pythonExecutor?: () => CodeExecutor;
   javascriptExecutor?: () => CodeExecutor;

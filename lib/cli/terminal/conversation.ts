@@ -11,6 +11,7 @@ import {
   type ChatTool,
   createChat,
   droppedMessages,
+  endChat,
   setSystem,
   type TerminalChatOptions,
   undo,
@@ -44,6 +45,9 @@ export interface ConversationSetup {
   /** Opens the folder of saved conversations. */
   store: () => Promise<ChatStore>;
 }
+
+/** What happens between the texts of an answer. */
+type Step = Exclude<AnswerPart, { type: 'text' }>;
 
 /** A saved conversation that is open. */
 export interface Session {
@@ -193,6 +197,7 @@ export class Conversation {
   }
 
   async close(): Promise<void> {
+    await endChat(this.chat);
     await this.#session?.stored.close();
   }
 
@@ -219,6 +224,7 @@ export class Conversation {
     const before = this.chat.history.length;
     const answer = begin();
     const shown = this.#isJson ? undefined : this.#screen();
+    const steps: Step[] = [];
     let stoppedAt: number | undefined;
     const release = onInterrupt(() => {
       if (stoppedAt === undefined) {
@@ -229,7 +235,10 @@ export class Conversation {
       }
     });
     try {
-      for await (const part of answer) shown?.part(part);
+      for await (const part of answer) {
+        if (part.type !== 'text') steps.push(part);
+        shown?.part(part);
+      }
     } finally {
       release();
       shown?.end();
@@ -237,7 +246,7 @@ export class Conversation {
     const { reply } = answer;
     if (!reply) return;
     this.lastReply = reply;
-    if (this.#isJson) this.#printReply(reply);
+    if (this.#isJson) this.#printReply(reply, steps);
     this.#explain(reply, this.#isJson);
     if (added > 0 && this.#dropsRounds) {
       const dropped = droppedMessages(before + added, this.chat.history.length, reply);
@@ -247,12 +256,13 @@ export class Conversation {
     await this.keep();
   }
 
-  #printReply({ text, finishReason, toolCall, code, usage, timings, seed }: ChatReply): void {
+  #printReply({ text, finishReason, toolCall, code, usage, timings, seed }: ChatReply, steps: readonly Step[]): void {
     printJson({
       text,
       finishReason,
       ...(toolCall ? { toolCall } : {}),
       ...(code === undefined ? {} : { code }),
+      ...(steps.length > 0 ? { steps: steps.map(stepFacts) } : {}),
       usage,
       timings,
       seed,
@@ -328,7 +338,7 @@ export class Conversation {
   }
 
   /** A call of a tool, or what came of it, on one line; code on as many as it has. */
-  #activity(part: Exclude<AnswerPart, { type: 'text' }>): void {
+  #activity(part: Step): void {
     switch (part.type) {
       case 'tool-call':
         tellLine(callLine(part.call.name, part.call.arguments), 'dim');
@@ -342,6 +352,7 @@ export class Conversation {
       case 'code-result': {
         const { status, text } = part.result;
         tellLine(`← ${status === 'ok' ? '' : `${status}: `}${text}`, 'dim');
+        for (const { name, mediaType } of part.result.files) tellLine(`← file ${name}, ${mediaType}`, 'dim');
         break;
       }
     }
@@ -352,4 +363,18 @@ export class Conversation {
 function callLine(name: string, args: Record<string, unknown> | undefined): string {
   const list = Object.entries(args ?? {}).map(([key, value]) => `${key}=${jsonText(value)}`);
   return `→ ${name}(${list.join(', ')})`;
+}
+
+/** What `--json` says of a call, a result, the model's code or what came of it. */
+function stepFacts(step: Step): Record<string, unknown> {
+  switch (step.type) {
+    case 'tool-call':
+      return { type: step.type, name: step.call.name, arguments: step.call.arguments };
+    case 'tool-result':
+      return { type: step.type, name: step.result.name, content: step.result.content, ok: step.result.ok };
+    case 'code':
+      return { type: step.type, code: step.code };
+    case 'code-result':
+      return { type: step.type, status: step.result.status, text: step.result.text };
+  }
 }
