@@ -192,6 +192,17 @@ describe('editing', () => {
     expect(await say(again, '')).toBe('7 × 8 = 56');
   });
 
+  test('search on a narrow screen', async () => {
+    const screen = await ready(['--greedy'], { columns: 24 });
+    await say(screen, 'What is the capital of France?');
+    const above = screen.lines.slice(0, -1);
+    screen.type(`${key.ctrlR}is the capital`);
+    await screen.until((text) => text.includes('(search'));
+    screen.type(`${key.backspace.repeat(14)}x${key.ctrlG}`);
+    await screen.untilLastLine('You: ');
+    expect(screen.lines.slice(0, -1)).toEqual(above);
+  });
+
   test('history is bounded, goes where CHATGLM_HISTORY says, and nowhere when that is empty', async () => {
     const file = path.join(home, 'my-history');
     writeFileSync(file, [...Array.from({ length: 1500 }, (_, index) => `"entry ${index}"\n`), 'damaged\n'].join(''));
@@ -250,6 +261,20 @@ describe('messages of several lines', () => {
     screen.type(`${key.backspace}${key.ctrlD}`);
     expect(await screen.ended).toBe(0);
     expect(screen.raw.trimEnd().endsWith('\x1b[?2004l')).toBe(true);
+  });
+
+  test('a folded paste is shown with Ctrl-O, and /edit shows all of a message', async () => {
+    const screen = await ready();
+    const lines = Array.from({ length: 10 }, (_, index) => `第${index}行`);
+    screen.type(paste(lines.join('\n')));
+    await screen.untilLastLine('You: [pasted 10 lines, 39 characters]');
+    screen.type('\x0f!');
+    const shown = (prompt: string, last: string) =>
+      [prompt + lines[0], ...lines.slice(1).map((line) => ` ... ${line}`)].join('\n') + last;
+    await screen.until((text) => text.endsWith(shown('You: ', '!')));
+    await say(screen, '');
+    screen.type('/edit\r');
+    await screen.until((text) => text.endsWith(shown('Edit: ', '!').replaceAll('\n ... ', '\n  ... ')));
   });
 
   test('a short paste is shown whole, and its control characters do nothing', async () => {

@@ -248,9 +248,9 @@ export class Conversation {
     this.lastReply = reply;
     if (this.#isJson) this.#printReply(reply, steps);
     this.#explain(reply, this.#isJson);
-    if (added > 0 && this.#dropsRounds) {
+    if (this.#dropsRounds) {
       const dropped = droppedMessages(before + added, this.chat.history.length, reply);
-      if (dropped > 0) tell(`[the context was full: the ${dropped} oldest messages were dropped]`);
+      if (dropped > 0) tell(`[the context is full: the ${dropped} oldest messages were left out]`);
     }
     if (this.settings.stats) tell(statsLine(reply));
     await this.keep();

@@ -45,7 +45,7 @@ export class LineBuffer {
     return textOf(this.#cells.slice(0, this.#cursor));
   }
 
-  /** Replaces everything; the cursor stands at the end. */
+  /** Replaces everything, folded if it is long; the cursor stands at the end. */
   set(text: string): void {
     this.#remember();
     this.#cells = isLong(text) ? [folded(text)] : toCells(text);
@@ -83,6 +83,15 @@ export class LineBuffer {
     const cells = toCells(text);
     this.#cells.splice(from, this.#cursor - from, ...cells);
     this.#cursor = from + cells.length;
+  }
+
+  /** Shows what is folded, so that it can be edited. */
+  unfold(): void {
+    if (!this.#cells.some(({ isFolded }) => isFolded)) return;
+    this.#remember();
+    const left = this.#cells.length - this.#cursor;
+    this.#cells = this.#cells.flatMap((cell) => (cell.isFolded ? toCells(cell.text) : [cell]));
+    this.#cursor = this.#cells.length - left;
   }
 
   moveTo(cell: number): void {

@@ -5,7 +5,7 @@ import { type Layout, LineBuffer, layOut } from './line-buffer.js';
 import { isOpenQuote, type Typed, unquote } from './quoted.js';
 import { styled } from './style.js';
 import { wrapped } from './tell.js';
-import { displayWidth } from './width.js';
+import { cutToWidth, displayWidth } from './width.js';
 
 // What this file writes and does not take from node:readline's Interface, it writes because the Interface moves the cursor
 // by code points, echoes what is typed while an answer is being printed, knows no pastes and no message of several lines in
@@ -95,7 +95,10 @@ export class TerminalInput implements ChatInput {
     if (this.#isEnded || this.#isClosed) return undefined;
     return await new Promise((resolve) => {
       const buffer = new LineBuffer();
-      if (initial !== '') buffer.set(initial);
+      if (initial !== '') {
+        buffer.set(initial);
+        buffer.unfold();
+      }
       this.#reading = {
         prompt,
         buffer,
@@ -309,6 +312,7 @@ export class TerminalInput implements ChatInput {
       'ctrl-end': () => buffer.moveTo(buffer.cells.length),
       up: () => this.#vertical(reading, -1),
       down: () => this.#vertical(reading, 1),
+      'ctrl-o': () => buffer.unfold(),
       'ctrl-p': older,
       pageup: older,
       'ctrl-n': newer,
@@ -477,7 +481,8 @@ export class TerminalInput implements ChatInput {
 
   #prompts({ prompt, search }: Reading): { first: string; more: string } {
     const first = search ? `(search ${JSON.stringify(search.query)}) ` : prompt;
-    return { first, more: '... '.padStart(displayWidth(prompt)) };
+    // A row is never wider than the screen; a long query leaves room for a character of what was found.
+    return { first: cutToWidth(first, this.#columns() - 4), more: '... '.padStart(displayWidth(prompt)) };
   }
 
   /** The last column stays free: what a terminal does with a cursor behind it differs. */
