@@ -74,7 +74,7 @@ export class TerminalInput implements ChatInput {
   /** Ctrl-C was pressed at an empty prompt: the next one ends. */
   #isLeaving = false;
   /** What stands on the screen, and how wide the screen was. */
-  #drawn: { rows: { width: number }[]; cursorRow: number; cursorColumn: number; columns: number } | undefined;
+  #drawn: { rows: { text: string }[]; cursorRow: number; cursorColumn: number; columns: number } | undefined;
 
   constructor(setup: TerminalInputSetup) {
     this.#setup = setup;
@@ -518,9 +518,7 @@ export class TerminalInput implements ChatInput {
     const now = this.#columns();
     // A terminal that has become narrower breaks the rows above the cursor anew. What it does with the cursor's own row
     // differs; the row is taken as one, so that nothing of the conversation above is ever erased.
-    const above = rows
-      .slice(0, cursorRow)
-      .map(({ width }) => (now < columns ? Math.max(1, Math.ceil(width / now)) : 1));
+    const above = rows.slice(0, cursorRow).map(({ text }) => (now < columns ? brokenRows(text, now) : 1));
     const up = above.reduce((sum, each) => sum + each, 0);
     return `${up > 0 ? `\x1b[${up}A` : ''}\r`;
   }
@@ -534,6 +532,21 @@ export class TerminalInput implements ChatInput {
     this.#eraseDrawn();
     this.#output.write(text);
   }
+}
+
+/** How many rows a terminal makes of one that has become too wide: no wide character is cut in two. */
+function brokenRows(text: string, columns: number): number {
+  let rows = 1;
+  let column = 0;
+  for (const char of text) {
+    const width = displayWidth(char);
+    if (column + width > columns) {
+      rows++;
+      column = 0;
+    }
+    column += width;
+  }
+  return rows;
 }
 
 function commonPrefix(texts: readonly string[]): string {
