@@ -11,6 +11,7 @@ import {
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
+import { LineBuffer, layOut } from '../lib/cli/terminal/line-buffer.js';
 import { MarkdownStream } from '../lib/cli/terminal/markdown.js';
 import { displayWidth } from '../lib/cli/terminal/width.js';
 import { device } from './support/device';
@@ -164,6 +165,50 @@ describe('editing', () => {
         .join('')
         .replace(/\s/g, ''),
     ).toBe(above.replace(/\s/g, ''));
+  });
+
+  test('any keys in any order: the screen shows what the buffer holds, and nothing else', async () => {
+    const columns = 30;
+    const screen = await ready(['--greedy'], { columns, rows: 40 });
+    const above = screen.lines.slice(0, -1);
+    const buffer = new LineBuffer();
+    const type = (text: string) => () => {
+      for (const char of text) buffer.insert(char);
+      return text;
+    };
+    const press = (keys: string, change: () => void) => () => {
+      change();
+      return keys;
+    };
+    const actions = [
+      ...['a', '中', '👋', 'e\u0301', 'hello ', '世界。', key.ctrlJ].map(type),
+      press(key.left, () => buffer.moveTo(buffer.cursor - 1)),
+      press(key.right, () => buffer.moveTo(buffer.cursor + 1)),
+      press(key.wordLeft, () => buffer.moveTo(buffer.wordLeft)),
+      press(key.wordRight, () => buffer.moveTo(buffer.wordRight)),
+      press(key.home, () => buffer.moveTo(buffer.lineStart)),
+      press(key.end, () => buffer.moveTo(buffer.lineEnd)),
+      press(key.backspace, () => buffer.deleteTo(buffer.cursor - 1)),
+      press(key.delete, () => buffer.deleteTo(buffer.cursor + 1)),
+      press(key.ctrlW, () => buffer.killTo(buffer.wordLeft)),
+      press(key.ctrlY, () => buffer.yank()),
+      press('\x1f', () => buffer.undo()),
+    ];
+    let seed = 1;
+    for (let step = 0; step < 200; step++) {
+      seed = (seed * 1_103_515_245 + 12_345) & 0x7fff_ffff;
+      const action = actions[(seed >> 8) % actions.length] as () => string;
+      screen.type(action());
+      const { rows, cursorRow, cursorColumn } = layOut(buffer, { first: 'You: ', more: ' ... ' }, columns - 1);
+      const expected = [...above, ...rows.map(({ text }) => text.trimEnd())].join('\n').trimEnd();
+      const cursor = { column: cursorColumn, line: above.length + cursorRow };
+      const shown = () =>
+        screen.lines
+          .map((line) => line.trimEnd())
+          .join('\n')
+          .trimEnd();
+      await screen.until(() => shown() === expected && JSON.stringify(screen.cursor) === JSON.stringify(cursor));
+    }
   });
 
   test('history: up, down, a draft that is kept, search, and another run', async () => {
@@ -666,6 +711,15 @@ describe('answers', () => {
     for (const columns of [30, 90, 45]) screen.resize(columns, 20);
     await screen.untilLastLine('You: ');
     expect(screen.text.replace(/\s+/g, '')).toContain(whole);
+  });
+
+  test('a terminal that cannot move its cursor gets plain lines', async () => {
+    const screen = await ready(['--greedy'], { env: { TERM: 'dumb' } });
+    screen.type('What is 7 times 8?\r');
+    await screen.until((text) => text.endsWith('You: What is 7 times 8?\n7 × 8 = 56\nYou: '));
+    screen.type('/exit\r');
+    expect(await screen.ended).toBe(0);
+    expect(screen.raw).not.toContain('\x1b[?2004h');
   });
 
   test('with a full context the message says what helps', async () => {

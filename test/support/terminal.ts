@@ -47,7 +47,7 @@ export class Screen {
     this.#pty = spawn(process.execPath, [main, ...args], {
       cols: columns,
       rows,
-      name: 'xterm-256color',
+      name: env.TERM ?? 'xterm-256color',
       env: { ...base, ...env },
     });
     this.#pty.onData((data) => {
