@@ -23,6 +23,7 @@ export interface ScreenOptions {
 export class Screen {
   /** Everything that the program has written. */
   raw = '';
+  /** The exit code, once the screen shows all that the program has written. */
   readonly ended: Promise<number>;
   readonly #terminal: Terminal;
   readonly #pty: IPty;
@@ -56,9 +57,12 @@ export class Screen {
     });
     this.ended = new Promise((resolve) => {
       this.#pty.onExit(({ exitCode, signal }) => {
-        this.#isEnded = true;
-        this.#wake();
-        resolve(signal ? 128 + signal : exitCode);
+        // Behind everything that was written before: then the screen is complete.
+        this.#terminal.write('', () => {
+          this.#isEnded = true;
+          this.#wake();
+          resolve(signal ? 128 + signal : exitCode);
+        });
       });
     });
   }

@@ -150,6 +150,11 @@ export function droppedMessages(before: number, after: number, reply: ChatReply)
   return Math.max(0, before + reply.messages.length - after);
 }
 
+/** How many tokens of the context the conversation takes; undefined where that is not known. */
+export async function contextTokens(_chat: Chat, last: ChatReply | undefined): Promise<number | undefined> {
+  return last && last.usage.promptTokens + last.usage.generatedTokens;
+}
+
 /** Ends what a chat holds beside its history, such as the process of its interpreter. */
 export async function endChat(chat: Chat): Promise<void> {
   await (chat as Partial<AsyncDisposable>)[Symbol.asyncDispose]?.();

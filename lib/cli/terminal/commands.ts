@@ -2,7 +2,7 @@ import { readdir } from 'node:fs/promises';
 import { type OptionSpec, suggestion, UsageError } from '../arguments.js';
 import { formatCount } from '../format.js';
 import { statsLine } from '../stats.js';
-import { systemOf } from './chat-api.js';
+import { contextTokens, systemOf } from './chat-api.js';
 import { type Conversation, settingOptions } from './conversation.js';
 import { expandHome, isPath } from './paths.js';
 import { tell, tellLine, tellRow } from './tell.js';
@@ -152,14 +152,13 @@ function showTools({ tools }: Conversation): undefined {
   }
 }
 
-function showStats({ lastReply, chat, model }: Conversation): undefined {
+async function showStats({ lastReply, chat, model }: Conversation): Promise<undefined> {
   const { contextLength } = model.info;
   if (lastReply) tell(statsLine(lastReply));
-  const used = lastReply ? lastReply.usage.promptTokens + lastReply.usage.generatedTokens : 0;
-  const share = Math.round((used / contextLength) * 100);
-  tell(
-    `[${chat.history.length} messages; ${lastReply ? `${formatCount(used)} of ` : ''}${formatCount(contextLength)} tokens of context${lastReply ? ` used, ${share}%` : ''}]`,
-  );
+  const used = await contextTokens(chat, lastReply);
+  const share = used === undefined ? '' : ` used, ${Math.round((used / contextLength) * 100)}%`;
+  const of = used === undefined ? '' : `${formatCount(used)} of `;
+  tell(`[${chat.history.length} messages; ${of}${formatCount(contextLength)} tokens of context${share}]`);
 }
 
 function runSet(conversation: Conversation, argument: string): undefined {

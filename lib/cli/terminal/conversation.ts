@@ -303,8 +303,10 @@ export class Conversation {
     return {
       part: (part) => {
         if (part.type === 'text') {
-          markdown.push(forTerminal(part.text));
-          hasText ||= part.text !== '';
+          // Texts with a call between them are on lines of their own already.
+          const text = hasText ? part.text : part.text.replace(/^\n+/, '');
+          markdown.push(forTerminal(text));
+          hasText ||= text !== '';
           return;
         }
         markdown.end();
