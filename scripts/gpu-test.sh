@@ -16,6 +16,7 @@
 #     sanitize     kernels' unit tests under compute-sanitizer: memcheck, racecheck, initcheck, synccheck
 #     cli          chatglm bench --device cuda
 #     sampling     what sampling options cost, through the package: benchmark/sampling.mjs
+#     structured   what answers that follow a grammar cost, through the package: benchmark/structured.mjs
 #     engine       what speculation gains, and the gaps between tokens while a prompt arrives: benchmark/engine
 #     soak         many clients at once on the embedded model, for a minute: scripts/soak.mjs
 #   --filter  for GoogleTest, in tests, older and sanitize
@@ -45,7 +46,7 @@ both() { # what is read, on the terminal and in the log
   done
 }
 
-declare -A limits=([build]=420 [older-build]=560 [tests]=300 [older]=420 [sanitize]=540 [facade]=300 [bench]=300 [cli]=300 [sampling]=240 [engine]=200 [soak]=120)
+declare -A limits=([build]=420 [older-build]=560 [tests]=300 [older]=420 [sanitize]=540 [facade]=300 [bench]=300 [cli]=300 [sampling]=240 [structured]=240 [engine]=200 [soak]=120)
 
 # --- What is missing here, from .gpu/.
 

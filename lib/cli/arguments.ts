@@ -97,13 +97,7 @@ export function parseArguments<S extends CommandSpec>(spec: S, args: readonly st
       const hint = looksLikeOption ? `: write ${name}=${value} if that is the value` : '';
       throw new UsageError(`${name} needs a value${hint}`);
     }
-    if (option.choices && !option.choices.includes(value)) {
-      throw new UsageError(`${name} must be one of ${option.choices.join(', ')}, got ${JSON.stringify(value)}`);
-    }
-    if (option.pattern && !option.pattern.matches.test(value)) {
-      throw new UsageError(`${name} must be ${option.pattern.expected}, got ${JSON.stringify(value)}`);
-    }
-    const read = readValue(option, name, value);
+    const read = readOption(name, option, value);
     const before = values[token.name];
     values[token.name] = Array.isArray(before) && option.kind === 'texts' ? [...(before as string[]), value] : read;
   }
@@ -112,6 +106,22 @@ export function parseArguments<S extends CommandSpec>(spec: S, args: readonly st
   delete values.help;
   if (!wantsHelp) checkPositionals(spec, positionals);
   return { options: values as OptionValues<S['options']>, positionals, wantsHelp };
+}
+
+/**
+ * Reads the value of an option that takes one.
+ *
+ * @param name What an error calls the option.
+ * @throws {UsageError} for a value that is not allowed.
+ */
+export function readOption(name: string, option: OptionSpec, value: string): ValueOfKind[OptionSpec['kind']] {
+  if (option.choices && !option.choices.includes(value)) {
+    throw new UsageError(`${name} must be one of ${option.choices.join(', ')}, got ${JSON.stringify(value)}`);
+  }
+  if (option.pattern && !option.pattern.matches.test(value)) {
+    throw new UsageError(`${name} must be ${option.pattern.expected}, got ${JSON.stringify(value)}`);
+  }
+  return readValue(option, name, value);
 }
 
 /** `: did you mean …?`, or nothing when no candidate comes close. */

@@ -1,5 +1,5 @@
 import type { CommandSpec, OptionValues } from './arguments.js';
-import { statsLine } from './chat.js';
+
 import { textArgument } from './input.js';
 import { onInterrupt } from './interrupt.js';
 import {
@@ -12,6 +12,7 @@ import {
   toLoadOptions,
 } from './model-options.js';
 import { note, print, printJson, write } from './output.js';
+import { statsLine } from './stats.js';
 
 const options = {
   ...modelOption,

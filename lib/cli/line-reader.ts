@@ -1,61 +1,65 @@
-import { createInterface, type Interface } from 'node:readline';
+import type { ChatInput } from './terminal/input.js';
+import { isOpenQuote, type Typed, unquote } from './terminal/quoted.js';
 
-/** Reads stdin line by line. The prompt goes to stderr: stdout is for answers. */
-export class LineReader {
-  /** Whether somebody sits at a terminal. */
+/** The most characters of one message: more is no message, and would fill the memory. */
+const MOST_CHARACTERS = 16 << 20;
+
+/**
+ * Reads messages from stdin, one a line, where no terminal can be drawn on. Nothing is read ahead of who asks but what the
+ * pipe gives at once, so that an endless input takes no memory.
+ */
+export class LineReader implements ChatInput {
   readonly isInteractive = process.stdin.isTTY === true;
 
-  readonly #interface: Interface;
-  readonly #lines: string[] = [];
-  #isClosed = false;
-  #wake: (() => void) | undefined;
+  readonly #chunks = process.stdin.setEncoding('utf8')[Symbol.asyncIterator]() as AsyncIterator<string>;
+  #rest = '';
+  #isEnded = false;
 
-  constructor() {
-    this.#interface = createInterface({
-      input: process.stdin,
-      output: process.stderr,
-      // Without a terminal nothing is echoed.
-      terminal: this.isInteractive && process.stderr.isTTY === true,
-    });
-    // Lines that are typed, or come through a pipe, while nobody waits for one are kept.
-    this.#interface.on('line', (line) => {
-      this.#lines.push(line);
-      this.#wake?.();
-    });
-    this.#interface.on('close', () => {
-      this.#isClosed = true;
-      this.#wake?.();
-    });
-    this.redirectInterrupts(false);
+  async next(prompt: string): Promise<Typed | undefined> {
+    if (this.isInteractive) process.stderr.write(prompt);
+    let text = await this.#line();
+    if (text === undefined) return undefined;
+    while (isOpenQuote(text)) {
+      const line = await this.#line();
+      if (line === undefined) break;
+      text += `\n${line}`;
+      if (text.length > MOST_CHARACTERS) throw tooLong();
+    }
+    return unquote(text);
   }
 
-  /** The next line, or undefined when there is none any more: end of input, or Ctrl-C at the prompt. */
-  async next(prompt: string): Promise<string | undefined> {
-    if (this.isInteractive && this.#lines.length === 0 && !this.#isClosed) {
-      this.#interface.setPrompt(prompt);
-      this.#interface.prompt();
-    }
-    while (this.#lines.length === 0 && !this.#isClosed) {
-      await new Promise<void>((resolve) => {
-        this.#wake = resolve;
-      });
-    }
-    return this.#lines.shift();
-  }
-
-  /**
-   * A terminal in readline's hands gives Ctrl-C to readline. While an answer runs it shall be the process's again, as it
-   * is without a terminal.
-   */
-  redirectInterrupts(toProcess: boolean): void {
-    this.#interface.removeAllListeners('SIGINT');
-    this.#interface.on('SIGINT', () => {
-      if (toProcess) process.kill(process.pid, 'SIGINT');
-      else this.#interface.close();
-    });
+  async confirm(question: string): Promise<boolean> {
+    if (!this.isInteractive) return false;
+    process.stderr.write(`${question} [y/N] `);
+    return /^\s*y(es)?\s*$/i.test((await this.#line()) ?? '');
   }
 
   close(): void {
-    this.#interface.close();
+    // Ends the iterator's stream, so that the process does not wait for more.
+    process.stdin.destroy();
   }
+
+  async #line(): Promise<string | undefined> {
+    let searched = 0;
+    for (;;) {
+      const found = this.#rest.slice(searched).match(/\r\n|\n|\r(?!$)/);
+      if (found?.index !== undefined || (this.#isEnded && this.#rest !== '')) {
+        const at = found?.index === undefined ? this.#rest.length : searched + found.index;
+        const line = this.#rest.slice(0, at);
+        this.#rest = this.#rest.slice(at + (found?.[0].length ?? 0));
+        return line.replace(/\r$/, '');
+      }
+      if (this.#isEnded) return undefined;
+      if (this.#rest.length > MOST_CHARACTERS) throw tooLong();
+      // A carriage return at the end may be half of a line break.
+      searched = Math.max(0, this.#rest.length - 1);
+      const { value, done } = await this.#chunks.next();
+      if (done) this.#isEnded = true;
+      else this.#rest += value;
+    }
+  }
+}
+
+function tooLong(): Error {
+  return new Error(`a message of more than ${MOST_CHARACTERS} characters was piped in`);
 }

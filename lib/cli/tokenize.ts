@@ -47,7 +47,8 @@ function readIds(text: string, tokenCount: number): number[] {
     if (!/^\d{1,9}$/.test(part)) throw new UsageError(`--decode takes token ids, got ${JSON.stringify(part)}`);
     const id = Number(part);
     if (id >= tokenCount) {
-      throw new UsageError(`--decode: this tokenizer has no token ${id}; its ids are 0 to ${tokenCount - 1}`);
+      // Which ids there are, the tokenizer tells, not the command line.
+      throw new Error(`this tokenizer has no token ${id}; its ids are 0 to ${tokenCount - 1}`);
     }
     return id;
   });
