@@ -709,8 +709,7 @@ export class Chat implements AsyncDisposable {
       },
       runCode: async (code, left) => {
         onStep?.({ type: 'code', text: '', tokens: [], code });
-        this.#session ??= (this.#interpreter as CodeExecutor).open();
-        const session = await this.#session;
+        const session = await this.#openSession(this.#interpreter as CodeExecutor);
         const ran = await unlessLeft(left, (signal) => session.run(code, { signal }));
         const result = ran ?? { status: 'crashed' as const, text: LEFT.content, files: [], tookMs: 0 };
         onStep?.({ type: 'code-result', text: '', tokens: [], result });
@@ -745,6 +744,17 @@ export class Chat implements AsyncDisposable {
     const { answerPrefix } = chatFormat(this.family);
     // Decoding takes the first space away, as it is a dummy prefix; behind the prefix stands another one.
     return () => new VerbatimSegment(answerPrefix === undefined ? '' : `${answerPrefix.replace(/^ /, '')} `);
+  }
+
+  async #openSession(interpreter: CodeExecutor): Promise<ExecutorSession> {
+    this.#session ??= interpreter.open();
+    try {
+      return await this.#session;
+    } catch (error) {
+      // What was missing may be there the next time.
+      this.#session = undefined;
+      throw error;
+    }
   }
 
   /** Whether a tool or the interpreter of this chat acts on a call. */

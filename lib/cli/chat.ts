@@ -1,5 +1,15 @@
 import { homedir } from 'node:os';
-import { CHAT_FAMILIES, ChatGLMError, type ChatOptions, type Model } from '../index.js';
+import {
+  CHAT_FAMILIES,
+  ChatGLMError,
+  type ChatOptions,
+  type ChatStore,
+  type CodeExecutor,
+  type Model,
+  openChatStore,
+  type ResponseFormat,
+  type Tool,
+} from '../index.js';
 import { type CommandSpec, type OptionValues, UsageError } from './arguments.js';
 import { LineReader } from './line-reader.js';
 import {
@@ -11,8 +21,6 @@ import {
   toFamily,
   toLoadOptions,
 } from './model-options.js';
-import type { ChatTool, TerminalChatOptions } from './terminal/chat-api.js';
-import { type ChatStore, openChatStore } from './terminal/chat-store.js';
 import { complete, readLine, resumed, runCommand } from './terminal/commands.js';
 import { Conversation } from './terminal/conversation.js';
 import { HistoryFile, historyPath } from './terminal/history-file.js';
@@ -170,20 +178,20 @@ function isDrawable(): boolean {
 }
 
 interface ChatParts {
-  tools: readonly ChatTool[];
+  tools: readonly Tool[];
   schema: unknown;
-  interpreter: TerminalChatOptions['interpreter'];
+  interpreter: CodeExecutor | undefined;
   format: ChatOptions['family'];
 }
 
-function chatOptions(given: Given, { tools, schema, interpreter, format }: ChatParts): TerminalChatOptions {
-  const policy = given['context-overflow'] as TerminalChatOptions['contextOverflow'];
+function chatOptions(given: Given, { tools, schema, interpreter, format }: ChatParts): ChatOptions {
+  const policy = given['context-overflow'] as 'error' | 'drop-oldest-rounds' | undefined;
   return {
     family: format,
     ...(given.system === undefined ? {} : { system: given.system }),
     ...(tools.length === 0 ? {} : { tools }),
     ...(interpreter === undefined ? {} : { interpreter }),
-    ...(schema === undefined ? {} : { responseFormat: { type: 'json_schema', schema } }),
+    ...(schema === undefined ? {} : { responseFormat: { type: 'json_schema', schema } as ResponseFormat }),
     ...(policy === undefined ? {} : { contextOverflow: policy }),
   };
 }

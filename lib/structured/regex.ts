@@ -5,7 +5,14 @@ import { shown } from '../common/invalid.js';
 import { messageOf } from '../common/options.js';
 import { ANYTHING, Automaton, type Budget, chars, choice, type Regex, repeat, sequence } from './automaton.js';
 import { ALL_CHARS, type CharSet, charSet, charsOf, complement, DOT_CHARS, union } from './char-set.js';
-import { automatonExpression, type Encode, type Expression, type Grammar, regexExpression, unlessTooLarge } from './grammar.js';
+import {
+  automatonExpression,
+  type Encode,
+  type Expression,
+  type Grammar,
+  regexExpression,
+  unlessTooLarge,
+} from './grammar.js';
 
 /** A pattern that was read. */
 export interface Pattern {
@@ -26,7 +33,8 @@ const MOST_LEVELS = 200;
  * @throws {ChatGLMError} ERR_INVALID_ARGUMENT for what is no pattern, and for what a regular language cannot say.
  */
 export function readPattern(source: string, name: string): Pattern {
-  if (source.length > MOST_LENGTH) throw invalidArgument(`${name} has ${source.length} characters, and may have ${MOST_LENGTH}`);
+  if (source.length > MOST_LENGTH)
+    throw invalidArgument(`${name} has ${source.length} characters, and may have ${MOST_LENGTH}`);
   let ast: AST.Pattern;
   try {
     // Loaded when the first pattern is read.
@@ -55,7 +63,8 @@ class PatternReader {
   constructor(readonly name: string) {}
 
   alternatives(alternatives: readonly AST.Alternative[], depth: number): Regex {
-    if (depth > MOST_LEVELS) throw invalidArgument(`${this.name} has groups nested more than ${MOST_LEVELS} levels deep`);
+    if (depth > MOST_LEVELS)
+      throw invalidArgument(`${this.name} has groups nested more than ${MOST_LEVELS} levels deep`);
     const items = alternatives.map(({ elements }) => this.elements(elements, depth));
     return items.length === 1 ? (items[0] as Regex) : choice(...items);
   }
@@ -160,7 +169,8 @@ let allText: string | undefined;
 function joined(set: CharSet): string {
   const parts: string[] = [];
   for (let i = 0; i < set.length; i += 2) {
-    for (let point = set[i] as number; point <= (set[i + 1] as number); point++) parts.push(String.fromCodePoint(point));
+    for (let point = set[i] as number; point <= (set[i + 1] as number); point++)
+      parts.push(String.fromCodePoint(point));
   }
   return parts.join('');
 }
@@ -205,7 +215,9 @@ function isAnchored({ body, lookaheads }: Pattern): boolean {
   const alternatives = body.kind === 'choice' ? body.items : [body];
   return (
     lookaheads.length === 0 &&
-    alternatives.every((it) => it.kind === 'sequence' && it.items[0]?.kind === 'start' && it.items.at(-1)?.kind === 'end')
+    alternatives.every(
+      (it) => it.kind === 'sequence' && it.items[0]?.kind === 'start' && it.items.at(-1)?.kind === 'end',
+    )
   );
 }
 

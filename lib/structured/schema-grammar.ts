@@ -187,7 +187,10 @@ class Compiler {
     const whole = strings.filter(isWellFormed);
     const others = values.filter((it) => typeof it !== 'string' || !isWellFormed(it));
     const automaton = Automaton.ofTexts(whole, this.document.budget);
-    return alt(this.#quoted(automatonExpression(automaton, this.#grammar, this.#encode)), ...others.map((it) => this.#literal(it)));
+    return alt(
+      this.#quoted(automatonExpression(automaton, this.#grammar, this.#encode)),
+      ...others.map((it) => this.#literal(it)),
+    );
   }
 
   #literal(value: Json): Expression {
@@ -407,7 +410,9 @@ class Compiler {
       );
     }
     const most =
-      other === NEVER && constraint.maxProperties >= entries.length ? Number.POSITIVE_INFINITY : constraint.maxProperties;
+      other === NEVER && constraint.maxProperties >= entries.length
+        ? Number.POSITIVE_INFINITY
+        : constraint.maxProperties;
     return this.#chain(entries, other, least, most);
   }
 

@@ -168,7 +168,9 @@ export class SchemaDocument {
   }
 
   #wrong(pointer: string, keyword: string, what: string, got: unknown): Error {
-    return invalidArgument(`${this.name}: ${shown(`${pointer}/${escaped(keyword)}`)} must be ${what}, got ${show(got)}`);
+    return invalidArgument(
+      `${this.name}: ${shown(`${pointer}/${escaped(keyword)}`)} must be ${what}, got ${show(got)}`,
+    );
   }
 
   place(schema: Json | undefined, pointer: string): Place {
@@ -370,7 +372,8 @@ export class SchemaDocument {
     if (least !== undefined) next.minItems = Math.max(next.minItems ?? 0, least);
     if (most !== undefined) next.maxItems = Math.min(next.maxItems, most);
     const { items, prefixItems } = schema;
-    if (Array.isArray(items)) throw this.refuse(pointer, 'items', 'as a list, as drafts before 2020-12 did: use prefixItems');
+    if (Array.isArray(items))
+      throw this.refuse(pointer, 'items', 'as a list, as drafts before 2020-12 did: use prefixItems');
     if (least !== undefined || most !== undefined || items !== undefined || prefixItems !== undefined) {
       next.touched |= ARRAY;
     }
@@ -521,7 +524,9 @@ export class SchemaDocument {
   property(objects: readonly ObjectSource[], name: string): Place[] {
     return objects.flatMap(({ properties, patterns, additional }) => {
       const own = properties.get(name);
-      const matched = patterns.filter(({ source, place }) => this.patternAutomaton(source, place.pointer).accepts(name));
+      const matched = patterns.filter(({ source, place }) =>
+        this.patternAutomaton(source, place.pointer).accepts(name),
+      );
       const places = [...(own === undefined ? [] : [own]), ...matched.map(({ place }) => place)];
       return places.length === 0 && additional !== undefined ? [additional] : places;
     });

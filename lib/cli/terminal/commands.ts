@@ -2,7 +2,6 @@ import { readdir } from 'node:fs/promises';
 import { type OptionSpec, suggestion, UsageError } from '../arguments.js';
 import { formatCount } from '../format.js';
 import { statsLine } from '../stats.js';
-import { contextTokens, systemOf } from './chat-api.js';
 import { type Conversation, settingOptions } from './conversation.js';
 import { expandHome, isPath } from './paths.js';
 import { tell, tellLine, tellRow } from './tell.js';
@@ -86,7 +85,7 @@ function showHelp(): undefined {
 
 async function runSystem(conversation: Conversation, argument: string): Promise<undefined> {
   if (argument !== '') await conversation.setSystem(argument === '""' ? undefined : argument);
-  const system = systemOf(conversation.chat);
+  const { system } = conversation.chat;
   tell(system === undefined ? 'There is no system message.' : `System message: ${system}`);
 }
 
@@ -155,10 +154,10 @@ function showTools({ tools }: Conversation): undefined {
 async function showStats({ lastReply, chat, model }: Conversation): Promise<undefined> {
   const { contextLength } = model.info;
   if (lastReply) tell(statsLine(lastReply));
-  const used = await contextTokens(chat, lastReply);
-  const share = used === undefined ? '' : ` used, ${Math.round((used / contextLength) * 100)}%`;
-  const of = used === undefined ? '' : `${formatCount(used)} of `;
-  tell(`[${chat.history.length} messages; ${of}${formatCount(contextLength)} tokens of context${share}]`);
+  const used = chat.countTokens();
+  const share = `${Math.round((used / contextLength) * 100)}%`;
+  const of = `${formatCount(used)} of ${formatCount(contextLength)}`;
+  tell(`[${chat.history.length} messages; ${of} tokens of context used, ${share}]`);
 }
 
 function runSet(conversation: Conversation, argument: string): undefined {

@@ -1,23 +1,23 @@
+import type {
+  Chat,
+  ChatChunk,
+  ChatMessage,
+  ChatOptions,
+  ChatReply,
+  ChatStore,
+  ChatStream,
+  GenerateOptions,
+  Model,
+  SavedChat,
+  ChatStoreSession as StoredSession,
+  Tool,
+} from '../../index.js';
 import { type OptionSpec, type OptionValues, readOption, UsageError } from '../arguments.js';
 import { onInterrupt } from '../interrupt.js';
 import { generateOptions, toGenerateOptions } from '../model-options.js';
 import { forTerminal, jsonText, print, printJson, write } from '../output.js';
 import { statsLine } from '../stats.js';
-import {
-  type Answer,
-  type AnswerPart,
-  ask,
-  askAgain,
-  type ChatTool,
-  createChat,
-  droppedMessages,
-  endChat,
-  setSystem,
-  type TerminalChatOptions,
-  undo,
-} from './chat-api.js';
-import { type ChatStore, readChat, type StoredSession, writeChat } from './chat-store.js';
-import type { Chat, ChatMessage, ChatReply, GenerateOptions, Model, SavedChat } from './chat-types.js';
+import { readChat, writeChat } from './chat-file.js';
 import type { ChatInput } from './input.js';
 import { MarkdownStream } from './markdown.js';
 import { expandHome, isPath } from './paths.js';
@@ -36,8 +36,8 @@ export type Settings = OptionValues<typeof settingOptions>;
 export interface ConversationSetup {
   model: Model;
   input: ChatInput;
-  options: TerminalChatOptions;
-  tools: readonly ChatTool[];
+  options: ChatOptions;
+  tools: readonly Tool[];
   settings: Settings;
   isJson: boolean;
   /** The model's code is shown where it is asked for. */
@@ -47,7 +47,7 @@ export interface ConversationSetup {
 }
 
 /** What happens between the texts of an answer. */
-type Step = Exclude<AnswerPart, { type: 'text' }>;
+type Step = Exclude<ChatChunk, { type: 'text' }>;
 
 /** A saved conversation that is open. */
 export interface Session {
@@ -62,7 +62,7 @@ const PATIENCE_MS = 1500;
 export class Conversation {
   readonly model: Model;
   readonly input: ChatInput;
-  readonly tools: readonly ChatTool[];
+  readonly tools: readonly Tool[];
   readonly settings: Settings;
   readonly store: () => Promise<ChatStore>;
   readonly chat: Chat;
@@ -70,7 +70,6 @@ export class Conversation {
   lastReply: ChatReply | undefined;
   readonly #isJson: boolean;
   readonly #asksForCode: boolean;
-  readonly #dropsRounds: boolean;
   #session: Session | undefined;
 
   constructor({ model, input, options, tools, settings, isJson, asksForCode, store }: ConversationSetup) {
@@ -81,8 +80,7 @@ export class Conversation {
     this.store = store;
     this.#isJson = isJson;
     this.#asksForCode = asksForCode;
-    this.#dropsRounds = options.contextOverflow === 'drop-oldest-rounds';
-    this.chat = createChat(model, options);
+    this.chat = model.createChat(options);
   }
 
   /** The session that is kept, if any. */
@@ -92,16 +90,16 @@ export class Conversation {
 
   /** Sends a message and shows the answer. */
   async say(text: string): Promise<void> {
-    await this.#show(1, () => ask(this.chat, this.tools, text, this.#generation()));
+    await this.#show(() => this.chat.stream(text, this.#generation()));
   }
 
   async regenerate(): Promise<void> {
-    await this.#show(0, () => askAgain(this.chat, this.tools, this.#generation()));
+    await this.#show(() => this.chat.regenerate(this.#generation()));
   }
 
   /** Says the last message in other words. Whatever goes wrong, the conversation is what it was. */
   async sayInstead(text: string): Promise<void> {
-    const taken = undo(this.chat);
+    const taken = this.chat.undo();
     const kept = this.chat.history.length;
     try {
       await this.say(text);
@@ -111,13 +109,13 @@ export class Conversation {
   }
 
   async undo(): Promise<ChatMessage[]> {
-    const taken = undo(this.chat);
+    const taken = this.chat.undo();
     await this.keep();
     return taken;
   }
 
   async setSystem(text: string | undefined): Promise<void> {
-    setSystem(this.chat, text);
+    this.chat.system = text;
     await this.keep();
   }
 
@@ -197,7 +195,7 @@ export class Conversation {
   }
 
   async close(): Promise<void> {
-    await endChat(this.chat);
+    await this.chat.dispose();
     await this.#session?.stored.close();
   }
 
@@ -220,8 +218,7 @@ export class Conversation {
     return toGenerateOptions(this.settings);
   }
 
-  async #show(added: number, begin: () => Answer): Promise<void> {
-    const before = this.chat.history.length;
+  async #show(begin: () => ChatStream): Promise<void> {
     const answer = begin();
     const shown = this.#isJson ? undefined : this.#screen();
     const steps: Step[] = [];
@@ -229,7 +226,7 @@ export class Conversation {
     const release = onInterrupt(() => {
       if (stoppedAt === undefined) {
         stoppedAt = performance.now();
-        answer.stop();
+        void answer.return();
       } else if (!this.input.isInteractive || performance.now() - stoppedAt > PATIENCE_MS) {
         process.exit(130);
       }
@@ -243,15 +240,12 @@ export class Conversation {
       release();
       shown?.end();
     }
-    const { reply } = answer;
-    if (!reply) return;
+    const reply = await answer.result;
     this.lastReply = reply;
     if (this.#isJson) this.#printReply(reply, steps);
     this.#explain(reply, this.#isJson);
-    if (this.#dropsRounds) {
-      const dropped = droppedMessages(before + added, this.chat.history.length, reply);
-      if (dropped > 0) tell(`[the context is full: the ${dropped} oldest messages were left out]`);
-    }
+    const { droppedMessages: dropped } = reply;
+    if (dropped > 0) tell(`[the context is full: the ${dropped} oldest messages were left out]`);
     if (this.settings.stats) tell(statsLine(reply));
     await this.keep();
   }
@@ -289,7 +283,7 @@ export class Conversation {
   }
 
   /** What shows the parts of an answer. */
-  #screen(): { part(part: AnswerPart): void; end(): void } {
+  #screen(): { part(part: ChatChunk): void; end(): void } {
     const isTerminal = process.stdout.isTTY === true;
     if (!isTerminal || this.settings.plain) return this.#plainScreen();
     const setup = {
@@ -322,7 +316,7 @@ export class Conversation {
     };
   }
 
-  #plainScreen(): { part(part: AnswerPart): void; end(): void } {
+  #plainScreen(): { part(part: ChatChunk): void; end(): void } {
     let hasText = false;
     return {
       part: (part) => {

@@ -1,9 +1,15 @@
 import { readFile } from 'node:fs/promises';
 import path from 'node:path';
 import { pathToFileURL } from 'node:url';
+import {
+  type CodeExecutor,
+  javascriptExecutor,
+  type McpClient,
+  pythonExecutor,
+  type Tool,
+  toolsFromMcp,
+} from '../../index.js';
 import { UsageError } from '../arguments.js';
-import { type ChatTool, executorOf, type McpClient, toolsFromMcp } from './chat-api.js';
-import type { CodeExecutor } from './chat-types.js';
 
 /** Reads JSON of a file, and says which file it was that could not be read. */
 export async function readJson(file: string): Promise<unknown> {
@@ -16,15 +22,15 @@ export async function readJson(file: string): Promise<unknown> {
 }
 
 /** The tools of a JSON file, which the model may only ask for, or of a module, which have a function `execute`. */
-export async function toolsFromFile(file: string): Promise<ChatTool[]> {
+export async function toolsFromFile(file: string): Promise<Tool[]> {
   const isModule = /\.[cm]?js$/i.test(file);
   const value = isModule ? await defaultExport(path.resolve(file)) : await readJson(file);
   if (!Array.isArray(value)) {
     throw new Error(`${file} must ${isModule ? 'export an array of tools by default' : 'hold an array of tools'}`);
   }
   return value.map((entry: unknown, index) => {
-    const outer = entry as Partial<ChatTool> & { type?: unknown; function?: Partial<ChatTool> };
-    const tool = { ...(outer?.type === 'function' ? outer.function : outer) } as ChatTool;
+    const outer = entry as Partial<Tool> & { type?: unknown; function?: Partial<Tool> };
+    const tool = { ...(outer?.type === 'function' ? outer.function : outer) } as Tool;
     const execute = tool.execute ?? outer?.execute;
     if (typeof tool.name !== 'string' || tool.name === '') throw new Error(`${file}: tool ${index} has no name`);
     if (execute !== undefined && typeof execute !== 'function') {
@@ -43,7 +49,7 @@ async function defaultExport(file: string): Promise<unknown> {
 
 /** A server of tools, as long as it runs. */
 export interface McpServer {
-  tools: ChatTool[];
+  tools: Tool[];
   close(): Promise<void>;
 }
 
@@ -59,7 +65,10 @@ export async function startMcp(command: string): Promise<McpServer> {
 
 /** What is used of the SDK. Its own types want those of a browser, which this package does without. */
 interface McpSdk {
-  Client: new (info: { name: string; version: string }) => McpClient & { connect(transport: unknown): Promise<void> };
+  Client: new (info: {
+    name: string;
+    version: string;
+  }) => McpClient & { connect(transport: unknown): Promise<void>; close(): Promise<void> };
   StdioClientTransport: new (server: { command: string; args: string[]; stderr: 'ignore' }) => unknown;
 }
 
@@ -83,8 +92,7 @@ export function splitCommand(command: string): string[] {
 
 /** An executor whose code runs only after somebody has agreed. */
 export function confirmed(language: string, agree: ((code: string) => Promise<boolean>) | undefined): CodeExecutor {
-  const executor = executorOf(language);
-  if (!executor) throw new UsageError(`--interpreter: this build cannot run ${language}`);
+  const executor = language === 'python' ? pythonExecutor() : javascriptExecutor();
   if (!agree) return executor;
   return {
     language: executor.language,
