@@ -352,6 +352,14 @@ describe('Ctrl-C and Ctrl-D', () => {
     expect(screen.raw.lastIndexOf('\x1b[?2004l')).toBeGreaterThan(screen.raw.lastIndexOf('\x1b[?2004h'));
   });
 
+  test('while a server of tools is being started', async () => {
+    const screen = start(['--mcp', `"${process.execPath}" -e "process.stdin.resume()"`]);
+    await screen.until(() => screen.raw.includes('\x1b[?2004h'));
+    screen.type(key.ctrlC);
+    expect(await screen.ended).toBe(130);
+    expect(screen.raw).toContain('\x1b[?2004l');
+  });
+
   test('with text clears it; at an empty prompt the second one ends', async () => {
     const screen = await ready();
     screen.type('some text');
@@ -519,6 +527,25 @@ describe('commands', () => {
     expect(await say(screen, `/load ${home}/copy.json`)).toContain('2 messages');
     expect(await say(screen, '我叫什么名字？')).toBe('你叫小明。');
     expect(JSON.parse(readFileSync(path.join(home, 'copy.json'), 'utf8')).history).toHaveLength(2);
+  });
+
+  test('/save asks before it replaces another session; what was typed ahead does not answer', async () => {
+    const screen = await ready();
+    await say(screen, '我叫小明。');
+    await say(screen, '/save one');
+    await say(screen, '/save two');
+    await say(screen, 'What is 7 times 8?');
+    screen.type('/save one\ryes ahead');
+    await screen.until((text) => text.includes('There is a session one. Replace it? [y/N] '));
+    screen.type('n');
+    await screen.untilLastLine('You: yes ahead');
+    expect(screen.text).not.toContain('Saved as one.\nYou: yes');
+    screen.type(`${key.ctrlU}/save one\r`);
+    await screen.until((text) => text.match(/Replace it\?/g)?.length === 2);
+    screen.type('y');
+    await screen.until((text) => text.endsWith('[y/N] y\nSaved as one.\nYou: '));
+    const file = path.join(home, '.local', 'share', 'chatglm', 'sessions', 'one.json');
+    expect(JSON.parse(readFileSync(file, 'utf8')).history).toHaveLength(4);
   });
 
   test.each(['/exit', '/quit', '/bye', '/stop', 'Exit', 'QUIT', 'stop'])('%s leaves', async (command) => {
