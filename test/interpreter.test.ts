@@ -37,6 +37,11 @@ const sandboxes: [SandboxChoice, string | undefined][] = [
   ['unshare', hasUnshare ? undefined : 'unshare may make no namespaces here'],
 ];
 
+// Other programs, and other tests, may have sessions of their own now.
+const ownTmp = mkdtempSync(path.join(tmpdir(), 'interpreter-test-'));
+process.env.TMPDIR = ownTmp;
+afterAll(() => rmSync(ownTmp, { recursive: true, force: true }));
+
 /** Directories of sessions that are there. */
 const directories = () => readdirSync(tmpdir()).filter((name) => name.startsWith('node-chatglm-code-'));
 const childrenOfThis = () => descendantsOf(process.pid, 10_000).filter(({ isZombie }) => !isZombie);
@@ -69,7 +74,7 @@ describe('options of executors', () => {
     expect(() => pythonExecutor({ timeoutMs: 0 })).toThrow(/timeoutMs/);
     expect(() => pythonExecutor({ memoryBytes: 1 })).toThrow(/memoryBytes/);
     expect(() => pythonExecutor({ sandbox: 'docker' as 'none' })).toThrow(/sandbox/);
-    expect(() => pythonExecutor({ node: 'node' } as object)).toThrow(/no option "node"/);
+    expect(() => pythonExecutor({ node: 'node' } as object)).toThrow(/no option node/);
     expect(() => pythonExecutor({ files: { '../x': new Uint8Array() } })).toThrow(/files/);
     expect(() => pythonExecutor({ files: { '/etc/x': new Uint8Array() } })).toThrow(/files/);
     expect(() => pythonExecutor({ files: { '..': new Uint8Array() } })).toThrow(/files/);
@@ -86,9 +91,7 @@ describe('options of executors', () => {
   });
 
   test('without a sandbox nothing runs unless it is asked for', async () => {
-    const before = process.env.PATH;
-    const tools = mkdtempSync(path.join(tmpdir(), 'no-tools-'));
-    // bwrap, setpriv and unshare are looked for where systems have them: an executor on another platform has none.
+    // Another platform has no sandbox, whatever programs are installed.
     const platform = Object.getOwnPropertyDescriptor(process, 'platform') as PropertyDescriptor;
     Object.defineProperty(process, 'platform', { ...platform, value: 'darwin' });
     try {
@@ -100,18 +103,16 @@ describe('options of executors', () => {
       expect((await javascriptExecutor({ sandbox: 'none' }).protections()).files).toBe(false);
     } finally {
       Object.defineProperty(process, 'platform', platform);
-      process.env.PATH = before;
-      rmSync(tools, { recursive: true });
     }
   });
 
   test('none runs with the rights of the user and says so', async () => {
-    const executor = javascriptExecutor({ sandbox: 'none' });
+    const executor = javascriptExecutor({ sandbox: 'none', timeoutMs: 1000 });
     expect(await executor.protections()).toMatchObject({ sandbox: 'none', network: false, files: false });
     const session = await opened(executor);
     const { text } = await session.run(`require('node:fs').existsSync(${JSON.stringify(__filename)})`);
     expect(text).toBe('true');
-    expect((await session.run('for (;;);')).status === 'timeout').toBe(true);
+    expect((await session.run('for (;;);')).status).toBe('timeout');
     expect((await session.run('1 + 1')).text).toBe('2');
   });
 });
@@ -349,8 +350,8 @@ def writes(place):
       try {
         const it = await session({ env: ['CHATGLM_TEST_SHOWN'] });
         const { text } = await it.run(python`
-import glob
-texts = [repr(dict(os.environ)) for os in [__import__('os')]]
+import glob, os
+texts = [repr(dict(os.environ))]
 for place in glob.glob('/proc/*/environ') + glob.glob('/proc/*/cmdline'):
     try:
         texts.append(open(place, errors='replace').read())
@@ -368,14 +369,14 @@ print(len(texts) > 1, 'secret-of' + '-the-test' in ''.join(texts), os.environ['C
       let connections = 0;
       const folder = mkdtempSync(path.join(tmpdir(), 'sockets-'));
       const listen = (where: number | string) =>
-        new Promise<Server>((resolve) => {
+        new Promise<Server>((resolve, reject) => {
           const server = createServer((socket) => {
             connections++;
             socket.destroy();
           });
-          server.listen(...((typeof where === 'number' ? [where, '127.0.0.1'] : [where]) as [number]), () =>
-            resolve(server),
-          );
+          server.once('error', reject);
+          if (typeof where === 'number') server.listen(where, '127.0.0.1', () => resolve(server));
+          else server.listen(where, () => resolve(server));
         });
       const tcp = await listen(0);
       const local = await listen(path.join(folder, 'socket'));
@@ -598,6 +599,8 @@ if os.fork() == 0:
     });
 
     test('what left its process group is gone with the session', async () => {
+      // How long the orphan would sleep tells it from all other processes of the machine.
+      const mark = String(1_000_000 + process.pid);
       const before = childrenOfThis().length;
       const it = await session();
       const { text } = await it.run(python`
@@ -607,16 +610,13 @@ if os.fork() == 0:
     os.setsid()
     if os.fork() == 0:
         os.write(writing, b'x')
-        while True: time.sleep(1)
+        os.execvp('sleep', ['sleep', '${mark}'])
     os._exit(0)
 os.read(reading, 1)`);
       expect(text).toBe("b'x'");
       await it.dispose();
       expect(childrenOfThis().length).toBeLessThanOrEqual(before);
-      // An orphan of a killed namespace would be the host's own by now.
-      expect(execFileSync('ps', ['-eo', 'args'], { encoding: 'utf8' })).not.toMatch(
-        /prlimit .*-I -B -u|^\S*python\S* -I -B -u/m,
-      );
+      expect(execFileSync('ps', ['-eo', 'args'], { encoding: 'utf8' })).not.toContain(mark);
     });
 
     test('sessions do not see each other', async () => {

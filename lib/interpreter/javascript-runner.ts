@@ -10,6 +10,10 @@ const net = require('node:net');
 const fs = require('node:fs');
 const repl = require('node:repl');
 
+// What is printed waits for its reader, instead of filling the memory. Both streams are opened first: opening the second one
+// would undo it for the first, whose pipe they share.
+const streams = [process.stdout, process.stderr];
+for (const stream of streams) stream._handle?.setBlocking?.(true);
 const write = process.stdout.write.bind(process.stdout);
 const channel = new net.Socket({ fd: 3, readable: true, writable: true });
 channel.on('error', () => process.exit(0));
