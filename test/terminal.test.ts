@@ -545,7 +545,7 @@ describe('commands', () => {
     screen.type('y');
     await screen.until((text) => text.endsWith('[y/N] y\nSaved as one.\nYou: '));
     const file = path.join(home, '.local', 'share', 'chatglm', 'sessions', 'one.json');
-    expect(JSON.parse(readFileSync(file, 'utf8')).history).toHaveLength(4);
+    expect(JSON.parse(readFileSync(file, 'utf8')).chat.history).toHaveLength(4);
   });
 
   test.each(['/exit', '/quit', '/bye', '/stop', 'Exit', 'QUIT', 'stop'])('%s leaves', async (command) => {

@@ -31,10 +31,17 @@ export type ChatStep =
  */
 export type ChatChunk =
   | (GenerationChunk & { type: 'text' })
-  | { type: 'tool-call'; text: ''; tokens: number[]; call: ToolCall }
-  | { type: 'tool-result'; text: ''; tokens: number[]; result: ToolResult }
-  | { type: 'code'; text: ''; tokens: number[]; code: string }
-  | { type: 'code-result'; text: ''; tokens: number[]; result: ExecutionResult };
+  | (StepChunk & { type: 'tool-call'; call: ToolCall })
+  | (StepChunk & { type: 'tool-result'; result: ToolResult })
+  | (StepChunk & { type: 'code'; code: string })
+  | (StepChunk & { type: 'code-result'; result: ExecutionResult });
+
+/** What a piece has that is no text: nothing to show. */
+interface StepChunk {
+  text: '';
+  tokens: [];
+  logprobs?: undefined;
+}
 
 /** A complete answer. */
 export interface ChatReply<Parsed = unknown> extends GenerationResult {
