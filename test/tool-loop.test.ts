@@ -1,4 +1,4 @@
-import { type ChatChunk, type ChatMessage, ChatGLMError, defineTool, type Model } from 'node-chatglm';
+import { type ChatChunk, ChatGLMError, type ChatMessage, defineTool, type Model } from 'node-chatglm';
 import { loadModel } from './support/device';
 
 let model: Model;
@@ -63,7 +63,21 @@ test('calls a tool, tells the model what it gave, and answers', async () => {
 });
 
 test('50 generated questions in both languages are answered through real tools', async () => {
-  const cities = ['北京', '上海', '东京', '伦敦', '巴黎', '广州', 'London', 'Paris', 'Tokyo', 'Berlin', 'Rome', 'Madrid', 'Moscow'];
+  const cities = [
+    '北京',
+    '上海',
+    '东京',
+    '伦敦',
+    '巴黎',
+    '广州',
+    'London',
+    'Paris',
+    'Tokyo',
+    'Berlin',
+    'Rome',
+    'Madrid',
+    'Moscow',
+  ];
   const chinese = (name: string) => /\p{Script=Han}/u.test(name);
   const wordings: [tool: string, ask: (city: string) => string][] = [
     ['get_weather', (name) => (chinese(name) ? `${name}今天天气怎么样？` : `What is the weather in ${name}?`)],
@@ -73,21 +87,37 @@ test('50 generated questions in both languages are answered through real tools',
   ];
   const questions = Array.from({ length: 50 }, (_, i) => {
     const [tool, ask] = wordings[i % wordings.length] as (typeof wordings)[number];
-    return { tool, question: ask(cities[i % cities.length] as string), temperature: 3 + i, time: `${8 + (i % 12)}:${10 + i}` };
+    return {
+      tool,
+      question: ask(cities[i % cities.length] as string),
+      temperature: 3 + i,
+      time: `${8 + (i % 12)}:${10 + i}`,
+    };
   });
   const answers = await Promise.all(
     questions.map(async ({ tool, question, temperature, time }) => {
       const used: string[] = [];
+      const use = <T>(name: string, result: T) => {
+        used.push(name);
+        return result;
+      };
       const tools = [
-        defineTool({ ...weather().tool, parameters: city, execute: () => (used.push('get_weather'), { weather: '晴', temperature }) }),
-        defineTool({ ...clock, parameters: city, execute: () => (used.push('get_time'), { time }) }),
+        defineTool({
+          ...weather().tool,
+          parameters: city,
+          execute: () => use('get_weather', { weather: '晴', temperature }),
+        }),
+        defineTool({ ...clock, parameters: city, execute: () => use('get_time', { time }) }),
       ];
       const { text } = await model.createChat({ ...greedy, tools }).send(question);
       return used.join() === tool && text.includes(tool === 'get_weather' ? `${temperature}` : time);
     }),
   );
   const wrong = questions.filter((_, i) => !answers[i]).map(({ question }) => question);
-  expect({ right: answers.filter(Boolean).length, wrong }).toEqual({ right: expect.any(Number), wrong: expect.any(Array) });
+  expect({ right: answers.filter(Boolean).length, wrong }).toEqual({
+    right: expect.any(Number),
+    wrong: expect.any(Array),
+  });
   expect(wrong.length).toBeLessThanOrEqual(5);
 });
 
@@ -146,7 +176,9 @@ describe('toolChoice', () => {
       expect(reply.finishReason).toBe('stop');
     }
     expect(asked).toHaveLength(asked.length);
-    const named = await model.createChat({ ...greedy, tools: [clock, tool] }).send('你好', { toolChoice: { name: 'get_time' } });
+    const named = await model
+      .createChat({ ...greedy, tools: [clock, tool] })
+      .send('你好', { toolChoice: { name: 'get_time' } });
     expect(named.steps[0]).toMatchObject({ call: { name: 'get_time' } });
   });
 
@@ -245,11 +277,16 @@ test('an aborted signal ends the tool and the answer, and the history stays', as
 
 test('families without tools: a clear error, or calls asked for in the prompt', async () => {
   const { tool, asked } = weather();
-  expect(() => model.createChat({ family: 'chatglm2', tools: [tool] })).toThrow(/ChatGLM2 has none; toolPrompting: 'text'/);
+  expect(() => model.createChat({ family: 'chatglm2', tools: [tool] })).toThrow(
+    /ChatGLM2 has none; toolPrompting: 'text'/,
+  );
   const chat = model.createChat({ family: 'chatglm2', tools: [tool], toolPrompting: 'text', ...greedy });
   // The embedded model was not trained for this: the answer is made to be a call.
   const reply = await chat.send('北京', {
-    responseFormat: { type: 'regex', pattern: '\\{"tool": "get_weather", "arguments": \\{"city": "[^"\\\\]{1,5}"\\}\\}' },
+    responseFormat: {
+      type: 'regex',
+      pattern: '\\{"tool": "get_weather", "arguments": \\{"city": "[^"\\\\]{1,5}"\\}\\}',
+    },
     maxToolRounds: 1,
   });
   expect(asked).toHaveLength(1);
@@ -320,7 +357,9 @@ describe('histories', () => {
     expect(dropped).toBeGreaterThan(20);
     expect(chat.history).toHaveLength(134);
     // Without trimming, the same history is too long.
-    await expect(chat.send('你好', { contextOverflow: 'error' })).rejects.toMatchObject({ code: 'ERR_CONTEXT_OVERFLOW' });
+    await expect(chat.send('你好', { contextOverflow: 'error' })).rejects.toMatchObject({
+      code: 'ERR_CONTEXT_OVERFLOW',
+    });
     const chosen = await chat.send('What is my name?', {
       contextOverflow: (messages, { limit, tokens, count }) => {
         expect(tokens).toBeGreaterThan(limit);
