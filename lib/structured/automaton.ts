@@ -23,6 +23,11 @@ export const optional = (item: Regex): Regex => repeat(item, 0, 1);
 export const text = (literal: string): Regex => sequence(...Array.from(literal, (char) => chars(charsOf(char))));
 export const ANYTHING: Regex = repeat(chars(ALL_CHARS), 0);
 
+/** Whether the text has no halves of surrogate pairs, which no UTF-8 text has. */
+export function isWellFormed(literal: string): boolean {
+  return !/\p{Cs}/u.test(literal);
+}
+
 /** An automaton, or an expression with its repetitions written out, would be too large. */
 export class TooLarge extends Error {}
 
@@ -67,6 +72,7 @@ export class Automaton {
   static ofTexts(texts: Iterable<string>, budget: Budget, isInverted = false): Automaton {
     const nodes: { accepts: boolean; next: Map<string, number> }[] = [{ accepts: false, next: new Map() }];
     for (const literal of texts) {
+      if (!isWellFormed(literal)) continue;
       let at = 0;
       for (const char of literal) {
         const node = nodes[at] as (typeof nodes)[number];

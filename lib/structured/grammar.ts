@@ -19,7 +19,10 @@ export const EMPTY: Expression = { kind: 'sequence', items: [] };
 export type Encode = (set: CharSet) => Expression;
 
 export const lit = (text: string): Expression => (text === '' ? EMPTY : { kind: 'literal', text });
-export const cls: Encode = (set) => (set.length === 0 ? NEVER : { kind: 'class', set });
+export const cls: Encode = (set) => {
+  if (set.length === 0) return NEVER;
+  return set.length === 2 && set[0] === set[1] ? lit(String.fromCodePoint(set[0] as number)) : { kind: 'class', set };
+};
 
 export function seq(...items: Expression[]): Expression {
   const flat: Expression[] = [];

@@ -39,8 +39,8 @@ export function isWithin(value: number, { least, most, above, below }: Bounds): 
   );
 }
 
-/** Whole numbers within the bounds, as far as doubles hold each of them. Undefined where there is none. */
-export function integers({ least, most, above, below }: Bounds): Regex | undefined {
+/** The first and the last whole number within the bounds, as far as doubles hold each. Undefined where there is none. */
+export function integerRange({ least, most, above, below }: Bounds): [number, number] | undefined {
   const first = Math.max(
     least === undefined ? Number.NEGATIVE_INFINITY : Math.ceil(least),
     above === undefined ? Number.NEGATIVE_INFINITY : Math.floor(above) + 1,
@@ -53,7 +53,11 @@ export function integers({ least, most, above, below }: Bounds): Regex | undefin
   const isLow = last < -MOST_UNBOUNDED;
   const highest = Math.min(last === Number.POSITIVE_INFINITY && !isHigh ? MOST_UNBOUNDED : last, Number.MAX_SAFE_INTEGER);
   const lowest = Math.max(first === Number.NEGATIVE_INFINITY && !isLow ? -MOST_UNBOUNDED : first, Number.MIN_SAFE_INTEGER);
-  if (lowest > highest) return undefined;
+  return lowest > highest ? undefined : [lowest, highest];
+}
+
+/** The whole numbers of a range. */
+export function integers([lowest, highest]: readonly [number, number]): Regex {
   const parts: Regex[] = [];
   if (highest >= 0) parts.push(naturals(Math.max(lowest, 0), highest));
   if (lowest < 0) parts.push(sequence(text('-'), naturals(Math.max(-highest, 1), -lowest)));
