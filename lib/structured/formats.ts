@@ -12,6 +12,9 @@ const FULL_DATE = (() => {
 const PARTIAL_TIME = `${HOUR}:${SIXTY}:${SIXTY}(?:\\.\\d{1,9})?`;
 const OFFSET = `(?:Z|[+-]${HOUR}:${SIXTY})`;
 const LABEL = '[A-Za-z0-9](?:[A-Za-z0-9-]{0,28}[A-Za-z0-9])?';
+/** The last label of a host in a URL: one that begins with a digit would be read as an address. */
+const LAST_LABEL = '[A-Za-z](?:[A-Za-z0-9-]{0,28}[A-Za-z0-9])?';
+const HOST = `(?:${LABEL}\\.){0,6}${LAST_LABEL}(?::\\d{1,4})?`;
 const OCTET = '(?:25[0-5]|2[0-4]\\d|1\\d\\d|[1-9]?\\d)';
 const IPV4 = `${OCTET}(?:\\.${OCTET}){3}`;
 const HEX4 = '[0-9a-fA-F]{1,4}';
@@ -52,9 +55,9 @@ const STRINGS: Readonly<Record<string, string>> = {
   hostname: `${LABEL}(?:\\.${LABEL}){0,6}`,
   ipv4: IPV4,
   ipv6: ipv6(),
-  uri: `https?://(?:${LABEL}\\.){0,6}${LABEL}(?::\\d{1,5})?${PATH}${QUERY}${FRAGMENT}`,
+  uri: `https?://${HOST}${PATH}${QUERY}${FRAGMENT}`,
   url: `https?://(?:${LABEL}\\.){1,6}[A-Za-z]{2,24}${PATH}${QUERY}${FRAGMENT}`,
-  'uri-reference': `(?:https?://(?:${LABEL}\\.){0,6}${LABEL}(?::\\d{1,5})?)?(?:/${PATH_CHAR}+)*/?${QUERY}${FRAGMENT}`,
+  'uri-reference': `(?:https?://${HOST})?(?:/${PATH_CHAR}+)*/?${QUERY}${FRAGMENT}`,
   'json-pointer': '(?:/(?:[^~/]|~[01])*)*',
   'relative-json-pointer': '(?:0|[1-9]\\d{0,8})(?:#|(?:/(?:[^~/]|~[01])*)*)',
   byte: '(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?',
