@@ -4,7 +4,7 @@ import { invalidArgument } from '../common/errors.js';
 import { shown } from '../common/invalid.js';
 import { messageOf } from '../common/options.js';
 import { ANYTHING, Automaton, type Budget, chars, choice, type Regex, repeat, sequence } from './automaton.js';
-import { ALL_CHARS, type CharSet, charSet, charsOf, complement, DOT_CHARS, union } from './char-set.js';
+import { ALL_CHARS, type CharSet, charSet, charsOf, complement, DOT_CHARS, pairs, union } from './char-set.js';
 import { automatonExpression, type Encode, type Expression, type Grammar, regexExpression, unlessTooLarge } from './grammar.js';
 
 /** A pattern that was read. */
@@ -143,14 +143,18 @@ function propertySet(raw: string): CharSet {
   return set;
 }
 
+/** Every character once, in the order of code points. */
 let allText: string | undefined;
 
 function joined(set: CharSet): string {
-  const parts: string[] = [];
-  for (let i = 0; i < set.length; i += 2) {
-    for (let point = set[i] as number; point <= (set[i + 1] as number); point++) parts.push(String.fromCodePoint(point));
+  const units: number[] = [];
+  for (const [first, last] of pairs(set)) {
+    for (let point = first; point <= last; point++) {
+      if (point <= 0xffff) units.push(point);
+      else units.push(0xd800 + ((point - 0x1_0000) >> 10), 0xdc00 + ((point - 0x1_0000) & 0x3ff));
+    }
   }
-  return parts.join('');
+  return Buffer.from(Uint16Array.from(units).buffer).toString('utf16le');
 }
 
 function lastPoint(run: string): number {
