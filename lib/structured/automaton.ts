@@ -2,13 +2,18 @@
 // are bounded: a schema comes from outside, and an automaton may be exponentially larger than its expression.
 import { ALL_CHARS, type CharSet, charsOf, includes, intersect, subtract, union } from './char-set.js';
 
-/** A regular expression. `rest` is any text, and stands only at the very end; `start` and `end` are the anchors. */
+/**
+ * A regular expression. `rest` is any text, and an automaton the texts that it accepts: both stand only at the very end.
+ * `start` and `end` are the anchors. A lookahead is for `withoutLookaheads()`, which puts an automaton in its place.
+ */
 export type Regex =
   | { readonly kind: 'chars'; readonly set: CharSet }
   | { readonly kind: 'sequence'; readonly items: readonly Regex[] }
   | { readonly kind: 'choice'; readonly items: readonly Regex[] }
   | { readonly kind: 'repeat'; readonly item: Regex; readonly least: number; readonly most: number }
-  | { readonly kind: 'start' | 'end' | 'rest' };
+  | { readonly kind: 'start' | 'end' | 'rest' }
+  | { readonly kind: 'automaton'; readonly automaton: Automaton }
+  | { readonly kind: 'ahead'; readonly body: Regex; readonly isNegated: boolean };
 
 export const chars = (set: CharSet): Regex => ({ kind: 'chars', set });
 export const sequence = (...items: Regex[]): Regex => ({ kind: 'sequence', items });
@@ -303,8 +308,8 @@ class Nfa {
   readonly free: number[][] = [];
   readonly atStart: number[][] = [];
   readonly atEnd: number[][] = [];
-  /** The state of `rest`, from which every text is accepted. */
-  rest: number | undefined;
+  /** The states from which every text is accepted. */
+  readonly rest = new Set<number>();
 
   constructor(private readonly budget: Budget) {}
 
@@ -348,11 +353,28 @@ class Nfa {
       case 'end':
         this.atEnd[from]?.push(to);
         return;
-      case 'rest':
-        this.rest = this.state();
-        this.free[from]?.push(this.rest);
-        this.free[this.rest]?.push(to);
-        this.edges[this.rest]?.push({ set: ALL_CHARS, to: this.rest });
+      case 'rest': {
+        const rest = this.state();
+        this.rest.add(rest);
+        this.free[from]?.push(rest);
+        this.edges[rest]?.push({ set: ALL_CHARS, to: rest });
+        return;
+      }
+      case 'automaton': {
+        const { states } = regex.automaton;
+        const numbers = states.map(() => this.state());
+        this.free[from]?.push(numbers[0] as number);
+        for (const [index, { accepts, edges }] of states.entries()) {
+          const at = numbers[index] as number;
+          if (accepts) this.free[at]?.push(to);
+          for (const edge of edges) this.edges[at]?.push({ set: edge.set, to: numbers[edge.to] as number });
+          const isRest = accepts && edges.length === 1 && edges[0]?.to === index;
+          if (isRest && edges[0]?.set.join() === ALL_CHARS.join()) this.rest.add(at);
+        }
+        return;
+      }
+      case 'ahead':
+        throw new Error('a lookahead is no part of an automaton');
     }
   }
 
@@ -395,7 +417,7 @@ function determine(nfa: Nfa, start: number, end: number, budget: Budget): State[
       }
     }
     budget.spend(seen.size);
-    if (nfa.rest !== undefined && seen.has(nfa.rest)) return [nfa.rest];
+    for (const rest of nfa.rest) if (seen.has(rest)) return [rest];
     return [...seen].sort((a, b) => a - b);
   };
   const sets: number[][] = [closure([start], nfa.free, nfa.atStart)];
@@ -404,7 +426,7 @@ function determine(nfa: Nfa, start: number, end: number, budget: Budget): State[
   for (let at = 0; at < sets.length; at++) {
     const set = sets[at] as number[];
     const ways = at === 0 ? [nfa.free, nfa.atEnd, nfa.atStart] : [nfa.free, nfa.atEnd];
-    const accepts = nfa.rest === set[0] ? true : closure(set, ...ways).some((it) => it === end || it === nfa.rest);
+    const accepts = closure(set, ...ways).some((it) => it === end || nfa.rest.has(it));
     const targets = new Map<number, CharSet>();
     for (const [chars, reached] of split(
       set.flatMap((it) => nfa.edges[it] as Edge[]),

@@ -32,7 +32,19 @@ export function charsOf(text: string): CharSet {
 
 export function union(a: CharSet, b: CharSet): CharSet {
   if (a.length === 0) return b;
-  return b.length === 0 ? a : charSet([...pairs(a), ...pairs(b)]);
+  if (b.length === 0) return a;
+  const joined: number[] = [];
+  for (let i = 0, j = 0; i < a.length || j < b.length; ) {
+    const isFromA = j >= b.length || (i < a.length && (a[i] as number) <= (b[j] as number));
+    const [first, last] = isFromA ? [a[i], a[i + 1]] : [b[j], b[j + 1]];
+    if (isFromA) i += 2;
+    else j += 2;
+    const before = joined.at(-1);
+    if (before !== undefined && (first as number) <= before + 1)
+      joined[joined.length - 1] = Math.max(before, last as number);
+    else joined.push(first as number, last as number);
+  }
+  return joined;
 }
 
 export function intersect(a: CharSet, b: CharSet): CharSet {

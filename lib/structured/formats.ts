@@ -11,7 +11,11 @@ const FULL_DATE = (() => {
 })();
 const PARTIAL_TIME = `${HOUR}:${SIXTY}:${SIXTY}(?:\\.\\d{1,9})?`;
 const OFFSET = `(?:Z|[+-]${HOUR}:${SIXTY})`;
-const LABEL = '[A-Za-z0-9](?:[A-Za-z0-9-]{0,28}[A-Za-z0-9])?';
+/** Of a host's name. Two hyphens in a row would make a label one of punycode, which has rules of its own. */
+const LABEL = '[A-Za-z0-9]{1,16}(?:-[A-Za-z0-9]{1,12}){0,2}';
+/** The last label of a host in a URL: one that begins with a digit would be read as an address. */
+const LAST_LABEL = '[A-Za-z][A-Za-z0-9]{0,16}(?:-[A-Za-z0-9]{1,12}){0,2}';
+const HOST = `(?:${LABEL}\\.){0,6}${LAST_LABEL}(?::\\d{1,4})?`;
 const OCTET = '(?:25[0-5]|2[0-4]\\d|1\\d\\d|[1-9]?\\d)';
 const IPV4 = `${OCTET}(?:\\.${OCTET}){3}`;
 const HEX4 = '[0-9a-fA-F]{1,4}';
@@ -48,13 +52,13 @@ const STRINGS: Readonly<Record<string, string>> = {
   'iso-date-time': `${FULL_DATE}T${PARTIAL_TIME}${OFFSET}`,
   duration: DURATION,
   uuid: '[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}',
-  email: `${ATOM}(?:\\.${ATOM}){0,2}@(?:${LABEL}\\.){1,4}[A-Za-z]{2,24}`,
+  email: `${ATOM}(?:\\.${ATOM}){0,2}@(?:${LABEL}\\.){1,3}[A-Za-z]{2,12}`,
   hostname: `${LABEL}(?:\\.${LABEL}){0,6}`,
   ipv4: IPV4,
   ipv6: ipv6(),
-  uri: `https?://(?:${LABEL}\\.){0,6}${LABEL}(?::\\d{1,5})?${PATH}${QUERY}${FRAGMENT}`,
-  url: `https?://(?:${LABEL}\\.){1,6}[A-Za-z]{2,24}${PATH}${QUERY}${FRAGMENT}`,
-  'uri-reference': `(?:https?://(?:${LABEL}\\.){0,6}${LABEL}(?::\\d{1,5})?)?(?:/${PATH_CHAR}+)*/?${QUERY}${FRAGMENT}`,
+  uri: `https?://${HOST}${PATH}${QUERY}${FRAGMENT}`,
+  url: `https?://(?:${LABEL}\\.){1,6}[A-Za-z]{2,24}(?:${PATH}/${QUERY}${FRAGMENT})?`,
+  'uri-reference': `(?:https?://${HOST})?(?:/${PATH_CHAR}+)*/?${QUERY}${FRAGMENT}`,
   'json-pointer': '(?:/(?:[^~/]|~[01])*)*',
   'relative-json-pointer': '(?:0|[1-9]\\d{0,8})(?:#|(?:/(?:[^~/]|~[01])*)*)',
   byte: '(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?',

@@ -15,8 +15,8 @@ export interface RegexGrammarOptions {
 /**
  * The grammar, in GBNF, of the texts that a regular expression matches: of ECMAScript, with the flag u.
  *
- * Quantifiers that are lazy are as others: which part of a text a group takes makes no difference. Lookaheads may stand right
- * behind a `^` that begins the pattern; other lookaround, backreferences and word boundaries are refused.
+ * Quantifiers that are lazy are as others: which part of a text a group takes makes no difference. Lookbehinds, backreferences
+ * and word boundaries are refused.
  *
  * @throws {ChatGLMError} ERR_INVALID_ARGUMENT for what is no such pattern, for one that no text matches, and for one whose
  *   grammar is too large.

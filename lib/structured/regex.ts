@@ -4,7 +4,7 @@ import { invalidArgument } from '../common/errors.js';
 import { shown } from '../common/invalid.js';
 import { messageOf } from '../common/options.js';
 import { ANYTHING, Automaton, type Budget, chars, choice, type Regex, repeat, sequence } from './automaton.js';
-import { ALL_CHARS, type CharSet, charSet, charsOf, complement, DOT_CHARS, union } from './char-set.js';
+import { ALL_CHARS, type CharSet, charSet, charsOf, complement, DOT_CHARS, pairs, union } from './char-set.js';
 import {
   automatonExpression,
   type Encode,
@@ -17,8 +17,8 @@ import {
 /** A pattern that was read. */
 export interface Pattern {
   body: Regex;
-  /** What must, or must not, follow at the beginning: `^(?!…)`. */
-  lookaheads: { body: Regex; isNegated: boolean }[];
+  /** The error that something in the pattern cannot be said by a grammar. */
+  refused: (raw: string, what: string) => Error;
 }
 
 /** Longer patterns are refused, in UTF-16 units. */
@@ -44,19 +44,7 @@ export function readPattern(source: string, name: string): Pattern {
     throw invalidArgument(`${name} is no regular expression with the flag u: ${messageOf(error)}`, error);
   }
   const reader = new PatternReader(name);
-  const lookaheads: Pattern['lookaheads'] = [];
-  const [first, ...others] = ast.alternatives;
-  let elements = first?.elements ?? [];
-  if (others.length === 0 && elements[0]?.type === 'Assertion' && elements[0].kind === 'start') {
-    let count = 1;
-    for (let next = elements[count]; next?.type === 'Assertion' && next.kind === 'lookahead'; next = elements[count]) {
-      lookaheads.push({ body: reader.alternatives(next.alternatives, 0), isNegated: next.negate });
-      count++;
-    }
-    elements = [elements[0], ...elements.slice(count)];
-    return { body: reader.elements(elements, 0), lookaheads };
-  }
-  return { body: reader.alternatives(ast.alternatives, 0), lookaheads };
+  return { body: reader.alternatives(ast.alternatives, 0), refused: (raw, what) => reader.refused(raw, what) };
 }
 
 class PatternReader {
@@ -87,13 +75,13 @@ class PatternReader {
           if (part.type === 'Character') ranges.push([part.value, part.value]);
           else if (part.type === 'CharacterClassRange') ranges.push([part.min.value, part.max.value]);
           else if (part.type === 'CharacterSet') set = union(set, this.#characterSet(part));
-          else throw this.#refused(part.raw, 'a class of the flag v');
+          else throw this.refused(part.raw, 'a class of the flag v');
         }
         set = union(set, charSet(ranges));
         return chars(element.negate ? complement(set) : set);
       }
       case 'Group':
-        if (element.modifiers !== null) throw this.#refused(element.raw, 'modifiers');
+        if (element.modifiers !== null) throw this.refused(element.raw, 'modifiers');
         return this.alternatives(element.alternatives, depth + 1);
       case 'CapturingGroup':
         return this.alternatives(element.alternatives, depth + 1);
@@ -101,14 +89,14 @@ class PatternReader {
         return repeat(this.#element(element.element, depth), element.min, element.max);
       case 'Assertion':
         if (element.kind === 'start' || element.kind === 'end') return { kind: element.kind };
-        throw this.#refused(
-          element.raw,
-          element.kind === 'word' ? 'a word boundary' : `a ${element.kind} elsewhere than right behind ^`,
-        );
+        if (element.kind === 'lookahead') {
+          return { kind: 'ahead', body: this.alternatives(element.alternatives, depth + 1), isNegated: element.negate };
+        }
+        throw this.refused(element.raw, element.kind === 'word' ? 'a word boundary' : 'a lookbehind');
       case 'Backreference':
-        throw this.#refused(element.raw, 'a backreference');
+        throw this.refused(element.raw, 'a backreference');
       default:
-        throw this.#refused(element.raw, 'a class of the flag v');
+        throw this.refused(element.raw, 'a class of the flag v');
     }
   }
 
@@ -123,12 +111,12 @@ class PatternReader {
       case 'space':
         return negated(SPACE, element.negate);
       case 'property':
-        if (element.strings) throw this.#refused(element.raw, 'a property of strings');
+        if (element.strings) throw this.refused(element.raw, 'a property of strings');
         return propertySet(element.raw);
     }
   }
 
-  #refused(raw: string, what: string): Error {
+  refused(raw: string, what: string): Error {
     return invalidArgument(`${this.name} uses ${shown(raw)}, ${what}, which no grammar can hold an answer to`);
   }
 }
@@ -164,15 +152,18 @@ function propertySet(raw: string): CharSet {
   return set;
 }
 
+/** Every character once, in the order of code points. */
 let allText: string | undefined;
 
 function joined(set: CharSet): string {
-  const parts: string[] = [];
-  for (let i = 0; i < set.length; i += 2) {
-    for (let point = set[i] as number; point <= (set[i + 1] as number); point++)
-      parts.push(String.fromCodePoint(point));
+  const units: number[] = [];
+  for (const [first, last] of pairs(set)) {
+    for (let point = first; point <= last; point++) {
+      if (point <= 0xffff) units.push(point);
+      else units.push(0xd800 + ((point - 0x1_0000) >> 10), 0xdc00 + ((point - 0x1_0000) & 0x3ff));
+    }
   }
-  return parts.join('');
+  return Buffer.from(Uint16Array.from(units).buffer).toString('utf16le');
 }
 
 function lastPoint(run: string): number {
@@ -182,14 +173,55 @@ function lastPoint(run: string): number {
 }
 
 /** The texts that have a match of the pattern somewhere; with `isWhole`, that are one. */
-export function patternAutomaton({ body, lookaheads }: Pattern, budget: Budget, isWhole = false): Automaton {
-  const searched = isWhole ? body : sequence(ANYTHING, body, { kind: 'rest' });
-  let result = Automaton.of(searched, budget);
-  for (const { body: ahead, isNegated } of lookaheads) {
-    const other = Automaton.of(sequence({ kind: 'start' }, ahead, { kind: 'rest' }), budget);
-    result = isNegated ? result.without(other, budget) : result.and(other, budget);
+export function patternAutomaton(pattern: Pattern, budget: Budget, isWhole = false): Automaton {
+  const { body } = pattern;
+  const searched: Regex[] = isWhole ? [body] : [ANYTHING, body, { kind: 'rest' }];
+  return Automaton.of(withoutLookaheads(sequence(...searched), sequence(), pattern, budget), budget);
+}
+
+/** Whether the expression has a part of the kind. */
+function has(regex: Regex, kind: 'ahead' | 'start'): boolean {
+  if (regex.kind === kind) return true;
+  if (regex.kind === 'repeat') return has(regex.item, kind);
+  if (regex.kind === 'ahead') return has(regex.body, kind);
+  return (regex.kind === 'sequence' || regex.kind === 'choice') && regex.items.some((item) => has(item, kind));
+}
+
+/** Repetitions of what has a lookahead are written out, at most so often. */
+const MOST_REPEATS = 20;
+
+/**
+ * An expression followed by another, up to the text's end. A lookahead is what follows, without what may not follow, or as far
+ * as that begins as it must.
+ */
+function withoutLookaheads(regex: Regex, then: Regex, pattern: Pattern, budget: Budget): Regex {
+  const on = (item: Regex, next: Regex) => withoutLookaheads(item, next, pattern, budget);
+  budget.spend(1);
+  if (!has(regex, 'ahead')) return sequence(regex, then);
+  switch (regex.kind) {
+    case 'sequence':
+      return regex.items.reduceRight((next, item) => on(item, next), then);
+    case 'choice':
+      return choice(...regex.items.map((item) => on(item, then)));
+    case 'repeat': {
+      const { item, least, most } = regex;
+      if (most > MOST_REPEATS) throw pattern.refused('(?', 'a lookahead in a repetition');
+      let result = then;
+      for (let count = most - 1; count >= 0; count--) {
+        result = count >= least ? choice(then, on(item, result)) : on(item, result);
+      }
+      return result;
+    }
+    case 'ahead': {
+      if (has(then, 'start') || has(regex.body, 'start')) throw pattern.refused('(?', 'a lookahead before ^');
+      const following = Automaton.of(then, budget);
+      const ahead = Automaton.of(on(regex.body, { kind: 'rest' }), budget);
+      const automaton = regex.isNegated ? following.without(ahead, budget) : following.and(ahead, budget);
+      return { kind: 'automaton', automaton };
+    }
+    default:
+      return sequence(regex, then);
   }
-  return result;
 }
 
 /**
@@ -197,7 +229,6 @@ export function patternAutomaton({ body, lookaheads }: Pattern, budget: Budget, 
  * any text around it.
  */
 export function writtenPattern(pattern: Pattern, encode: Encode, isWhole = false): Expression | undefined {
-  if (pattern.lookaheads.length > 0) return undefined;
   const alternatives = pattern.body.kind === 'choice' ? pattern.body.items : [pattern.body];
   const framed = alternatives.map((alternative) => {
     let items = alternative.kind === 'sequence' ? alternative.items : [alternative];
@@ -211,13 +242,10 @@ export function writtenPattern(pattern: Pattern, encode: Encode, isWhole = false
 }
 
 /** Whether every alternative of the pattern begins with ^ and ends with $. */
-function isAnchored({ body, lookaheads }: Pattern): boolean {
+function isAnchored({ body }: Pattern): boolean {
   const alternatives = body.kind === 'choice' ? body.items : [body];
-  return (
-    lookaheads.length === 0 &&
-    alternatives.every(
-      (it) => it.kind === 'sequence' && it.items[0]?.kind === 'start' && it.items.at(-1)?.kind === 'end',
-    )
+  return alternatives.every(
+    (it) => it.kind === 'sequence' && it.items[0]?.kind === 'start' && it.items.at(-1)?.kind === 'end',
   );
 }
 

@@ -86,6 +86,13 @@ function limited(most: number): number {
   return most === Number.POSITIVE_INFINITY ? most : Math.min(most, MOST_COUNT);
 }
 
+/** Numbers beyond what doubles hold stay as they are: no multiple of them but 0 is within any range. */
+function leastCommonMultiple(a: number, b: number): number {
+  let [divisor, rest] = [a, b];
+  while (rest !== 0) [divisor, rest] = [rest, divisor % rest];
+  return (a / divisor) * b;
+}
+
 interface Entry {
   isRequired: boolean;
   /** The key and the value. */
@@ -319,33 +326,41 @@ class Compiler {
     const range = integerRange(constraint);
     if (range === undefined) return NEVER;
     return this.#scalar(`integer ${range.join()} ${divisors.join()}`, () => {
-      const factors = divisors.filter((divisor) => divisor > 1);
-      if (factors.length === 0) return regexExpression(integers(range), cls) as Expression;
-      const automaton = this.#multiples(range, factors, pointer);
-      return automatonExpression(automaton, this.#grammar, cls);
+      const factor = divisors.reduce(leastCommonMultiple, 1);
+      return factor === 1
+        ? (regexExpression(integers(range), cls) as Expression)
+        : this.#multiples(range, factor, pointer);
     });
   }
 
-  #multiples(range: [number, number], factors: readonly number[], pointer: string): Automaton {
+  #multiples([first, last]: readonly [number, number], factor: number, pointer: string): Expression {
     const { budget } = this.document;
-    const largest = Math.max(...factors);
-    const [first, last] = [Math.ceil(range[0] / largest), Math.floor(range[1] / largest)];
-    if (last - first < MOST_MULTIPLES) {
+    const [least, most] = [Math.ceil(first / factor), Math.floor(last / factor)];
+    if (most - least < MOST_MULTIPLES) {
       const texts: string[] = [];
-      for (let count = first; count <= last; count++) {
-        const value = count * largest;
-        if (factors.every((factor) => value % factor === 0)) texts.push(String(value === 0 ? 0 : value));
-      }
-      return Automaton.ofTexts(texts, budget);
+      for (let count = least; count <= most; count++) texts.push(String(count === 0 ? 0 : count * factor));
+      return automatonExpression(Automaton.ofTexts(texts, budget), this.#grammar, cls);
+    }
+    if (factor % 10 === 0) {
+      // What is behind the zeros at the end is the same in fewer digits; 0 has no zeros behind it.
+      const tenth: [number, number] = [Math.ceil(first / 10), Math.floor(last / 10)];
+      const parts = [[tenth[0], Math.min(tenth[1], -1)] as const, [Math.max(tenth[0], 1), tenth[1]] as const]
+        .filter(([low, high]) => low <= high)
+        .map((part) => seq(this.#multiplesOrAll(part, factor / 10, pointer), lit('0')));
+      return alt(...(first <= 0 && last >= 0 ? [lit('0')] : []), ...parts);
     }
     try {
-      let result = Automaton.of(integers(range), budget);
-      for (const factor of factors) result = result.and(Automaton.ofMultiples(factor, budget), budget);
-      return result;
+      const all = Automaton.of(integers([first, last]), budget);
+      return automatonExpression(all.and(Automaton.ofMultiples(factor, budget), budget), this.#grammar, cls);
     } catch (error) {
       if (!(error instanceof TooLarge)) throw error;
       throw this.document.refuse(pointer, 'multipleOf', 'with a number whose multiples are too large a grammar');
     }
+  }
+
+  #multiplesOrAll(range: readonly [number, number], factor: number, pointer: string): Expression {
+    if (factor === 1) return regexExpression(integers(range), cls) as Expression;
+    return this.#multiples(range, factor, pointer);
   }
 
   #array(constraint: Constraint): Expression {

@@ -543,12 +543,17 @@ export class SchemaDocument {
 
   /** Whether JSON Schema lets the value pass. */
   accepts(constraint: Constraint, value: Json): boolean {
+    if (constraint.against.some(({ others }) => others.some((it) => this.meets([it], value)))) return false;
+    return this.#fits(constraint, value);
+  }
+
+  /** Whether the value meets what the constraint says itself, whatever other alternatives of a `oneOf` do. */
+  #fits(constraint: Constraint, value: Json): boolean {
     const { values } = constraint;
     const type = typeOf(value);
     this.budget.spend(1);
     if ((constraint.types & type) === 0) return false;
     if (values !== undefined && !values.some((it) => keyOf(it) === keyOf(value))) return false;
-    if (constraint.against.some(({ others }) => others.some((it) => this.meets([it], value)))) return false;
     if (typeof value === 'number') {
       if (constraint.isInteger && !Number.isInteger(value)) return false;
       return isWithin(value, constraint) && constraint.divisors.every((divisor) => value % divisor === 0);
@@ -588,7 +593,7 @@ export class SchemaDocument {
     if (a.values !== undefined) return a.values.every((value) => !this.accepts(a, value) || !this.accepts(b, value));
     let common = this.writtenTypes(a) & b.types;
     if (b.values !== undefined) {
-      const types = b.values.reduce<number>((all, value) => (this.accepts(a, value) ? all | typeOf(value) : all), 0);
+      const types = b.values.reduce<number>((all, value) => (this.#fits(a, value) ? all | typeOf(value) : all), 0);
       common &= types;
     }
     if (common === 0) return true;
