@@ -144,7 +144,9 @@ test('what is wrong with a format is said before anything runs', () => {
     [{ type: 'json_schema', schema: { type: 'array', uniqueItems: true } }, /uniqueItems/],
     [{ type: 'json_schema', schema: { not: {} } }, /not/],
     [{ type: 'regex', pattern: '(' }, /pattern|regular/i],
-    [{ type: 'regex', pattern: '(?=a)b' }, /look/i],
+    [{ type: 'regex', pattern: '(a)\\1' }, /responseFormat.pattern/],
+    [{ type: 'json', schema: {} }, /has no field "schema"/],
+    [{ type: 'json_schema' }, /must be a JSON schema or a validator/],
     ['json', /responseFormat must be an object/],
   ];
   for (const [responseFormat, message] of problems) {

@@ -24,7 +24,12 @@ export type ResponseFormat =
   | { readonly type: 'json_schema'; readonly schema: SchemaOption }
   | {
       readonly type: 'json_schema';
-      readonly json_schema: { readonly schema: SchemaOption; readonly name?: string; readonly strict?: boolean | null };
+      readonly json_schema: {
+        readonly schema: SchemaOption;
+        readonly name?: string;
+        readonly description?: string;
+        readonly strict?: boolean | null;
+      };
     }
   | { readonly type: 'regex'; readonly pattern: string | RegExp }
   | { readonly type: 'grammar'; readonly grammar: string };
@@ -67,48 +72,75 @@ export function readResponseFormat(value: unknown): ParsedFormat | undefined {
   return reading('responseFormat', () => {
     if (!isPlainObject(value))
       throw invalidArgument(`responseFormat must be an object with a type, got ${show(value)}`);
-    switch (value.type) {
+    const { type, ...fields } = value;
+    if (typeof type !== 'string' || !Object.hasOwn(FIELDS, type)) {
+      throw invalidArgument(`responseFormat.type must be one of ${Object.keys(FIELDS).join(', ')}, got ${show(type)}`);
+    }
+    const set = checkedFields(fields, FIELDS[type] as readonly string[], `responseFormat of the type ${type}`);
+    switch (type) {
       case 'text':
         return undefined;
       case 'json':
+        return ofSchema(true, 'responseFormat');
       case 'json_object':
-        return ofSchema({ type: ['object', 'array'] });
+        return ofSchema({ type: 'object' }, 'responseFormat');
       case 'json_schema': {
-        const wrapped = value.json_schema;
-        return ofSchema(isPlainObject(wrapped) ? wrapped.schema : value.schema);
+        const { schema, json_schema: wrapped } = set;
+        if (wrapped === undefined) return ofSchema(schema, 'responseFormat.schema');
+        if (schema !== undefined)
+          throw invalidArgument('responseFormat has both schema and json_schema: one is enough');
+        const where = 'responseFormat.json_schema';
+        if (!isPlainObject(wrapped))
+          throw invalidArgument(`${where} must be an object with a schema, got ${show(wrapped)}`);
+        return ofSchema(checkedFields(wrapped, WRAPPED_FIELDS, where).schema, `${where}.schema`);
       }
       case 'regex': {
-        const { pattern } = value;
-        const source = pattern instanceof RegExp ? pattern.source : pattern;
-        if (typeof source !== 'string') {
-          throw invalidArgument(`responseFormat.pattern must be a regular expression, got ${show(pattern)}`);
-        }
-        return { grammar: regexToGrammar(source, { anchored: true }), beginsWithSpace: undefined };
-      }
-      case 'grammar': {
-        const { grammar } = value;
-        if (typeof grammar !== 'string') {
-          throw invalidArgument(`responseFormat.grammar must be a text in GBNF, got ${show(grammar)}`);
-        }
-        return { grammar, beginsWithSpace: undefined };
+        const source = set.pattern instanceof RegExp ? set.pattern.source : set.pattern;
+        const pattern = textOf(source, 'responseFormat.pattern');
+        return { grammar: regexToGrammar(pattern, { name: 'responseFormat.pattern' }), beginsWithSpace: undefined };
       }
       default:
-        throw invalidArgument(
-          `responseFormat.type must be one of text, json, json_schema, regex, grammar, got ${show(value.type)}`,
-        );
+        return { grammar: textOf(set.grammar, 'responseFormat.grammar'), beginsWithSpace: undefined };
     }
   });
 }
 
-function ofSchema(schema: unknown): ParsedFormat {
-  if (isStandardSchema(schema)) {
-    const parse = (text: string) => validated(schema, JSON.parse(text), 'the answer');
-    return { grammar: grammarOf(toJsonSchema(schema, 'responseFormat.schema')), beginsWithSpace: false, parse };
+const FIELDS: Readonly<Record<string, readonly string[]>> = {
+  text: [],
+  json: [],
+  json_object: [],
+  json_schema: ['schema', 'json_schema'],
+  regex: ['pattern'],
+  grammar: ['grammar'],
+};
+const WRAPPED_FIELDS = ['name', 'description', 'schema', 'strict'];
+
+/** The fields that are set; others than those that are known are refused. */
+function checkedFields(fields: object, known: readonly string[], what: string): Record<string, unknown> {
+  const set = Object.entries(fields).filter(([, value]) => value !== undefined && value !== null);
+  const unknown = set.find(([field]) => !known.includes(field));
+  if (unknown) {
+    const there = known.length === 0 ? 'there are none' : `there are ${known.join(', ')}`;
+    throw invalidArgument(`${what} has no field ${show(unknown[0])}; ${there}`);
   }
-  return { grammar: grammarOf(schema), beginsWithSpace: false, parse: (text) => JSON.parse(text) };
+  return Object.fromEntries(set);
 }
 
-function grammarOf(schema: unknown): string {
+function textOf(value: unknown, name: string): string {
+  if (typeof value === 'string' && value !== '') return value;
+  throw invalidArgument(`${name} must be a text that is not empty, got ${show(value)}`);
+}
+
+function ofSchema(schema: unknown, name: string): ParsedFormat {
+  if (schema === undefined) throw invalidArgument(`${name} must be a JSON schema or a validator, got ${show(schema)}`);
+  if (isStandardSchema(schema)) {
+    const parse = (text: string) => validated(schema, JSON.parse(text), 'the answer');
+    return { grammar: grammarOf(toJsonSchema(schema, name), name), beginsWithSpace: false, parse };
+  }
+  return { grammar: grammarOf(schema, name), beginsWithSpace: false, parse: (text) => JSON.parse(text) };
+}
+
+function grammarOf(schema: unknown, name: string): string {
   let key: string | undefined;
   try {
     key = JSON.stringify(schema);
@@ -117,7 +149,7 @@ function grammarOf(schema: unknown): string {
   }
   const known = key === undefined ? undefined : compiled.get(key);
   if (known !== undefined) return known;
-  const grammar = schemaToGrammar(schema, { dialect: 'json', name: 'responseFormat.schema' });
+  const grammar = schemaToGrammar(schema, { name });
   if (key !== undefined) {
     compiled.set(key, grammar);
     for (const oldest of compiled.keys()) {
