@@ -40,7 +40,8 @@ export function union(a: CharSet, b: CharSet): CharSet {
     if (isFromA) i += 2;
     else j += 2;
     const before = joined.at(-1);
-    if (before !== undefined && (first as number) <= before + 1) joined[joined.length - 1] = Math.max(before, last as number);
+    if (before !== undefined && (first as number) <= before + 1)
+      joined[joined.length - 1] = Math.max(before, last as number);
     else joined.push(first as number, last as number);
   }
   return joined;

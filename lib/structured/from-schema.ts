@@ -3,8 +3,6 @@ import type { StandardSchema } from '../common/standard-schema.js';
 /** Types as they are shown by editors: one object instead of intersections. */
 type Flat<T> = { [K in keyof T]: T[K] };
 
-type Mutable<T> = T extends readonly (infer I)[] ? (T extends readonly [] ? [] : { -readonly [K in keyof T]: Mutable<T[K]> } & I[]) : T;
-
 interface TypeNames {
   null: null;
   boolean: boolean;
@@ -22,27 +20,26 @@ type ValueOf<V> = V extends readonly unknown[]
 
 type RequiredNames<S> = S extends { readonly required: readonly (infer N)[] } ? N : never;
 
-type Additional<S> = S extends { readonly additionalProperties: infer A }
+/** Other properties than those that are declared. */
+type Others<S> = S extends { readonly additionalProperties: infer A }
   ? A extends false
     ? unknown
-    : A extends true
-      ? { [name: string]: unknown }
-      : { [name: string]: FromSchema<A> }
+    : { [name: string]: unknown }
   : unknown;
 
+type Declared<S, P> = Flat<
+  { -readonly [K in keyof P as K extends RequiredNames<S> ? K : never]: FromSchema<P[K]> } & {
+    -readonly [K in keyof P as K extends RequiredNames<S> ? never : K]?: FromSchema<P[K]>;
+  } & Others<S>
+>;
+
 type ObjectOf<S> = S extends { readonly properties: infer P }
-  ? Flat<
-      { -readonly [K in keyof P as K extends RequiredNames<S> ? K : never]: FromSchema<P[K]> } & {
-        -readonly [K in keyof P as K extends RequiredNames<S> ? never : K]?: FromSchema<P[K]>;
-      } & (S extends { readonly additionalProperties: false } | { readonly additionalProperties?: undefined }
-          ? unknown
-          : { [name: string]: unknown })
-    >
-  : unknown extends Additional<S>
-    ? S extends { readonly additionalProperties: false }
+  ? Declared<S, P>
+  : S extends { readonly additionalProperties: infer A }
+    ? A extends false
       ? Record<string, never>
-      : { [name: string]: unknown }
-    : Additional<S>;
+      : { [name: string]: FromSchema<A> }
+    : { [name: string]: unknown };
 
 type TupleOf<P extends readonly unknown[]> = { -readonly [K in keyof P]: FromSchema<P[K]> };
 
@@ -93,10 +90,11 @@ type OfJsonSchema<S> = S extends { readonly $ref: string }
  * validator, whose output it is. `unknown` where the schema says more than this type follows: behind a `$ref` or an `allOf`,
  * and for a schema whose own type is not literal.
  */
-export type FromSchema<S> = S extends StandardSchema<infer _Input, infer Output>
-  ? Output
-  : S extends true
-    ? unknown
-    : S extends false
-      ? never
-      : OfJsonSchema<S>;
+export type FromSchema<S> =
+  S extends StandardSchema<infer _Input, infer Output>
+    ? Output
+    : S extends true
+      ? unknown
+      : S extends false
+        ? never
+        : OfJsonSchema<S>;

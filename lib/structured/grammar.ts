@@ -258,7 +258,8 @@ export function automatonExpression(automaton: Automaton, grammar: Grammar, enco
   const { states } = automaton;
   if (automaton.isEmpty) return NEVER;
   const ways = new Array<number>(states.length).fill(0);
-  for (const [at, { edges }] of states.entries()) for (const { to } of edges) if (to !== at) ways[to] = (ways[to] ?? 0) + 1;
+  for (const [at, { edges }] of states.entries())
+    for (const { to } of edges) if (to !== at) ways[to] = (ways[to] ?? 0) + 1;
   const hasRule = (at: number) => at !== 0 && (ways[at] as number) > 1;
   const names = new Map<number, string>();
   const isFinal = (at: number) => states[at]?.accepts === true && states[at].edges.length === 0;

@@ -51,8 +51,14 @@ export function integerRange({ least, most, above, below }: Bounds): [number, nu
   );
   const isHigh = first > MOST_UNBOUNDED;
   const isLow = last < -MOST_UNBOUNDED;
-  const highest = Math.min(last === Number.POSITIVE_INFINITY && !isHigh ? MOST_UNBOUNDED : last, Number.MAX_SAFE_INTEGER);
-  const lowest = Math.max(first === Number.NEGATIVE_INFINITY && !isLow ? -MOST_UNBOUNDED : first, Number.MIN_SAFE_INTEGER);
+  const highest = Math.min(
+    last === Number.POSITIVE_INFINITY && !isHigh ? MOST_UNBOUNDED : last,
+    Number.MAX_SAFE_INTEGER,
+  );
+  const lowest = Math.max(
+    first === Number.NEGATIVE_INFINITY && !isLow ? -MOST_UNBOUNDED : first,
+    Number.MIN_SAFE_INTEGER,
+  );
   return lowest > highest ? undefined : [lowest, highest];
 }
 

@@ -5,7 +5,14 @@ import { shown } from '../common/invalid.js';
 import { messageOf } from '../common/options.js';
 import { ANYTHING, Automaton, type Budget, chars, choice, type Regex, repeat, sequence } from './automaton.js';
 import { ALL_CHARS, type CharSet, charSet, charsOf, complement, DOT_CHARS, pairs, union } from './char-set.js';
-import { automatonExpression, type Encode, type Expression, type Grammar, regexExpression, unlessTooLarge } from './grammar.js';
+import {
+  automatonExpression,
+  type Encode,
+  type Expression,
+  type Grammar,
+  regexExpression,
+  unlessTooLarge,
+} from './grammar.js';
 
 /** A pattern that was read. */
 export interface Pattern {
@@ -26,7 +33,8 @@ const MOST_LEVELS = 200;
  * @throws {ChatGLMError} ERR_INVALID_ARGUMENT for what is no pattern, and for what a regular language cannot say.
  */
 export function readPattern(source: string, name: string): Pattern {
-  if (source.length > MOST_LENGTH) throw invalidArgument(`${name} has ${source.length} characters, and may have ${MOST_LENGTH}`);
+  if (source.length > MOST_LENGTH)
+    throw invalidArgument(`${name} has ${source.length} characters, and may have ${MOST_LENGTH}`);
   let ast: AST.Pattern;
   try {
     // Loaded when the first pattern is read.
@@ -43,7 +51,8 @@ class PatternReader {
   constructor(readonly name: string) {}
 
   alternatives(alternatives: readonly AST.Alternative[], depth: number): Regex {
-    if (depth > MOST_LEVELS) throw invalidArgument(`${this.name} has groups nested more than ${MOST_LEVELS} levels deep`);
+    if (depth > MOST_LEVELS)
+      throw invalidArgument(`${this.name} has groups nested more than ${MOST_LEVELS} levels deep`);
     const items = alternatives.map(({ elements }) => this.elements(elements, depth));
     return items.length === 1 ? (items[0] as Regex) : choice(...items);
   }
@@ -132,9 +141,9 @@ const properties = new Map<string, CharSet>();
 function propertySet(raw: string): CharSet {
   const known = properties.get(raw);
   if (known !== undefined) return known;
-  const everything = (allText ??= joined(ALL_CHARS));
+  allText ??= joined(ALL_CHARS);
   const ranges: [number, number][] = [];
-  for (const { 0: run } of everything.matchAll(new RegExp(`${raw}+`, 'gu'))) {
+  for (const { 0: run } of allText.matchAll(new RegExp(`${raw}+`, 'gu'))) {
     // A run may leap over the surrogates; charSet() takes them out again.
     ranges.push([run.codePointAt(0) as number, lastPoint(run)]);
   }

@@ -116,7 +116,8 @@ function readSchema(fields: Record<string, unknown>, name: string): ReadResponse
   if (wrapped !== undefined) {
     if (schema !== undefined) throw invalidArgument(`${name} has both schema and json_schema: one of them is enough`);
     where = `${name}.json_schema`;
-    if (!isPlainObject(wrapped)) throw invalidArgument(`${where} must be an object with a schema, got ${show(wrapped)}`);
+    if (!isPlainObject(wrapped))
+      throw invalidArgument(`${where} must be an object with a schema, got ${show(wrapped)}`);
     ({ schema } = checkedFields(wrapped, ['name', 'description', 'schema', 'strict'], where));
     where += '.schema';
   }

@@ -194,7 +194,10 @@ class Compiler {
     const whole = strings.filter(isWellFormed);
     const others = values.filter((it) => typeof it !== 'string' || !isWellFormed(it));
     const automaton = Automaton.ofTexts(whole, this.document.budget);
-    return alt(this.#quoted(automatonExpression(automaton, this.#grammar, this.#encode)), ...others.map((it) => this.#literal(it)));
+    return alt(
+      this.#quoted(automatonExpression(automaton, this.#grammar, this.#encode)),
+      ...others.map((it) => this.#literal(it)),
+    );
   }
 
   #literal(value: Json): Expression {
@@ -312,7 +315,14 @@ class Compiler {
   }
 
   #number(constraint: Constraint): Expression {
-    const { least, most, above, below, isInteger, divisors, pointer } = constraint;
+    const { formatRange, divisors, pointer } = constraint;
+    let { least, most, isInteger } = constraint;
+    const { above, below } = constraint;
+    if (formatRange !== undefined) {
+      isInteger = true;
+      least = Math.max(least ?? formatRange[0], formatRange[0]);
+      most = Math.min(most ?? formatRange[1], formatRange[1]);
+    }
     const hasBounds = [least, most, above, below].some((it) => it !== undefined);
     if (!isInteger && divisors.length === 0) {
       if (!hasBounds) return this.#anyNumber();
@@ -320,11 +330,13 @@ class Compiler {
         automatonExpression(boundedNumbers(constraint, this.document.budget), this.#grammar, cls),
       );
     }
-    const range = integerRange(constraint);
+    const range = integerRange({ least, most, above, below });
     if (range === undefined) return NEVER;
     return this.#scalar(`integer ${range.join()} ${divisors.join()}`, () => {
       const factor = divisors.reduce(leastCommonMultiple, 1);
-      return factor === 1 ? (regexExpression(integers(range), cls) as Expression) : this.#multiples(range, factor, pointer);
+      return factor === 1
+        ? (regexExpression(integers(range), cls) as Expression)
+        : this.#multiples(range, factor, pointer);
     });
   }
 
@@ -420,7 +432,9 @@ class Compiler {
       );
     }
     const most =
-      other === NEVER && constraint.maxProperties >= entries.length ? Number.POSITIVE_INFINITY : constraint.maxProperties;
+      other === NEVER && constraint.maxProperties >= entries.length
+        ? Number.POSITIVE_INFINITY
+        : constraint.maxProperties;
     return this.#chain(entries, other, least, most);
   }
 

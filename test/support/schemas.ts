@@ -117,7 +117,9 @@ export const SCHEMAS: readonly Schema[] = [
     { minimum: 1e15, maximum: 2e15 },
   ].flatMap((bounds) => [
     { type: 'integer', ...bounds },
-    ...('multipleOf' in bounds || 'allOf' in bounds || (bounds.minimum ?? 0) >= 1e15 ? [] : [{ type: 'number', ...bounds }]),
+    ...('multipleOf' in bounds || 'allOf' in bounds || (bounds.minimum ?? 0) >= 1e15
+      ? []
+      : [{ type: 'number', ...bounds }]),
   ]),
   ...[
     { minimum: 0, maximum: 1 },
@@ -161,15 +163,28 @@ export const SCHEMAS: readonly Schema[] = [
   { type: 'object', properties: { a: text, b: false, c: true }, required: ['a'] },
   { type: 'object', additionalProperties: whole },
   { type: 'object', properties: { a: text, ab: whole, '': whole }, additionalProperties: { type: 'null' } },
-  { type: 'object', properties: { 'a"\\\n': text, 你好: whole, '😀': whole }, additionalProperties: true, required: ['你好'] },
+  {
+    type: 'object',
+    properties: { 'a"\\\n': text, 你好: whole, '😀': whole },
+    additionalProperties: true,
+    required: ['你好'],
+  },
   { type: 'object', required: ['x', 'y'] },
   { type: 'object', required: ['x'], properties: { y: text } },
   { type: 'object', required: ['x'], additionalProperties: whole },
   { type: 'object', properties: { __proto__x: text, constructor: whole, toString: text }, required: ['constructor'] },
-  JSON.parse('{"type":"object","properties":{"__proto__":{"type":"integer"},"b":{"type":"string"}},"required":["__proto__"]}'),
+  JSON.parse(
+    '{"type":"object","properties":{"__proto__":{"type":"integer"},"b":{"type":"string"}},"required":["__proto__"]}',
+  ),
   { type: 'object', properties: { a: text, b: text, c: text, d: text }, minProperties: 2 },
   { type: 'object', properties: { a: text, b: text, c: text, d: text }, maxProperties: 2 },
-  { type: 'object', properties: { a: text, b: text, c: text, d: text }, minProperties: 2, maxProperties: 3, required: ['c'] },
+  {
+    type: 'object',
+    properties: { a: text, b: text, c: text, d: text },
+    minProperties: 2,
+    maxProperties: 3,
+    required: ['c'],
+  },
   { type: 'object', properties: { a: text, b: text }, additionalProperties: whole, minProperties: 3 },
   { type: 'object', properties: { a: text, b: text }, additionalProperties: whole, minProperties: 1, maxProperties: 3 },
   { type: 'object', additionalProperties: whole, minProperties: 1, maxProperties: 2 },
@@ -179,7 +194,12 @@ export const SCHEMAS: readonly Schema[] = [
   { type: 'object', propertyNames: { maxLength: 2 }, properties: { abc: text, ab: text }, additionalProperties: whole },
   { type: 'object', patternProperties: { '^x-': whole } },
   { type: 'object', patternProperties: { '^x-': whole, '-y$': { minimum: 3 } }, additionalProperties: text },
-  { type: 'object', properties: { 'x-a': { maximum: 5 }, b: text }, patternProperties: { '^x-': whole }, additionalProperties: false },
+  {
+    type: 'object',
+    properties: { 'x-a': { maximum: 5 }, b: text },
+    patternProperties: { '^x-': whole },
+    additionalProperties: false,
+  },
   { properties: { a: text } },
   { required: ['a'] },
   {
@@ -190,7 +210,12 @@ export const SCHEMAS: readonly Schema[] = [
   },
   // anyOf, oneOf, allOf
   { anyOf: [text, whole] },
-  { anyOf: [{ type: 'object', properties: { a: text }, required: ['a'] }, { type: 'object', properties: { b: whole } }] },
+  {
+    anyOf: [
+      { type: 'object', properties: { a: text }, required: ['a'] },
+      { type: 'object', properties: { b: whole } },
+    ],
+  },
   { type: 'object', properties: { a: text, b: whole }, anyOf: [{ required: ['a'] }, { required: ['b'] }] },
   { anyOf: [{ minimum: 5 }, { maxLength: 2 }] },
   { anyOf: [{ enum: ['a', 1] }, { const: null }, { type: 'array', items: { anyOf: [whole, { type: 'null' }] } }] },
@@ -198,12 +223,30 @@ export const SCHEMAS: readonly Schema[] = [
   { oneOf: [{ type: 'integer', maximum: 5 }, { type: 'integer', exclusiveMinimum: 5 }, { type: 'string' }] },
   { oneOf: [{ const: 'a' }, { const: 'b' }, { enum: ['c', 'd'] }] },
   { oneOf: [{ enum: ['a', 'b'] }, { enum: ['b', 'c'] }] },
-  { oneOf: [{ type: 'string', pattern: '^a' }, { type: 'string', pattern: '^b' }] },
-  { oneOf: [{ type: 'string', maxLength: 2 }, { type: 'string', minLength: 4 }] },
   {
     oneOf: [
-      { type: 'object', properties: { kind: { const: 'circle' }, radius: { type: 'number', minimum: 0 } }, required: ['kind', 'radius'] },
-      { type: 'object', properties: { kind: { const: 'square' }, side: { type: 'number', minimum: 0 } }, required: ['kind', 'side'] },
+      { type: 'string', pattern: '^a' },
+      { type: 'string', pattern: '^b' },
+    ],
+  },
+  {
+    oneOf: [
+      { type: 'string', maxLength: 2 },
+      { type: 'string', minLength: 4 },
+    ],
+  },
+  {
+    oneOf: [
+      {
+        type: 'object',
+        properties: { kind: { const: 'circle' }, radius: { type: 'number', minimum: 0 } },
+        required: ['kind', 'radius'],
+      },
+      {
+        type: 'object',
+        properties: { kind: { const: 'square' }, side: { type: 'number', minimum: 0 } },
+        required: ['kind', 'side'],
+      },
     ],
   },
   {
@@ -212,11 +255,35 @@ export const SCHEMAS: readonly Schema[] = [
       { type: 'object', properties: { b: text }, required: ['b'] },
     ],
   },
-  { type: 'object', properties: { kind: { enum: ['a', 'b'] } }, required: ['kind'], oneOf: [{ properties: { kind: { const: 'a' } } }, { properties: { kind: { const: 'b' } } }] },
-  { oneOf: [{ type: 'array', maxItems: 1 }, { type: 'array', minItems: 2, items: whole }] },
-  { oneOf: [{ type: 'array', prefixItems: [{ const: 1 }, text] }, { type: 'array', prefixItems: [{ const: 2 }, text] }] },
-  { allOf: [{ type: 'object', properties: { a: text }, required: ['a'] }, { properties: { b: whole }, required: ['b'] }] },
-  { allOf: [{ properties: { a: { minimum: 3 } } }, { properties: { a: { type: 'integer', maximum: 5 } } }], type: 'object', required: ['a'] },
+  {
+    type: 'object',
+    properties: { kind: { enum: ['a', 'b'] } },
+    required: ['kind'],
+    oneOf: [{ properties: { kind: { const: 'a' } } }, { properties: { kind: { const: 'b' } } }],
+  },
+  {
+    oneOf: [
+      { type: 'array', maxItems: 1 },
+      { type: 'array', minItems: 2, items: whole },
+    ],
+  },
+  {
+    oneOf: [
+      { type: 'array', prefixItems: [{ const: 1 }, text] },
+      { type: 'array', prefixItems: [{ const: 2 }, text] },
+    ],
+  },
+  {
+    allOf: [
+      { type: 'object', properties: { a: text }, required: ['a'] },
+      { properties: { b: whole }, required: ['b'] },
+    ],
+  },
+  {
+    allOf: [{ properties: { a: { minimum: 3 } } }, { properties: { a: { type: 'integer', maximum: 5 } } }],
+    type: 'object',
+    required: ['a'],
+  },
   { allOf: [{ type: ['string', 'number'] }, { type: ['number', 'null'] }] },
   { allOf: [{ anyOf: [{ minimum: 3 }, { maximum: -3 }] }, { type: 'integer' }] },
   { allOf: [{ enum: [1, 2, 3] }, { enum: [2, 3, 4] }, { not2: undefined }] },
@@ -225,15 +292,59 @@ export const SCHEMAS: readonly Schema[] = [
   { $ref: '#/$defs/name', $defs: { name: text } },
   { $ref: '#/definitions/a~1b~0c%25', definitions: { 'a/b~c%': whole } },
   { type: 'object', properties: { value: whole, next: { $ref: '#' } }, required: ['value'] },
-  { $defs: { tree: { type: 'object', properties: { left: { $ref: '#/$defs/tree' }, right: { $ref: '#/$defs/tree' }, v: whole }, required: ['v'] } }, $ref: '#/$defs/tree' },
-  { $defs: { expression: { anyOf: [{ type: 'number' }, { type: 'array', prefixItems: [{ enum: ['+', '*'] }, { $ref: '#/$defs/expression' }, { $ref: '#/$defs/expression' }], items: false }] } }, $ref: '#/$defs/expression' },
-  { $defs: { positive: { minimum: 1 } }, $ref: '#/$defs/positive', type: 'integer', maximum: 3, description: 'both count' },
-  { type: 'array', items: { $ref: '#/$defs/a' }, $defs: { a: { $ref: '#/$defs/b' }, b: { type: ['boolean', 'null'] } } },
+  {
+    $defs: {
+      tree: {
+        type: 'object',
+        properties: { left: { $ref: '#/$defs/tree' }, right: { $ref: '#/$defs/tree' }, v: whole },
+        required: ['v'],
+      },
+    },
+    $ref: '#/$defs/tree',
+  },
+  {
+    $defs: {
+      expression: {
+        anyOf: [
+          { type: 'number' },
+          {
+            type: 'array',
+            prefixItems: [{ enum: ['+', '*'] }, { $ref: '#/$defs/expression' }, { $ref: '#/$defs/expression' }],
+            items: false,
+          },
+        ],
+      },
+    },
+    $ref: '#/$defs/expression',
+  },
+  {
+    $defs: { positive: { minimum: 1 } },
+    $ref: '#/$defs/positive',
+    type: 'integer',
+    maximum: 3,
+    description: 'both count',
+  },
+  {
+    type: 'array',
+    items: { $ref: '#/$defs/a' },
+    $defs: { a: { $ref: '#/$defs/b' }, b: { type: ['boolean', 'null'] } },
+  },
   { type: 'object', properties: { a: whole, copy: { $ref: '#/properties/a' } }, required: ['copy'] },
   { type: 'array', items: { anyOf: [{ $ref: '#' }, { type: 'boolean' }] } },
   // What has no answer is left out where there are others.
-  { anyOf: [{ type: 'string', minLength: 3, maxLength: 2 }, { enum: ['x'], type: 'null' }, false, { const: 'only this' }] },
-  { type: 'object', properties: { a: text, endless: { $ref: '#/$defs/endless' } }, $defs: { endless: { type: 'object', required: ['x'], properties: { x: { $ref: '#/$defs/endless' } } } } },
+  {
+    anyOf: [
+      { type: 'string', minLength: 3, maxLength: 2 },
+      { enum: ['x'], type: 'null' },
+      false,
+      { const: 'only this' },
+    ],
+  },
+  {
+    type: 'object',
+    properties: { a: text, endless: { $ref: '#/$defs/endless' } },
+    $defs: { endless: { type: 'object', required: ['x'], properties: { x: { $ref: '#/$defs/endless' } } } },
+  },
 ];
 
 /** A random schema of the keywords that grammars hold answers to. */
@@ -252,9 +363,15 @@ export function randomSchema(random: () => number, depth = 3): Schema {
   const number = () => pick([below(20) - 10, (below(2000) - 1000) / 8, Math.round(random() * 1e6) / 1e4, -random()]);
   const scalars = [
     (): Schema => pick([{ type: 'null' }, { type: 'boolean' }, { type: 'number' }, { type: 'string' }, true]),
-    (): Schema => ({ enum: Array.from({ length: 1 + below(4) }, () => pick(['a', 'b"', 1, 2.5, null, true, [1], { a: 'x' }])) }),
+    (): Schema => ({
+      enum: Array.from({ length: 1 + below(4) }, () => pick(['a', 'b"', 1, 2.5, null, true, [1], { a: 'x' }])),
+    }),
     (): Schema => ({ type: 'string', ...(bounds(['minLength', 'maxLength'], 6) as object) }),
-    (): Schema => ({ type: 'string', pattern: pick(['a', '^b', '^[a-f]{2,}$', '\\d$', '^\\S*$', 'x|y']), ...(maybe(0.3) ? { maxLength: 3 + below(9) } : {}) }),
+    (): Schema => ({
+      type: 'string',
+      pattern: pick(['a', '^b', '^[a-f]{2,}$', '\\d$', '^\\S*$', 'x|y']),
+      ...(maybe(0.3) ? { maxLength: 3 + below(9) } : {}),
+    }),
     (): Schema => ({ type: 'string', format: pick(['date', 'time', 'uuid', 'ipv4', 'email']) }),
     (): Schema => {
       const low = number();
