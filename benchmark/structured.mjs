@@ -24,7 +24,12 @@ const rounds = Number(values.rounds);
 const streams = values.streams.split(',').map(Number);
 const most = Math.max(...streams);
 const contextLength = 1024;
-const options = { device: values.device, kvCacheTokens: (most + 1) * contextLength, maxQueue: most, prefixCache: false };
+const options = {
+  device: values.device,
+  kvCacheTokens: (most + 1) * contextLength,
+  maxQueue: most,
+  prefixCache: false,
+};
 const model = values.shape
   ? await loadSyntheticModel({ ...options, shape: values.shape, tokenizer: values.tokenizer, contextLength })
   : await loadModel(undefined, options);
@@ -36,7 +41,10 @@ const person = {
     name: { type: 'string' },
     age: { type: 'integer', minimum: 0, maximum: 150 },
     tags: { type: 'array', items: { type: 'string', maxLength: 20 }, maxItems: 5 },
-    address: { type: 'object', properties: { city: { type: 'string' }, zip: { type: 'string', pattern: '^[0-9]{5}$' } } },
+    address: {
+      type: 'object',
+      properties: { city: { type: 'string' }, zip: { type: 'string', pattern: '^[0-9]{5}$' } },
+    },
   },
   required: ['name', 'age'],
 };
@@ -94,7 +102,11 @@ const delay = monitorEventLoopDelay({ resolution: 1 });
 const waits = { free: [], schema: [] };
 const firstToken = async (responseFormat, seed) => {
   const begin = performance.now();
-  const generation = model.generate(`# ${seed}\n`, { maxTokens: 1000, seed, ...(responseFormat && { responseFormat }) });
+  const generation = model.generate(`# ${seed}\n`, {
+    maxTokens: 1000,
+    seed,
+    ...(responseFormat && { responseFormat }),
+  });
   for await (const _ of generation) break;
   return performance.now() - begin;
 };

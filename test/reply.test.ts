@@ -205,9 +205,7 @@ const cases: Case[] = [
     segments: [`interpreter\n ${fence}python\nprint(1)\n${fence}`],
     tools: ['f'],
     text: `interpreter\n ${fence}python\nprint(1)\n${fence}`,
-    messages: [
-      { role: 'assistant', metadata: '', content: `interpreter\n ${fence}python\nprint(1)\n${fence}` },
-    ],
+    messages: [{ role: 'assistant', metadata: '', content: `interpreter\n ${fence}python\nprint(1)\n${fence}` }],
   },
   {
     name: 'code and what is said of it',

@@ -194,7 +194,7 @@ describe('what no grammar can hold an answer to is refused by its name', () => {
     ],
     [{ not: {} }, '# uses not,'],
     [{ if: {} }, '# uses if,'],
-    [{ anyOf: [{ then: true }] }, '#/anyOf/0 uses then,'],
+    [{ anyOf: [{ else: true }] }, '#/anyOf/0 uses else,'],
     [{ type: 'array', contains: {} }, 'uses contains,'],
     [{ dependentRequired: { a: ['b'] } }, 'uses dependentRequired,'],
     [{ dependentSchemas: {} }, 'uses dependentSchemas,'],

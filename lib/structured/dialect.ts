@@ -51,7 +51,7 @@ export const PYTHON_DIALECT: Dialect = {
   no: 'False',
   nothing: 'None',
   inQuotes: (text) =>
-    text.replace(/['\\\0-\x1f\ud800-\udfff]/gu, (char) => {
+    text.replace(/['\\\p{Cc}\p{Cs}]/gu, (char) => {
       const letter = PYTHON_LETTERS[char];
       if (letter !== undefined) return `\\${letter}`;
       const code = char.charCodeAt(0).toString(16);

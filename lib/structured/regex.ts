@@ -141,9 +141,9 @@ const properties = new Map<string, CharSet>();
 function propertySet(raw: string): CharSet {
   const known = properties.get(raw);
   if (known !== undefined) return known;
-  const everything = (allText ??= joined(ALL_CHARS));
+  allText ??= joined(ALL_CHARS);
   const ranges: [number, number][] = [];
-  for (const { 0: run } of everything.matchAll(new RegExp(`${raw}+`, 'gu'))) {
+  for (const { 0: run } of allText.matchAll(new RegExp(`${raw}+`, 'gu'))) {
     // A run may leap over the surrogates; charSet() takes them out again.
     ranges.push([run.codePointAt(0) as number, lastPoint(run)]);
   }

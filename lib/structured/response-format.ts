@@ -100,7 +100,7 @@ export function readResponseFormat(value: unknown): ParsedFormat | undefined {
         return { grammar: regexToGrammar(pattern, { name: 'responseFormat.pattern' }), beginsWithSpace: undefined };
       }
       default:
-        return { grammar: textOf(set.grammar, 'responseFormat.grammar'), beginsWithSpace: undefined };
+        return { grammar: grammarText(set.grammar), beginsWithSpace: undefined };
     }
   });
 }
@@ -126,9 +126,18 @@ function checkedFields(fields: object, known: readonly string[], what: string): 
   return Object.fromEntries(set);
 }
 
+/** Longer grammars are refused, in UTF-16 units. */
+const MOST_GRAMMAR = 2_000_000;
+
+function grammarText(value: unknown): string {
+  const grammar = textOf(value, 'responseFormat.grammar');
+  if (grammar.length <= MOST_GRAMMAR) return grammar;
+  throw invalidArgument(`responseFormat.grammar has ${grammar.length} characters, and may have ${MOST_GRAMMAR}`);
+}
+
 function textOf(value: unknown, name: string): string {
   if (typeof value === 'string' && value !== '') return value;
-  throw invalidArgument(`${name} must be a text that is not empty, got ${show(value)}`);
+  throw invalidArgument(`${name} must be a string that is not empty, got ${show(value)}`);
 }
 
 function ofSchema(schema: unknown, name: string): ParsedFormat {

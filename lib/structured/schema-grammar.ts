@@ -315,7 +315,14 @@ class Compiler {
   }
 
   #number(constraint: Constraint): Expression {
-    const { least, most, above, below, isInteger, divisors, pointer } = constraint;
+    const { formatRange, divisors, pointer } = constraint;
+    let { least, most, isInteger } = constraint;
+    const { above, below } = constraint;
+    if (formatRange !== undefined) {
+      isInteger = true;
+      least = Math.max(least ?? formatRange[0], formatRange[0]);
+      most = Math.min(most ?? formatRange[1], formatRange[1]);
+    }
     const hasBounds = [least, most, above, below].some((it) => it !== undefined);
     if (!isInteger && divisors.length === 0) {
       if (!hasBounds) return this.#anyNumber();
@@ -323,7 +330,7 @@ class Compiler {
         automatonExpression(boundedNumbers(constraint, this.document.budget), this.#grammar, cls),
       );
     }
-    const range = integerRange(constraint);
+    const range = integerRange({ least, most, above, below });
     if (range === undefined) return NEVER;
     return this.#scalar(`integer ${range.join()} ${divisors.join()}`, () => {
       const factor = divisors.reduce(leastCommonMultiple, 1);

@@ -52,6 +52,9 @@ export interface ArraySource {
   rest: Place | undefined;
 }
 
+/** Whether a value is surely valid, for all that is known of formats, or may be. */
+type Certainty = 'surely' | 'perhaps';
+
 /** Constraints that a value must all meet; those of other types than the value's do not count. */
 export interface Constraint extends Bounds {
   /** The types that a value may be of. */
@@ -64,8 +67,13 @@ export interface Constraint extends Bounds {
   divisors: readonly number[];
   minLength: number;
   maxLength: number;
-  /** Patterns and formats, by their place. */
-  patterns: readonly { source: string; where: string }[];
+  /**
+   * Patterns, by their place. That of a format is not exact: there are texts of the format that the pattern does not match,
+   * and validators that take no notice of formats.
+   */
+  patterns: readonly { source: string; where: string; isExact: boolean }[];
+  /** Whole numbers from the first to the second, which formats of numbers ask for. */
+  formatRange: readonly [number, number] | undefined;
   minItems: number | undefined;
   maxItems: number;
   arrays: readonly ArraySource[];
@@ -89,6 +97,7 @@ const ANY: Constraint = {
   minLength: 0,
   maxLength: Number.POSITIVE_INFINITY,
   patterns: [],
+  formatRange: undefined,
   minItems: undefined,
   maxItems: Number.POSITIVE_INFINITY,
   arrays: [],
@@ -342,28 +351,27 @@ export class SchemaDocument {
     const { pattern, format } = schema;
     if (pattern !== undefined) {
       if (typeof pattern !== 'string') throw this.#wrong(pointer, 'pattern', 'a string', pattern);
-      this.#addPattern(next, pattern, `${pointer}/pattern`);
+      this.#addPattern(next, pattern, `${pointer}/pattern`, true);
     }
     if (format === undefined) return;
     if (typeof format !== 'string') throw this.#wrong(pointer, 'format', 'a string', format);
     const found = formatOf(format);
     if (found.kind === 'string') {
-      this.#addPattern(next, found.pattern, `${pointer}/format`);
+      this.#addPattern(next, found.pattern, `${pointer}/format`, false);
     } else if (found.kind === 'number') {
       next.touched |= NUMBER;
-      next.isInteger = true;
-      next.least = larger(next.least, found.least);
-      next.most = smaller(next.most, found.most);
+      const [least, most] = next.formatRange ?? [found.least, found.most];
+      next.formatRange = [Math.max(least, found.least), Math.min(most, found.most)];
     } else if (found.kind === 'refused' || (found.kind === 'unknown' && pattern === undefined)) {
       throw this.refuse(pointer, 'format', `${show(format)}, which no grammar can hold an answer to`);
     }
   }
 
-  #addPattern(next: Constraint, source: string, where: string): void {
+  #addPattern(next: Constraint, source: string, where: string, isExact: boolean): void {
     next.touched |= STRING;
     if (next.patterns.some((it) => it.source === source)) return;
     this.pattern(source, where);
-    next.patterns = [...next.patterns, { source, where }];
+    next.patterns = [...next.patterns, { source, where, isExact }];
   }
 
   #arrays(schema: JsonObject, pointer: string, next: Constraint): void {
@@ -537,35 +545,43 @@ export class SchemaDocument {
     return arrays.flatMap(({ prefix, rest }) => prefix[index] ?? rest ?? []);
   }
 
-  meets(places: readonly Place[], value: Json): boolean {
-    return this.normal(places).some((constraint) => this.accepts(constraint, value));
+  /** Whether a value meets all of the places, or may do so: what a format asks for is known in one direction only. */
+  meets(places: readonly Place[], value: Json, how: Certainty = 'surely'): boolean {
+    return this.normal(places).some((constraint) => this.accepts(constraint, value, how));
   }
 
-  /** Whether JSON Schema lets the value pass. */
-  accepts(constraint: Constraint, value: Json): boolean {
-    if (constraint.against.some(({ others }) => others.some((it) => this.meets([it], value)))) return false;
-    return this.#fits(constraint, value);
+  /** Whether JSON Schema lets the value pass, or may do so. */
+  accepts(constraint: Constraint, value: Json, how: Certainty = 'surely'): boolean {
+    const opposite = how === 'surely' ? 'perhaps' : 'surely';
+    if (constraint.against.some(({ others }) => others.some((it) => this.meets([it], value, opposite)))) return false;
+    return this.#fits(constraint, value, how);
   }
 
   /** Whether the value meets what the constraint says itself, whatever other alternatives of a `oneOf` do. */
-  #fits(constraint: Constraint, value: Json): boolean {
-    const { values } = constraint;
+  #fits(constraint: Constraint, value: Json, how: Certainty): boolean {
+    const { values, formatRange } = constraint;
     const type = typeOf(value);
     this.budget.spend(1);
     if ((constraint.types & type) === 0) return false;
     if (values !== undefined && !values.some((it) => keyOf(it) === keyOf(value))) return false;
     if (typeof value === 'number') {
       if (constraint.isInteger && !Number.isInteger(value)) return false;
+      if (how === 'surely' && formatRange !== undefined) {
+        if (!Number.isInteger(value) || value < formatRange[0] || value > formatRange[1]) return false;
+      }
       return isWithin(value, constraint) && constraint.divisors.every((divisor) => value % divisor === 0);
     }
     if (typeof value === 'string') {
       const length = Array.from(value).length;
       if (length < constraint.minLength || length > constraint.maxLength) return false;
-      return constraint.patterns.every(({ source, where }) => this.patternAutomaton(source, where).accepts(value));
+      return constraint.patterns.every(
+        ({ source, where, isExact }) =>
+          (how === 'perhaps' && !isExact) || this.patternAutomaton(source, where).accepts(value),
+      );
     }
     if (Array.isArray(value)) {
       if (value.length < (constraint.minItems ?? 0) || value.length > constraint.maxItems) return false;
-      return value.every((item, index) => this.meets(this.item(constraint.arrays, index), item));
+      return value.every((item, index) => this.meets(this.item(constraint.arrays, index), item, how));
     }
     if (!isObject(value)) return true;
     const names = Object.keys(value);
@@ -573,7 +589,8 @@ export class SchemaDocument {
     if (!constraint.required.every((name) => Object.hasOwn(value, name))) return false;
     return names.every(
       (name) =>
-        this.meets(constraint.names, name) && this.meets(this.property(constraint.objects, name), value[name] as Json),
+        this.meets(constraint.names, name, how) &&
+        this.meets(this.property(constraint.objects, name), value[name] as Json, how),
     );
   }
 
@@ -590,10 +607,14 @@ export class SchemaDocument {
   /** Whether no answer that is written for `a` meets `b`. */
   areApart(a: Constraint, b: Constraint, depth = 0): boolean {
     this.budget.spend(10);
-    if (a.values !== undefined) return a.values.every((value) => !this.accepts(a, value) || !this.accepts(b, value));
+    if (a.values !== undefined)
+      return a.values.every((value) => !this.accepts(a, value) || !this.accepts(b, value, 'perhaps'));
     let common = this.writtenTypes(a) & b.types;
     if (b.values !== undefined) {
-      const types = b.values.reduce<number>((all, value) => (this.#fits(a, value) ? all | typeOf(value) : all), 0);
+      const types = b.values.reduce<number>(
+        (all, value) => (this.#fits(a, value, 'surely') ? all | typeOf(value) : all),
+        0,
+      );
       common &= types;
     }
     if (common === 0) return true;
@@ -606,9 +627,10 @@ export class SchemaDocument {
 
   #areStringsApart(a: Constraint, b: Constraint): boolean {
     if (a.maxLength < b.minLength || b.maxLength < a.minLength) return true;
-    if (a.patterns.length === 0 || b.patterns.length === 0) return false;
+    const patterns = b.patterns.filter(({ isExact }) => isExact);
+    if (a.patterns.length === 0 || patterns.length === 0) return false;
     try {
-      return this.strings(a).and(this.strings(b), this.budget).isEmpty;
+      return this.strings(a).and(this.strings({ ...b, patterns }), this.budget).isEmpty;
     } catch (error) {
       if (error instanceof TooLarge) return false;
       throw error;

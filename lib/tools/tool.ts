@@ -57,6 +57,12 @@ export interface ToolOptions<P> {
   strict?: boolean | undefined;
 }
 
+/** The schema as the model is shown it: which version of JSON Schema it follows is nothing to the model. */
+function shownSchema(validator: StandardSchema<unknown, unknown>): Record<string, unknown> {
+  const { $schema: _, ...schema } = toJsonSchema(validator, 'parameters') as Record<string, unknown>;
+  return schema;
+}
+
 const OPTIONS = [
   'name',
   'description',
@@ -93,7 +99,7 @@ export function defineTool<const P = undefined>(options: ToolOptions<P>): Tool<T
   if (description !== undefined) tool.description = description;
   if (isStandardSchema(parameters)) {
     tool.validator = parameters;
-    tool.parameters = jsonSchema ?? toJsonSchema(parameters, 'parameters');
+    tool.parameters = jsonSchema ?? shownSchema(parameters);
   } else if (parameters !== undefined) {
     if (!isPlainObject(parameters)) {
       throw invalidArgument(`parameters must be a JSON schema or a validator, got ${show(parameters)}`);

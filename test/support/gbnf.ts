@@ -3,7 +3,8 @@
 export type Node =
   | { kind: 'literal'; points: number[] }
   | { kind: 'class'; ranges: [number, number][]; isNegated: boolean }
-  | { kind: 'sequence' | 'choice'; items: Node[] }
+  | { kind: 'sequence'; items: Node[] }
+  | { kind: 'choice'; items: Node[] }
   | { kind: 'repeat'; item: Node; least: number; most: number }
   | { kind: 'rule'; name: string };
 
@@ -36,12 +37,12 @@ export function parseGbnf(text: string): Rules {
       at += found > 0xffff ? 2 : 1;
       return found;
     }
-    const escape = take(/\\(?:["\\nrt\][^-]|x[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4}|U[0-9A-Fa-f]{8})/y);
-    const letter = escape.charAt(1);
-    if ('xuU'.includes(letter)) return Number.parseInt(escape.slice(2), 16);
+    const taken = take(/\\(?:["\\nrt\][^-]|x[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4}|U[0-9A-Fa-f]{8})/y);
+    const letter = taken.charAt(1);
+    if ('xuU'.includes(letter)) return Number.parseInt(taken.slice(2), 16);
     return ({ n: '\n', r: '\r', t: '\t' }[letter] ?? letter).charCodeAt(0);
   };
-  const primary = (inGroup: boolean): Node => {
+  const primary = (): Node => {
     if (text[at] === '"') {
       at++;
       const points: number[] = [];
@@ -83,13 +84,12 @@ export function parseGbnf(text: string): Rules {
       at++;
       return inner;
     }
-    void inGroup;
     return { kind: 'rule', name: take(/[a-zA-Z][a-zA-Z0-9-]*/y) };
   };
   const sequence = (inGroup: boolean): Node => {
     const items: Node[] = [];
     for (space(inGroup); at < text.length && !/[|)\r\n]/.test(text.charAt(at)); space(inGroup)) {
-      let item = primary(inGroup);
+      let item = primary();
       if (/[*+?{]/.test(text[at] ?? '')) {
         const count = take(/[*+?]|\{\d+(?:,\d*)?\}/y);
         const [, low, comma, high] = /\{(\d+)(,?)(\d*)\}/.exec(count) ?? [];
