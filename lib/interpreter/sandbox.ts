@@ -227,6 +227,7 @@ async function unshareCommand(sandbox: Sandbox, places: Places, limits: Limits, 
       `if [ -e ${place} ]; then mount --bind ${place} ${place}; mount -o remount,bind,ro,nosuid,nodev,noexec ${place}; fi`,
     );
   }
+  lines.push(`mount -t tmpfs -o ro,size=4k,mode=0755 tmpfs ${at('/proc/1')}`);
   // System V's shared memory is no process's own; the setting belongs to the new namespace.
   lines.push(`echo ${SHARED_MEMORY_BYTES / 4096} > /proc/sys/kernel/shmall`);
   if (!sandbox.isRoot) lines.push(`echo 0 > /proc/sys/user/max_user_namespaces`);
