@@ -28,7 +28,10 @@ export const ERROR_CODES = [
   'ERR_BUSY',
   /** The asked-for device cannot be used. The message says why. */
   'ERR_DEVICE_UNAVAILABLE',
-  /** The package cannot run here: its native addon is missing or does not load, or Node is too old. The message says which. */
+  /**
+   * The package cannot run here: its native addon is missing or does not load, or Node is too old; or a code executor finds
+   * no sandbox or no interpreter. The message says which.
+   */
   'ERR_UNSUPPORTED',
   /** A request took longer than its `timeoutMs` or `queueTimeoutMs`. Details: `timeoutMs`. */
   'ERR_TIMEOUT',

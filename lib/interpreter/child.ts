@@ -4,7 +4,16 @@ import type { Duplex, Readable } from 'node:stream';
 import { childrenOf, descendantsOf, hiddenFiles, processState, proportionalBytes } from './processes.js';
 
 /** What is known of a child's end. `reason` where this side ended it. */
-export type EndReason = 'timeout' | 'aborted' | 'disposed' | 'memory' | 'processes' | 'disk' | 'output' | 'garbage';
+export type EndReason =
+  | 'start'
+  | 'timeout'
+  | 'aborted'
+  | 'disposed'
+  | 'memory'
+  | 'processes'
+  | 'disk'
+  | 'output'
+  | 'garbage';
 
 /** A reply of the runner: only data, whoever wrote it. */
 export interface Reply {

@@ -10,6 +10,9 @@ import { isRealRoot, type Sandbox, sandboxed } from './sandbox.js';
 import { systemCallFilter } from './seccomp.js';
 import { WorkingDirectory } from './working-directory.js';
 
+/** How long the trial of a sandbox may take, in milliseconds. */
+const MOST_PROBE_MS = 60_000;
+
 /** Numbers of users that no user and no range of subordinate users has, usually. Each session gets one of its own. */
 const FIRST_USER = 0x7000_0000;
 const USERS = 0x0fff_ffff;
@@ -83,7 +86,9 @@ async function problemOf(sandbox: Sandbox, settings: Settings, interpreter: Inte
       fileBytes: Number.MAX_SAFE_INTEGER,
       isDiskOver: async () => false,
     });
+    const timer = setTimeout(() => child.end('start'), MOST_PROBE_MS);
     await child.start();
+    clearTimeout(timer);
     const text = child.takeOutput().toString();
     await child.end('disposed');
     if (text === 'done\n') return undefined;

@@ -152,6 +152,8 @@ async function bubblewrapCommand(
   for (const place of SETTINGS) args.push(...withParents(place), '--ro-bind-try', place, place);
   for (const place of interpreter.places) args.push(...withParents(place), '--ro-bind', place, place);
   args.push('--proc', '/proc', '--dev', '/dev');
+  // bubblewrap's own process in the sandbox is the same user's in a user namespace, without the limits of the code.
+  args.push('--tmpfs', '/proc/1', '--remount-ro', '/proc/1');
   args.push('--perms', '1777', '--size', String(SHARED_MEMORY_BYTES), '--tmpfs', '/dev/shm', '--remount-ro', '/dev');
   args.push('--perms', '1777', '--size', String(limits.fileBytes), '--tmpfs', '/tmp');
   args.push(...withParents(WORKING_DIRECTORY), '--bind', places.data, WORKING_DIRECTORY);
@@ -179,7 +181,8 @@ function quoted(text: string): string {
 async function unshareCommand(sandbox: Sandbox, places: Places, limits: Limits, command: Command): Promise<string[]> {
   const { interpreter } = command;
   const root = places.root;
-  const at = (place: string) => quoted(`${root}${place}`);
+  // Relative to the new root, so that a script that runs on by itself makes nothing where the root was.
+  const at = (place: string) => quoted(`.${place}`);
   const lines = ['set -eu', 'PATH=$PATH:/usr/sbin:/sbin'];
   const bind = (place: string, readOnly: boolean, target = place) => {
     lines.push(`mount --rbind ${quoted(place)} ${at(target)}`);
@@ -187,7 +190,7 @@ async function unshareCommand(sandbox: Sandbox, places: Places, limits: Limits, 
     const remount = (flags: string) => `mount -o remount,bind,${flags} ${at(target)}`;
     if (readOnly) lines.push(`${remount('ro')} 2>/dev/null || ${remount('ro,nosuid,nodev')}`);
   };
-  lines.push(`mount -t tmpfs -o size=1m,mode=0755 tmpfs ${quoted(root)}`);
+  lines.push(`mount -t tmpfs -o size=1m,mode=0755 tmpfs ${quoted(root)}`, `cd ${quoted(root)}`);
   for (const entry of await systemEntries()) {
     if ('link' in entry) {
       lines.push(`ln -s ${quoted(entry.target)} ${at(entry.link)}`);
@@ -224,13 +227,14 @@ async function unshareCommand(sandbox: Sandbox, places: Places, limits: Limits, 
       `if [ -e ${place} ]; then mount --bind ${place} ${place}; mount -o remount,bind,ro,nosuid,nodev,noexec ${place}; fi`,
     );
   }
+  lines.push(`mount -t tmpfs -o ro,size=4k,mode=0755 tmpfs ${at('/proc/1')}`);
   // System V's shared memory is no process's own; the setting belongs to the new namespace.
   lines.push(`echo ${SHARED_MEMORY_BYTES / 4096} > /proc/sys/kernel/shmall`);
   if (!sandbox.isRoot) lines.push(`echo 0 > /proc/sys/user/max_user_namespaces`);
   lines.push(`mount -t tmpfs -o size=${SHARED_MEMORY_BYTES},mode=1777,nosuid,nodev tmpfs ${at('/dev/shm')}`);
   lines.push(`mount -t tmpfs -o size=${limits.fileBytes},mode=1777,nosuid,nodev tmpfs ${at('/tmp')}`);
   bind(places.data, false, WORKING_DIRECTORY);
-  lines.push(`cd ${quoted(root)}`, 'pivot_root . old', 'umount -l /old', 'rmdir /old');
+  lines.push('pivot_root . old', 'cd /', 'umount -l /old', 'rmdir /old');
   lines.push('mount -o remount,bind,ro /', `cd ${WORKING_DIRECTORY}`);
   const rights = sandbox.isRoot
     ? userArguments(places).slice(0, -1)

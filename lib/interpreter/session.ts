@@ -21,6 +21,9 @@ export interface Plan {
   env: Readonly<Record<string, string>>;
 }
 
+/** How long an interpreter may take to start, in milliseconds. */
+const MOST_START_MS = 60_000;
+
 /** Processes that build the sandbox and wait for its end. */
 const SANDBOX_TASKS = 4;
 
@@ -61,6 +64,8 @@ function noteOf(reason: EndReason | undefined, how: string, { settings }: Plan):
       return `[The code wrote more than ${settings.fileBytes} bytes or ${MOST_ENTRIES} files and was ended. ${lost} The working directory was emptied.]`;
     case 'output':
       return `[The output was cut after ${settings.outputBytes} bytes, and the code was ended. ${lost}]`;
+    case 'start':
+      return '[The interpreter did not start again.]';
     case 'garbage':
       return `[The code disturbed the interpreter, which was ended. ${lost}]`;
     default:
@@ -107,7 +112,10 @@ export class InterpreterSession implements ExecutorSession {
     const session = new InterpreterSession(plan, await WorkingDirectory.create(plan.settings.files, user), user);
     try {
       const child = await session.#start();
-      if (await child.start()) return session;
+      const timer = setTimeout(() => child.end('start'), MOST_START_MS);
+      const hasStarted = await child.start();
+      clearTimeout(timer);
+      if (hasStarted) return session;
       const text = textOf(child.takeOutput(), 1000).trim();
       await child.end('disposed');
       throw new ChatGLMError(
@@ -169,14 +177,17 @@ export class InterpreterSession implements ExecutorSession {
       child = await this.#start();
     }
     this.#throwIfDisposed();
-    const began = performance.now();
-    const timer = setTimeout(() => child.end('timeout'), this.#plan.settings.timeoutMs);
+    let began = performance.now();
+    let timer = setTimeout(() => child.end('start'), MOST_START_MS);
     const forget = onAbort(signal, () => void child.end('aborted'));
     // A signal may have fired while a process was started.
     if (signal?.aborted) void child.end('aborted');
     let reply: Reply | undefined;
     try {
       if (await child.start()) {
+        clearTimeout(timer);
+        began = performance.now();
+        timer = setTimeout(() => child.end('timeout'), this.#plan.settings.timeoutMs);
         const secret = randomBytes(16).toString('hex');
         reply = await child.ask(randomBytes(16).toString('hex'), `\u0001${secret}\u0001`, code);
       }

@@ -1,7 +1,6 @@
 import { execFile } from 'node:child_process';
 import { rmSync } from 'node:fs';
 import {
-  chmod,
   chown,
   constants,
   type FileHandle,
@@ -70,16 +69,18 @@ function removeAll(): void {
 }
 
 async function removeDirectory(directory: string): Promise<void> {
-  const removed = await rm(directory, { recursive: true, force: true, maxRetries: 3 }).then(
-    () => true,
-    () => false,
-  );
-  if (removed || process.platform === 'win32') return;
-  // Folders without permissions, and paths that are longer than any system call takes.
-  const run = (program: string, args: string[]) =>
-    new Promise<void>((resolve) => execFile(program, args, () => resolve()));
-  await run('chmod', ['-R', 'u+rwx', '--', directory]);
-  await run('rm', ['-rf', '--', directory]);
+  const remove = () => rm(directory, { recursive: true, force: true, maxRetries: 3 });
+  try {
+    await remove();
+  } catch (error) {
+    if (process.platform === 'win32') throw error;
+    // Folders without permissions, and paths that are longer than any system call takes.
+    const run = (program: string, args: string[]) =>
+      new Promise<void>((resolve) => execFile(program, args, () => resolve()));
+    await run('chmod', ['-R', 'u+rwx', '--', directory]);
+    await run('rm', ['-rf', '--', directory]);
+    await remove();
+  }
 }
 
 /** What tells a file's state from a later one. The time of change is the system's; code cannot set it. */
@@ -249,10 +250,17 @@ export class WorkingDirectory {
     return false;
   }
 
-  /** Removes everything. No code may run in it any more. */
+  /**
+   * Removes everything. No code may run in it any more.
+   *
+   * @throws {ChatGLMError} ERR_PERMISSION_DENIED, ERR_IO.
+   */
   async remove(): Promise<void> {
-    await chmod(this.outer, 0o700).catch(() => {});
-    await removeDirectory(this.outer);
+    try {
+      await removeDirectory(this.outer);
+    } catch (error) {
+      throw systemError(this.outer, 'written', error);
+    }
     directories.delete(this.outer);
     if (directories.size === 0) process.off('exit', removeAll);
   }
