@@ -29,7 +29,9 @@ export {
 } from './checkpoint/synth.js';
 export type { Checkpoint, ModelConfig, TensorEntry } from './checkpoint/types.js';
 export { ChatGLMError, type ErrorCode, type ErrorDetails, type SerializedError } from './common/errors.js';
+export type { FromSchema } from './common/from-schema.js';
 export type { FilePath, Nullable } from './common/options.js';
+export type { StandardSchema } from './common/standard-schema.js';
 export type { WrittenFile } from './common/written-file.js';
 export {
   CHAT_FAMILIES,
@@ -38,7 +40,14 @@ export {
   type ModelFamily,
   type SpecialTokens,
 } from './families/index.js';
-export type { ChatMessage, Role, ToolDefinition, WrappedToolDefinition } from './families/messages.js';
+export type {
+  ChatMessage,
+  ListedTools,
+  Role,
+  ToolDefinition,
+  ToolRegistry,
+  WrappedToolDefinition,
+} from './families/messages.js';
 export type {
   FinishReason,
   GenerateOptions,
@@ -69,3 +78,12 @@ export {
   type ScoreOptions,
 } from './model/model.js';
 export { type DecodeOptions, type EncodeOptions, Tokenizer } from './tokenizer/tokenizer.js';
+export { type McpClient, type McpOptions, type McpTool, toolsFromMcp } from './tools/mcp.js';
+export {
+  defineTool,
+  type Tool,
+  type ToolArguments,
+  type ToolContext,
+  type ToolOptions,
+  type ToolParameters,
+} from './tools/tool.js';

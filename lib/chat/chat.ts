@@ -22,6 +22,8 @@ import {
 import {
   type ChatMessage,
   type ToolDefinition,
+  type ToolRegistry,
+  toolNames,
   validateMessage,
   validateMessages,
   validateTools,
@@ -48,7 +50,7 @@ export interface ChatOptions extends GenerateOptions {
   /** The system message. Default: none, or {@link TOOLS_PROMPT} where there are tools. */
   system?: string | undefined;
   /** Tools that the model may call, also in OpenAI's shape; no two have the same name. ChatGLM3 only. Default: none. */
-  tools?: readonly (ToolDefinition | WrappedToolDefinition)[] | undefined;
+  tools?: readonly (ToolDefinition | WrappedToolDefinition)[] | ToolRegistry | undefined;
   /**
    * The conversation so far: messages, or THUDM's pairs `[query, response]`, which are copied. A history that begins with a
    * system message leaves no room for `system` and `tools`. Default: empty.
@@ -153,7 +155,7 @@ export class Chat {
       throw invalidArgument(`system must be a string, got ${show(system)}`);
     }
     const tools = given && validateTools(given);
-    const hasTools = tools !== undefined && tools.length > 0;
+    const hasTools = tools !== undefined && toolNames(tools).length > 0;
     if (system === undefined && !hasTools) return;
     if (this.#history[0]?.role === 'system') {
       throw invalidArgument('history begins with a system message: system and tools must be left out');
@@ -351,7 +353,7 @@ export class Chat {
       raw,
       family: this.family,
       partToken: partTokenOf(this.family, tokenizer.size),
-      tools: messages.flatMap(({ tools }) => tools?.map(({ name }) => name) ?? []),
+      tools: messages.flatMap(({ tools }) => (tools ? toolNames(tools) : [])),
       stops,
       onReply: (reply) => {
         this.#history.splice(kept, this.#history.length, ...added, ...structuredClone(reply.messages));

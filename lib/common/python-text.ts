@@ -37,6 +37,15 @@ export function dumpJson(value: unknown, indentation = ''): string {
   return `${open}\n${inner}${entries.join(`,\n${inner}`)}\n${indentation}${close}`;
 }
 
+/** Python's `json.dumps(value, ensure_ascii=False)`, of a value that came from JSON. */
+export function dumpJsonLine(value: unknown): string {
+  if (typeof value === 'number') return dumpNumber(value);
+  if (typeof value !== 'object' || value === null) return JSON.stringify(value);
+  if (Array.isArray(value)) return `[${value.map(dumpJsonLine).join(', ')}]`;
+  const entries = Object.entries(value).map(([key, entry]) => `${JSON.stringify(key)}: ${dumpJsonLine(entry)}`);
+  return `{${entries.join(', ')}}`;
+}
+
 function dumpNumber(value: number): string {
   // Python goes over to exponents below 1e-4 (JavaScript: below 1e-6) and writes them with two digits at least.
   if (value === 0 || Math.abs(value) >= 1e-4) return JSON.stringify(value);
