@@ -1,5 +1,5 @@
 // Checks the arguments of a call, and says what is wrong so that the model that wrote them can mend the call.
-import type { OutputUnit, Schema, SchemaDraft, ValidationResult } from '@cfworker/json-schema';
+import type { OutputUnit, Schema, SchemaDraft, Validator } from '@cfworker/json-schema';
 import { show } from '../common/options.js';
 import { dumpJsonLine } from '../common/python-text.js';
 import type { StandardSchema } from '../common/standard-schema.js';
@@ -10,11 +10,6 @@ export type CheckedArguments = { value: unknown } | { problem: string };
 
 /** More would not help a model, and cost it its context. */
 const MOST_PROBLEMS = 5;
-
-/** The part of `Validator` that is used: its types for import() and for require() are two. */
-interface Validator {
-  validate(value: unknown): ValidationResult;
-}
 
 /** By schema. */
 const validators = new WeakMap<object, Validator>();
@@ -60,16 +55,17 @@ async function checkByStandard(validator: StandardSchema, args: unknown): Promis
   return { problem: joined(problems) };
 }
 
-async function checkBySchema(schema: object, args: unknown): Promise<CheckedArguments> {
-  const validator = validators.get(schema) ?? (await compile(schema));
+function checkBySchema(schema: object, args: unknown): CheckedArguments {
+  const validator = validators.get(schema) ?? compile(schema);
   validators.set(schema, validator);
   const { valid, errors } = validator.validate(args);
   return valid ? { value: args } : { problem: joined(problemsOf(errors, schema, args)) };
 }
 
 /** The validator interprets the schema: no code is generated, which Node and Electron can be told to refuse. */
-async function compile(schema: object): Promise<Validator> {
-  const { Validator } = await import('@cfworker/json-schema');
+function compile(schema: object): Validator {
+  // Loaded when it is needed: most programs have no tools.
+  const { Validator } = require('@cfworker/json-schema') as typeof import('@cfworker/json-schema');
   // A copy, because the validator marks the schemas that it has seen.
   const copy = structuredClone(schema) as Schema;
   return new Validator(copy, draftOf(copy.$schema), false);

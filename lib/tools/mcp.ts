@@ -82,9 +82,7 @@ export async function toolsFromMcp(client: McpClient, options: Nullable<McpOptio
   });
   throwIfAborted(signal);
   const listed = await listAll(client, { ...(signal && { signal }), timeout: timeoutMs ?? LIST_TIMEOUT });
-  return listed
-    .filter((tool) => (tool as { execution?: { taskSupport?: unknown } }).execution?.taskSupport !== 'required')
-    .map((tool) => toolOf(client, tool, prefix, timeoutMs));
+  return listed.filter((tool) => !isTask(tool)).map((tool) => toolOf(client, tool, prefix, timeoutMs));
 }
 
 async function listAll(client: McpClient, options: { signal?: AbortSignal; timeout: number }): Promise<McpTool[]> {
@@ -93,7 +91,12 @@ async function listAll(client: McpClient, options: { signal?: AbortSignal; timeo
   try {
     for (let page = 0; page < MOST_PAGES; page++) {
       const { tools: more, nextCursor } = await client.listTools(cursor === undefined ? {} : { cursor }, options);
-      for (const tool of more) tools.push(tool);
+      for (const tool of more) {
+        const { name, inputSchema } = tool;
+        const isTool = typeof name === 'string' && typeof inputSchema === 'object' && inputSchema !== null;
+        if (!isTool) throw new TypeError('what it lists is no tool');
+        tools.push(tool);
+      }
       if (nextCursor === undefined) return tools;
       cursor = nextCursor;
     }
@@ -102,6 +105,11 @@ async function listAll(client: McpClient, options: { signal?: AbortSignal; timeo
     throw new ChatGLMError('ERR_TOOL_FAILED', `the server does not list its tools: ${messageOf(thrown)}`, {}, thrown);
   }
   throw new ChatGLMError('ERR_TOOL_FAILED', `the server's list of tools has more than ${MOST_PAGES} pages`);
+}
+
+/** Whether the tool cannot be called: it wants to be begun as a task, and asked for. */
+function isTask(tool: McpTool): boolean {
+  return (tool as { execution?: { taskSupport?: unknown } }).execution?.taskSupport === 'required';
 }
 
 function toolOf(client: McpClient, listed: McpTool, prefix: string, timeoutMs: number | undefined): Tool {

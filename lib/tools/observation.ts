@@ -1,6 +1,6 @@
 // What the model is told about what a tool gave, or why it gave nothing.
 import { types } from 'node:util';
-import { messageOf, show } from '../common/options.js';
+import { show } from '../common/options.js';
 import { dumpJsonLine } from '../common/python-text.js';
 
 /** Characters of an observation, unless told otherwise. */
@@ -40,6 +40,5 @@ export function reasonOf(thrown: unknown): string {
   } catch {
     // Anything may be thrown, also what cannot be looked at.
   }
-  const text = messageOf(thrown);
-  return text === '' ? 'unknown error' : text;
+  return show(thrown);
 }

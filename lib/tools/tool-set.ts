@@ -193,7 +193,7 @@ function partsOf(entry: unknown, name: string): Parts {
     const { parameters } = inner;
     if (!isStandardSchema(parameters)) return { definition: entry, program, checker: inner[CHECKER] ?? outer[CHECKER] };
     const { jsonSchema, ...definition } = inner;
-    definition.parameters = jsonSchema ?? schemaOf(parameters, `${name}.parameters`);
+    definition.parameters = schemaOf(parameters, jsonSchema, `${name}.parameters`);
     return { definition, program, checker: parameters };
   });
 }

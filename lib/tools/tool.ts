@@ -4,7 +4,6 @@ import {
   booleanOption,
   functionOption,
   integerOption,
-  isPlainObject,
   type Nullable,
   reading,
   readOptions,
@@ -128,8 +127,8 @@ export function defineTool<const P extends ToolParameters = Readonly<Record<stri
   if (jsonSchema !== undefined && validator === undefined) {
     throw invalidArgument('jsonSchema belongs to a validator: parameters is a JSON schema already, or absent');
   }
-  const schema = jsonSchema ?? (validator ? schemaOf(validator, 'parameters') : parameters);
-  const checked = validateTools([{ name, description, parameters: plainSchema(schema) }], 'tools') as ToolDefinition[];
+  const shown = validator ? schemaOf(validator, jsonSchema, 'parameters') : plainSchema(parameters, 'parameters');
+  const checked = validateTools([{ name, description, parameters: shown }], 'tools') as ToolDefinition[];
   const tool: Tool<ToolArguments<P>> & { [CHECKER]?: Checker } = { ...(checked[0] as ToolDefinition) };
   Object.assign(tool, programFields({ execute, timeoutMs, strict }, 'the tool'));
   if (validator) tool[CHECKER] = validator;
@@ -150,33 +149,30 @@ export function programFields(
   return { ...(execute && { execute }), ...(timeoutMs && { timeoutMs }), ...(strict && { strict }) };
 }
 
-/** The JSON schema of what a validator takes, by its own library. */
-export function schemaOf(validator: StandardSchema, name: string): unknown {
+/** The JSON schema that stands for a validator: the one that is given beside it, or that of the validator's own library. */
+export function schemaOf(validator: StandardSchema, jsonSchema: unknown, name: string): unknown {
+  if (jsonSchema !== undefined) return plainSchema(jsonSchema, name.replace(/parameters$/, 'jsonSchema'));
+  let converted: unknown;
   try {
-    return toJsonSchema(validator, name);
+    converted = toJsonSchema(validator, name);
   } catch (error) {
     throw invalidArgument(`${(error as Error).message}; or give the JSON schema as jsonSchema beside it`, error);
   }
+  return plainSchema(converted, name);
 }
 
-/** A schema without what a model need not read: which draft it is written in. */
-function plainSchema(schema: unknown): unknown {
+/** A schema without what a model need not read: that it is written in the latest draft. */
+function plainSchema(schema: unknown, name: string): unknown {
   if (schema === undefined) return undefined;
-  return reading('parameters', () => {
+  return reading(name, () => {
     if (typeof schema !== 'object' || schema === null || Array.isArray(schema)) {
-      throw invalidArgument(`parameters must be a JSON schema or a Standard Schema validator, got ${show(schema)}`);
+      throw invalidArgument(`${name} must be a JSON schema or a Standard Schema validator, got ${show(schema)}`);
     }
     const { $schema, ...rest } = schema as Record<string, unknown>;
     if (rest.type !== undefined && rest.type !== 'object') {
-      throw invalidArgument(
-        `parameters must describe an object: the arguments by their names, got ${describe(rest.type)}`,
-      );
+      throw invalidArgument(`${name} must describe an object with the arguments, got the type ${show(rest.type)}`);
     }
-    // An older draft means other things by some keywords, so that the validator needs to know.
+    // An older draft means other things by some keywords, which whoever checks the arguments needs to know.
     return typeof $schema === 'string' && !$schema.includes('2020-12') ? { $schema, ...rest } : rest;
   });
-}
-
-function describe(type: unknown): string {
-  return isPlainObject(type) || typeof type !== 'string' ? show(type) : `the type ${show(type)}`;
 }
