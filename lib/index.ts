@@ -60,7 +60,14 @@ export {
   type ModelFamily,
   type SpecialTokens,
 } from './families/index.js';
-export type { ChatMessage, Role, ToolDefinition, WrappedToolDefinition } from './families/messages.js';
+export type {
+  ChatMessage,
+  ListedTools,
+  Role,
+  ToolDefinition,
+  ToolRegistry,
+  WrappedToolDefinition,
+} from './families/messages.js';
 export type {
   FinishReason,
   GenerateOptions,
@@ -106,6 +113,13 @@ export {
 } from './model/model.js';
 export type { ParsedAs, ResponseFormat, SchemaOption } from './structured/response-format.js';
 export { type DecodeOptions, type EncodeOptions, Tokenizer } from './tokenizer/tokenizer.js';
-export { type McpClient, type McpOptions, toolsFromMcp } from './tools/mcp.js';
-export { defineTool, type Tool, type ToolArguments, type ToolContext, type ToolOptions } from './tools/tool.js';
-export type { ToolsOption } from './tools/tool-set.js';
+export { type McpClient, type McpOptions, type McpTool, toolsFromMcp } from './tools/mcp.js';
+export {
+  defineTool,
+  type Tool,
+  type ToolArguments,
+  type ToolContext,
+  type ToolOptions,
+  type ToolParameters,
+} from './tools/tool.js';
+export type { ToolsInput } from './tools/tool-set.js';

@@ -208,7 +208,11 @@ for (const [folder, strictness] of [
   };
   fs.writeFileSync(
     config,
-    JSON.stringify({ extends: '../../../tsconfig.json', compilerOptions: options, include: ['.'] }),
+    JSON.stringify({
+      extends: '../../../tsconfig.json',
+      compilerOptions: options,
+      include: ['.', '../../../test/support/fetch.d.ts'],
+    }),
   );
   const { stdout } = spawnSync(process.execPath, [typescript, '-p', config], {
     cwd: path.join(scratch, folder),

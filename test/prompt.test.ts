@@ -151,7 +151,7 @@ describe('the prompt of ChatGLM3', () => {
 
 describe('messages', () => {
   test('are copied', () => {
-    const tools = [{ name: 'f', strict: true }];
+    const tools = [{ name: 'f', returns: 'a number' }];
     const given = [
       { role: 'system', content: '', tools },
       { role: 'assistant', content: 'a', metadata: '' },
@@ -173,6 +173,44 @@ describe('messages', () => {
     const tool = { name: 'f', description: 'd', parameters: { type: 'object' } };
     const other = { ...tool, name: 'g' };
     expect(validateTools([{ type: 'function', function: tool }, other])).toEqual([tool, other]);
+  });
+
+  test('what is for the program is not in the prompt', () => {
+    const program = { execute: () => 1, timeoutMs: 5, strict: true };
+    const tool = { name: 'f', returns: 'a number' };
+    const wrapped = { type: 'function', function: { ...program, ...tool }, ...program };
+    expect(validateTools([{ ...tool, ...program }])).toEqual([tool]);
+    expect(validateTools([wrapped])).toEqual([tool]);
+    expect(validateTools({ f: { ...tool, ...program } })).toEqual({ f: tool });
+  });
+
+  test("a registry of ChatGLM3's demos is shown as it is", () => {
+    const params = [{ name: 'city_name', description: 'The city', type: 'str', required: true }];
+    const tools = { get_weather: { name: 'get_weather', description: '天气', params, nothing: null } };
+    const messages = validateMessages([{ role: 'system', content: 's', tools }]);
+    expect(messages[0]?.tools).toEqual(tools);
+    expect(messages[0]?.tools).not.toBe(tools);
+    // json.dumps(tools, indent=4, ensure_ascii=False) of Python, written out.
+    expect(chatPrompt('chatglm3', messages)).toContainEqual(
+      [
+        's',
+        '{',
+        '    "get_weather": {',
+        '        "name": "get_weather",',
+        '        "description": "天气",',
+        '        "params": [',
+        '            {',
+        '                "name": "city_name",',
+        '                "description": "The city",',
+        '                "type": "str",',
+        '                "required": true',
+        '            }',
+        '        ],',
+        '        "nothing": null',
+        '    }',
+        '}',
+      ].join('\n'),
+    );
   });
 
   const cycle: Record<string, unknown> = { name: 'f' };
@@ -197,7 +235,11 @@ describe('messages', () => {
       [{ role: 'user', content: '', tools: [] }],
       /messages\[0\]\.tools belongs to a system message, not to one of user/,
     ],
-    [[{ role: 'system', content: '', tools: {} }], /messages\[0\]\.tools must be an array of tools, got an object/],
+    [[{ role: 'system', content: '', tools: 'f' }], /messages\[0\]\.tools must be an array of tools, or .*, got "f"/],
+    [[{ role: 'system', content: '', tools: { f: 1 } }], /messages\[0\]\.tools\.f must be an object .*, got 1/],
+    [[{ role: 'system', content: '', tools: { f: { name: 'g' } } }], /tools\.f\.name must be "f".* got "g"/],
+    [[{ role: 'system', content: '', tools: { name: 'f' } }], /messages\[0\]\.tools must be an array .* one tool/],
+    [[{ role: 'system', content: '', tools: { 'a\nb': {} } }], /must be one line, got "a\\nb"/],
     [[{ role: 'system', content: '', tools: [{}] }], /messages\[0\]\.tools\[0\]\.name/],
     [[{ role: 'system', content: '', tools: [{ name: 'f', description: 1 }] }], /tools\[0\]\.description/],
     [[{ role: 'system', content: '', tools: [{ name: 'f', parameters: [] }] }], /tools\[0\]\.parameters/],

@@ -4,7 +4,7 @@ import type { ChatFamily } from '../families/index.js';
 import type { ChatMessage } from '../families/messages.js';
 import { GENERATE_OPTIONS, type GenerateOptions } from '../generation/options.js';
 import type { CodeExecutor } from '../interpreter/executor.js';
-import type { ToolsOption } from '../tools/tool-set.js';
+import type { ToolsInput } from '../tools/tool-set.js';
 import type { ToolChoice } from './answer-grammar.js';
 import type { ChatChunk } from './chat-stream.js';
 
@@ -39,7 +39,7 @@ export interface AnswerOptions extends GenerateOptions {
    * or of `toolsFromMcp()`; no two have the same name. Those that have `execute()` are run, the model is told what they gave,
    * and the answer goes on. Default: none.
    */
-  tools?: ToolsOption | undefined;
+  tools?: ToolsInput | undefined;
   /**
    * `auto`: the model decides; `none`: it is told of no tools; `required`: it calls one; `{ name }`: it calls this one. What is
    * asked of the model holds until the first call. Default: `auto`.

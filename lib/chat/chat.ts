@@ -35,7 +35,7 @@ import {
   readResponseFormat,
 } from '../structured/response-format.js';
 import { textToolPrompt } from '../tools/text-prompting.js';
-import { ToolSet } from '../tools/tool-set.js';
+import { ToolSet, type ToolsInput } from '../tools/tool-set.js';
 import { Answer, type AnswerResult } from './answer.js';
 import { answerGrammar, readToolChoice, type ToolChoice } from './answer-grammar.js';
 import {
@@ -444,7 +444,8 @@ export class Chat implements AsyncDisposable {
       history: this.#history.slice(0, upTo),
       interpreter: this.#interpreter,
       // Tools are listed in the history already.
-      ...(this.#tools && { tools: this.#tools.all }),
+      // The set itself will do where tools are read.
+      ...(this.#tools && { tools: this.#tools as unknown as ToolsInput }),
     });
   }
 

@@ -2,7 +2,7 @@ import { invalidArgument } from '../common/errors.js';
 import { shown } from '../common/invalid.js';
 import { booleanOption, type Nullable, reading, readOptions, show } from '../common/options.js';
 import { INTERPRETER, unfence } from '../families/chatglm3.js';
-import { type ChatMessage, type ToolList, validateMessages, validateTools } from '../families/messages.js';
+import { type ChatMessage, type ListedTools, validateMessages, validateTools } from '../families/messages.js';
 import { parseToolCall } from '../families/python-call.js';
 import { fencedPython, writeToolCall } from '../families/python-literal.js';
 
@@ -22,7 +22,7 @@ export interface ChatGLMFields {
   /** The message's `metadata`, where its role does not tell it. */
   metadata?: string;
   /** The tools that a system message lists. */
-  tools?: ToolList;
+  tools?: ListedTools;
 }
 
 /** A called function. */

@@ -1,4 +1,5 @@
 import { strip, stripStart } from '../common/python-text.js';
+import type { Literal } from '../families/python-call.js';
 import { type Outcome, type Segment, TextSegment } from '../families/reply.js';
 import { parseTextToolCall } from '../tools/text-prompting.js';
 
@@ -61,7 +62,7 @@ export class TextCallSegment implements Segment {
     const content = strip(this.#undecided?.join('') ?? '');
     const call = parseTextToolCall(content, this.#tools);
     if (call) {
-      this.#call = { kind: 'call', name: call.name, content, arguments: call.arguments };
+      this.#call = { kind: 'call', name: call.name, content, arguments: call.arguments as Record<string, Literal> };
       return '';
     }
     return this.#becomeText() + (this.#text as unknown as TextSegment).end();

@@ -33,16 +33,18 @@ export const ERROR_CODES = [
    * no sandbox or no interpreter. The message says which.
    */
   'ERR_UNSUPPORTED',
-  /** A request took longer than its `timeoutMs` or `queueTimeoutMs`. Details: `timeoutMs`. */
+  /** A request took longer than its `timeoutMs` or `queueTimeoutMs`, or a tool than its `timeoutMs`. Details: `timeoutMs`. */
   'ERR_TIMEOUT',
   /** The model takes no new requests: `drain()` was called. */
   'ERR_DRAINING',
   /** The process that ran an isolated model ended. Details: `signal` or `exitCode`. */
   'ERR_RUNTIME_CRASHED',
+  /** A tool threw, or gave what cannot be told to a model. `cause` is what was thrown. Details: `tool`. */
+  'ERR_TOOL_FAILED',
+  /** The model called a tool that there is not, or with arguments that the tool does not take. Details: `tool`. */
+  'ERR_TOOL_CALL_INVALID',
   /** The caller's `signal` fired. `cause` is the signal's reason; the error's `name` is `AbortError`. */
   'ERR_ABORTED',
-  /** A tool threw, or returned what cannot be told to the model. Details: `tool`. `cause` is what the tool threw. */
-  'ERR_TOOL_FAILED',
   /** The model was disposed before or during the call, or a stored conversation was closed. */
   'ERR_DISPOSED',
   /** An argument or option is of the wrong type or out of range. The message names it. */

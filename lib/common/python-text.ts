@@ -42,9 +42,8 @@ export function dumpJsonLine(value: unknown): string {
   if (typeof value === 'number') return dumpNumber(value);
   if (typeof value !== 'object' || value === null) return JSON.stringify(value);
   if (Array.isArray(value)) return `[${value.map(dumpJsonLine).join(', ')}]`;
-  return `{${Object.entries(value)
-    .map(([key, entry]) => `${JSON.stringify(key)}: ${dumpJsonLine(entry)}`)
-    .join(', ')}}`;
+  const entries = Object.entries(value).map(([key, entry]) => `${JSON.stringify(key)}: ${dumpJsonLine(entry)}`);
+  return `{${entries.join(', ')}}`;
 }
 
 function dumpNumber(value: number): string {

@@ -15,6 +15,15 @@ export interface ToolDefinition {
   parameters?: Readonly<Record<string, unknown>>;
 }
 
+/**
+ * Tools as the demos of ChatGLM3 register them: `{ get_weather: { name, description, params: [{ name, type, … }] } }`. The
+ * keys are the tools' names, and the prompt shows the object as it is.
+ */
+export type ToolRegistry = { readonly [name: string]: Readonly<Record<string, unknown>> };
+
+/** What a prompt lists: tools, or a registry of them. */
+export type ListedTools = readonly ToolDefinition[] | ToolRegistry;
+
 /** OpenAI's wrapping of the same, which is unwrapped wherever tools are taken. */
 export interface WrappedToolDefinition {
   /** The only kind there is. */
@@ -22,9 +31,6 @@ export interface WrappedToolDefinition {
   /** The tool itself. */
   function: ToolDefinition;
 }
-
-/** The tools of a system message. The prompt shows them as they stand. */
-export type ToolList = readonly ToolDefinition[] | Readonly<Record<string, object>>;
 
 /** One entry of a conversation: plain JSON, as in THUDM's `history`. */
 export interface ChatMessage {
@@ -35,7 +41,7 @@ export interface ChatMessage {
   /** What stands between the role and the content: a called tool's name, `interpreter`, or nothing. */
   metadata?: string;
   /** Only of `system` messages: a list, or an object of tools by their names, as THUDM's demos pass it. */
-  tools?: ToolList;
+  tools?: ListedTools;
   /**
    * What OpenAI's format says of the message besides, such as a speaker's name and the id of a call: plain JSON, which
    * `fromOpenAI()` writes and `toOpenAI()` reads. No part of the prompt.
@@ -107,17 +113,23 @@ export function validateMessage(value: unknown, name = 'message'): ChatMessage {
   });
 }
 
+/** What a program does with a tool: the model never sees these fields. */
+const HIDDEN_FIELDS = ['execute', 'timeoutMs', 'strict'];
+
 /**
- * Checks a list of tools and unwraps OpenAI's `{ type: 'function', function }`. Fields that this package does not know
- * stay, in their order: the model sees them as THUDM's code would show them. Those that are null are left out.
+ * Checks a list of tools and unwraps OpenAI's `{ type: 'function', function }`, or checks a registry. Fields that this package
+ * does not know stay, in their order: the model sees them as THUDM's code would show them. Those of a list that are null
+ * are left out, and so are `execute`, `timeoutMs` and `strict`, which are for the program.
  *
  * @throws {ChatGLMError} ERR_INVALID_ARGUMENT, naming the tool and the field.
  */
-export function validateTools(value: unknown, name = 'tools'): ToolList {
+export function validateTools(value: unknown, name = 'tools'): ToolDefinition[] | ToolRegistry {
   return reading(name, () => {
-    if (isPlainObject(value)) return validateRegistry(value, name);
     if (!Array.isArray(value)) {
-      throw invalidArgument(`${name} must be an array of tools, or an object of tools by name, got ${show(value)}`);
+      if (isPlainObject(value)) return validateRegistry(value, name);
+      throw invalidArgument(
+        `${name} must be an array of tools, or an object with a tool for each name, got ${show(value)}`,
+      );
     }
     const indices = new Map<string, number>();
     // Array.from() visits holes, which the methods of arrays skip.
@@ -133,38 +145,56 @@ export function validateTools(value: unknown, name = 'tools'): ToolList {
   });
 }
 
-/** THUDM's demos pass `{ get_weather: { name, description, params: […] } }`, and the prompt shows that object. */
-function validateRegistry(value: Record<string, unknown>, name: string): Record<string, object> {
-  const copy = plainCopy(value, name) as Record<string, unknown>;
-  for (const [key, tool] of Object.entries(copy)) {
-    if (key === '' || /[\r\n]/.test(key))
-      throw invalidArgument(`${name}: a tool's name must be one line, got ${show(key)}`);
-    if (!isObject(tool)) throw invalidArgument(`${name}.${shown(key)} must be an object, got ${show(tool)}`);
-  }
-  return copy as Record<string, object>;
+/** The names by which the model calls the tools. */
+export function toolNames(tools: ListedTools): string[] {
+  return Array.isArray(tools) ? tools.map(({ name }: ToolDefinition) => name) : Object.keys(tools);
 }
 
-/** The names of the tools of a system message. */
-export function toolNames(tools: ToolList): string[] {
-  return Array.isArray(tools) ? tools.map(({ name }: ToolDefinition) => name) : Object.keys(tools);
+function validateRegistry(value: Record<string, unknown>, name: string): ToolRegistry {
+  // One tool that stands where a list of tools belongs would be read as a registry of its fields.
+  if (typeof value.name === 'string' || value.type === 'function') {
+    throw invalidArgument(`${name} must be an array of tools, got one tool: [tool]`);
+  }
+  const entries = Object.keys(value).map((key): [string, Readonly<Record<string, unknown>>] => {
+    const where = `${name}.${shown(key)}`;
+    const tool = plainCopy(value[key], where);
+    if (!isObject(tool)) throw invalidArgument(`${where} must be an object that describes the tool, got ${show(tool)}`);
+    checkToolName(key, `the name of ${where}`);
+    if (isSet(tool.name) && tool.name !== key) {
+      throw invalidArgument(`${where}.name must be ${show(key)}, as the registry says, got ${show(tool.name)}`);
+    }
+    checkToolFields(tool, where);
+    return [key, Object.fromEntries(Object.entries(tool).filter(([field]) => !HIDDEN_FIELDS.includes(field)))];
+  });
+  return Object.fromEntries(entries);
 }
 
 function validateTool(value: unknown, name: string): ToolDefinition {
   if (!isObject(value)) throw invalidArgument(`${name} must be an object with a name, got ${show(value)}`);
   if (value.type === 'function' && isSet(value.function)) return validateTool(value.function, `${name}.function`);
-  const tool = Object.fromEntries(Object.entries(value).filter(([, field]) => isSet(field)));
-  if (typeof tool.name !== 'string' || tool.name === '') {
-    throw invalidArgument(`${name}.name must be a string that is not empty, got ${show(tool.name)}`);
+  const tool = Object.fromEntries(
+    Object.entries(value).filter(([field, content]) => isSet(content) && !HIDDEN_FIELDS.includes(field)),
+  );
+  checkToolName(tool.name, `${name}.name`);
+  checkToolFields(tool, name);
+  return tool as Record<string, unknown> & ToolDefinition;
+}
+
+function checkToolName(value: unknown, name: string): void {
+  if (typeof value !== 'string' || value === '') {
+    throw invalidArgument(`${name} must be a string that is not empty, got ${show(value)}`);
   }
   // The name is the first line of a call.
-  if (/[\r\n]/.test(tool.name)) throw invalidArgument(`${name}.name must be one line, got ${show(tool.name)}`);
-  if (tool.description !== undefined && typeof tool.description !== 'string') {
-    throw invalidArgument(`${name}.description must be a string, got ${show(tool.description)}`);
+  if (/[\r\n]/.test(value)) throw invalidArgument(`${name} must be one line, got ${show(value)}`);
+}
+
+function checkToolFields({ description, parameters }: Record<string, unknown>, name: string): void {
+  if (isSet(description) && typeof description !== 'string') {
+    throw invalidArgument(`${name}.description must be a string, got ${show(description)}`);
   }
-  if (tool.parameters !== undefined && !isObject(tool.parameters)) {
-    throw invalidArgument(`${name}.parameters must be an object (a JSON schema), got ${show(tool.parameters)}`);
+  if (isSet(parameters) && !isObject(parameters)) {
+    throw invalidArgument(`${name}.parameters must be an object (a JSON schema), got ${show(parameters)}`);
   }
-  return tool as Record<string, unknown> & ToolDefinition;
 }
 
 function fromPair(pair: readonly unknown[], name: string): ChatMessage[] {

@@ -1,252 +1,322 @@
-import { aborted, ChatGLMError, invalidArgument } from '../common/errors.js';
+import { onAbort } from '../common/abort.js';
+import { aborted, ChatGLMError, type ErrorCode, throwIfAborted } from '../common/errors.js';
+import { shown } from '../common/invalid.js';
 import { isPlainObject, messageOf, reading, show } from '../common/options.js';
-import { dumpJsonLine } from '../common/python-text.js';
-import { validated } from '../common/standard-schema.js';
+import { isStandardSchema } from '../common/standard-schema.js';
 import {
+  type ListedTools,
   type ToolDefinition,
-  type ToolList,
+  type ToolRegistry,
   toolNames,
   validateTools,
   type WrappedToolDefinition,
 } from '../families/messages.js';
-import { defineTool, type Tool } from './tool.js';
+import { checkArguments } from './arguments.js';
+import { exampleCall } from './example-call.js';
+import { limited, MOST_CHARACTERS, observationOf, reasonOf } from './observation.js';
+import { CHECKER, type Checker, MOST_TIMEOUT, programFields, schemaOf, type Tool, ToolResult } from './tool.js';
 
-/** Tools in the shapes that people have: see `ChatOptions.tools`. */
-export type ToolsOption =
-  // biome-ignore lint/suspicious/noExplicitAny: a list holds tools of different arguments, which `never` would refuse to call.
-  readonly (Tool<any> | ToolDefinition | WrappedToolDefinition)[] | Readonly<Record<string, object>>;
+/**
+ * Tools in any of the shapes that are taken: a list of tools that {@link defineTool} made, of THUDM's flat definitions and of
+ * OpenAI's wrapped ones, each with or without `execute()`; or a registry as in the demos of ChatGLM3.
+ */
+export type ToolsInput = readonly (Tool<never> | ToolDefinition | WrappedToolDefinition)[] | ToolRegistry;
 
-/** What became of a call. */
+/** A call as the model wrote it. */
+export interface CallToRun {
+  /** The tool's name. */
+  name: string;
+  /** Absent where what the model wrote is no call that can be read. */
+  arguments?: Record<string, unknown>;
+  /** What the model wrote. */
+  raw: string;
+}
+
+export interface RunOptions {
+  /** Ends the wait for the tool, with ERR_ABORTED. */
+  signal?: AbortSignal | undefined;
+  /** Rounds of calls and observations before this one. */
+  round: number;
+  /** Limit for tools without their own. Default: 30 seconds. */
+  timeoutMs?: number | undefined;
+  /** More characters of an observation are cut. Default: 20,000. */
+  maxCharacters?: number | undefined;
+  /** How the family writes calls: `tool_call(city='…')`, or `{"tool": …, "arguments": …}`. Default: `python`. */
+  callForm?: 'python' | 'json' | undefined;
+}
+
+/** How a call ended. */
 export interface ToolOutcome {
-  /** Whether the tool did its work. */
+  /** Whether the tool gave a result. */
   ok: boolean;
-  /** What the model is told. */
+  /** What the model is told, as an observation. */
   content: string;
-  /** What `execute()` returned. */
+  /** What `execute()` gave. */
   value?: unknown;
-  /** Why the tool did not do its work. Its `cause` is what was thrown. */
+  /** Why there is no result. Its `cause` is what was thrown. */
   error?: ChatGLMError;
 }
 
-/** What runs a call. */
-export interface ToolCallContext {
-  signal?: AbortSignal | undefined;
-  round: number;
-  /** For tools that say nothing themselves, in milliseconds. */
-  timeoutMs: number;
+export const DEFAULT_TIMEOUT = 30_000;
+
+/** More names would cost a model its context. */
+const MOST_NAMES = 50;
+
+interface Entry {
+  readonly tool: Tool<never>;
+  readonly checker: Checker | undefined;
 }
 
-/** The most characters of an observation: a tool that returns a book must not push the question out of the context. */
-const MOST_CHARACTERS = 20_000;
-
-/** The tools of a chat or of an answer: what the model is shown of them, and what runs when the model calls one. */
+/** The tools of a conversation: what the prompt lists, and what runs them. */
 export class ToolSet {
-  static readonly NONE = new ToolSet([], new Map());
-
-  /** What the prompt lists: plain JSON. */
-  readonly shown: ToolList;
+  /** What the prompt lists: plain JSON, without anything that is for the program. */
+  readonly shown: ListedTools;
+  /** By these names the model calls the tools. */
   readonly names: ReadonlySet<string>;
-  readonly #tools: ReadonlyMap<string, Tool>;
+  readonly #entries: ReadonlyMap<string, Entry>;
 
-  private constructor(shown: ToolList, tools: ReadonlyMap<string, Tool>) {
+  private constructor(shown: ListedTools, entries: ReadonlyMap<string, Entry>) {
     this.shown = shown;
-    this.names = new Set(toolNames(shown));
-    this.#tools = tools;
+    this.names = new Set(entries.keys());
+    this.#entries = entries;
   }
 
   /**
-   * Reads tools of any shape.
+   * Reads tools in any shape; null and undefined are none.
    *
    * @throws {ChatGLMError} ERR_INVALID_ARGUMENT, naming the place.
    */
   static read(value: unknown, name = 'tools'): ToolSet {
-    const entries = entriesOf(value, name);
-    // What a tool does and how is nothing that the model is shown.
-    const shown = validateTools(
-      Array.isArray(value) ? entries.map(([entry]) => visible(entry)) : mapValues(value, visible),
-      name,
-    );
-    const tools = new Map<string, Tool>();
-    for (const [index, listed] of toolNames(shown).entries()) {
-      const [entry, where] = entries[index] as [unknown, string];
-      const inner = isPlainObject(entry) && isPlainObject(entry.function) ? { ...entry, ...entry.function } : entry;
-      const { parameters } = Array.isArray(shown) ? (shown[index] as ToolDefinition) : { parameters: undefined };
-      const { execute, timeoutMs, strict, validator } = inner as Partial<Tool>;
-      const tool = reading(where, () =>
-        defineTool({ name: listed, parameters, execute, timeoutMs, strict, validator } as Parameters<
-          typeof defineTool
-        >[0]),
+    if (value instanceof ToolSet) return value;
+    return reading(name, () => {
+      const isList = Array.isArray(value ?? []);
+      if (!isList && !isPlainObject(value)) validateTools(value, name); // throws
+      const given = Object.entries(isList ? Array.from((value ?? []) as unknown[]) : (value as object));
+      const where = (key: string) => (isList ? `${name}[${key}]` : `${name}.${shown(key)}`);
+      const parts = given.map(([key, entry]) => [key, partsOf(entry, where(key))] as const);
+      const definitions = parts.map(([key, { definition }]): [string, unknown] => [key, definition]);
+      const list = validateTools(
+        isList ? definitions.map(([, definition]) => definition) : Object.fromEntries(definitions),
+        name,
       );
-      tools.set(listed, tool as Tool);
-    }
-    return new ToolSet(shown, tools);
+      const entries = toolNames(list).map((tool, index): [string, Entry] => {
+        const [key, { program, checker }] = parts[index] as (typeof parts)[number];
+        const listed = (Array.isArray(list) ? list[index] : (list as ToolRegistry)[tool]) as Record<string, unknown>;
+        const { description } = listed;
+        const parameters = listed.parameters ?? schemaOfParams(listed.params);
+        const complete = {
+          name: tool,
+          ...(typeof description === 'string' && { description }),
+          ...(isPlainObject(parameters) && { parameters }),
+          ...programFields(program, where(key)),
+        };
+        return [tool, { tool: complete, checker }];
+      });
+      return new ToolSet(list, new Map(entries));
+    });
   }
 
-  get size(): number {
-    return this.names.size;
+  /** No tools. */
+  static readonly NONE = ToolSet.read([]);
+
+  /** These tools; those that `others` has under the same name run as `others` says. */
+  with(others: ToolSet | undefined): ToolSet {
+    if (others === undefined) return this;
+    const entries = [...this.#entries].map(([name, entry]) => [name, others.#entries.get(name) ?? entry] as const);
+    return new ToolSet(this.shown, new Map(entries));
   }
 
   /** Whether any of the tools is run here. */
   get isExecutable(): boolean {
-    return [...this.#tools.values()].some(({ execute }) => execute !== undefined);
+    return [...this.#entries.values()].some(({ tool }) => tool.execute !== undefined);
   }
 
-  get(name: string): Tool | undefined {
-    return this.#tools.get(name);
+  /** How many tools there are. */
+  get size(): number {
+    return this.#entries.size;
   }
 
-  /** These tools, as {@link read} takes them. */
-  get all(): ToolsOption {
-    if (Array.isArray(this.shown))
-      return this.shown.map((tool: ToolDefinition) => ({ ...tool, ...this.#tools.get(tool.name) }));
-    return Object.fromEntries(
-      Object.entries(this.shown).map(([name, tool]) => [name, { ...tool, ...runs(this.#tools.get(name)) }]),
-    );
-  }
-
-  /** What is shown here, run as other tools of the same names are. */
-  with(others: ToolSet | undefined): ToolSet {
-    if (others === undefined) return this;
-    const tools = new Map(this.#tools);
-    for (const name of this.names) {
-      const other = others.get(name);
-      if (other) tools.set(name, other);
-    }
-    return new ToolSet(this.shown, tools);
+  /** The tool of that name. */
+  get(name: string): Tool<never> | undefined {
+    return this.#entries.get(name)?.tool;
   }
 
   /**
-   * Checks the arguments of a call and runs the tool. What goes wrong is an outcome, which the model can be told.
+   * Checks a call and runs its tool. Whatever is wrong with the call, and whatever the tool does, is told in the outcome. A
+   * tool that goes on although its signal fired is not waited for.
    *
-   * @throws {ChatGLMError} ERR_ABORTED when the signal fires; nothing else.
+   * @throws {ChatGLMError} ERR_ABORTED when `options.signal` fires; nothing else.
    */
-  async run(
-    call: { name: string; arguments?: Record<string, unknown>; raw: string },
-    { signal, round, timeoutMs }: ToolCallContext,
-  ): Promise<ToolOutcome> {
-    const tool = this.#tools.get(call.name);
-    if (tool?.execute === undefined) {
-      return failed(`there is no tool ${call.name}; the tools are ${[...this.names].join(', ')}`);
+  async run(call: CallToRun, options: RunOptions): Promise<ToolOutcome> {
+    const { signal, maxCharacters = MOST_CHARACTERS } = options;
+    throwIfAborted(signal);
+    const outcome = await this.#attempt(call, options);
+    return { ...outcome, content: limited(outcome.content, maxCharacters) };
+  }
+
+  async #attempt(call: CallToRun, options: RunOptions): Promise<ToolOutcome> {
+    const { signal, round, timeoutMs = DEFAULT_TIMEOUT, callForm = 'python' } = options;
+    const entry = this.#entries.get(call.name);
+    if (entry === undefined) {
+      return failed('ERR_TOOL_CALL_INVALID', call.name, `there is no tool ${show(call.name)}; ${this.#described()}`);
     }
-    const { arguments: given } = call;
-    if (given === undefined) {
+    const { tool } = entry;
+    if (tool.execute === undefined) {
+      return failed('ERR_TOOL_FAILED', tool.name, `${tool.name} cannot be run here: it has no execute()`);
+    }
+    if (call.arguments === undefined) {
+      const form = exampleCall(tool, callForm);
       return failed(
-        `the call of ${call.name} cannot be read; its arguments must be literals, as in tool_call(name='value')`,
+        'ERR_TOOL_CALL_INVALID',
+        tool.name,
+        `${tool.name}: the call cannot be read; write it like this: ${form}`,
       );
     }
-    if (signal?.aborted) throw aborted(signal);
-    const limit = tool.timeoutMs ?? timeoutMs;
-    const stopping = new AbortController();
-    let giveUp: (error: ChatGLMError) => void = () => {};
-    // A tool that does not heed its signal is not waited for.
-    const over = new Promise<never>((_, reject) => {
-      giveUp = reject;
-    });
-    over.catch(() => {});
-    const timer = setTimeout(() => {
-      giveUp(new ChatGLMError('ERR_TIMEOUT', `${call.name} took longer than ${limit} ms`, { timeoutMs: limit }));
-      stopping.abort();
-    }, limit);
-    const onAbort = () => {
-      giveUp(aborted(signal as AbortSignal));
-      stopping.abort(signal?.reason);
-    };
-    signal?.addEventListener('abort', onAbort, { once: true });
-    const work = async () => {
-      const args = await checked(tool, given);
-      if (stopping.signal.aborted) return await over;
-      // In a promise of its own, so that what is thrown at once is treated as what is thrown later.
-      return await tool.execute?.(args, {
-        signal: stopping.signal,
-        round,
-        call: { name: call.name, arguments: given },
-      });
-    };
-    try {
-      const value = await Promise.race([work(), over]);
-      return { ok: true, content: told(value, call.name), value };
-    } catch (cause) {
-      if (signal?.aborted) throw aborted(signal);
-      if (cause instanceof ChatGLMError) return failed(cause.message, cause);
-      const message = messageOf(cause);
-      return failed(
-        message,
-        new ChatGLMError('ERR_TOOL_FAILED', `${call.name}: ${message}`, { tool: call.name }, cause),
-      );
-    } finally {
-      clearTimeout(timer);
-      signal?.removeEventListener('abort', onAbort);
-    }
+    const limit = Math.min(tool.timeoutMs ?? timeoutMs, MOST_TIMEOUT);
+    return withinTime(tool.name, limit, signal, (inner) => execute(entry, call, round, inner));
+  }
+
+  #described(): string {
+    const names = [...this.names];
+    if (names.length === 0) return 'there are no tools';
+    const more = names.length > MOST_NAMES ? ` and ${names.length - MOST_NAMES} more` : '';
+    return `the tools are ${names.slice(0, MOST_NAMES).join(', ')}${more}`;
   }
 }
 
-function failed(message: string, error = invalidArgument(message)): ToolOutcome {
-  return { ok: false, content: short(`Error: ${message}`), error };
+/** A tool's definition, which the model sees, apart from what is for the program. */
+interface Parts {
+  definition: unknown;
+  program: Parameters<typeof programFields>[0];
+  checker: Checker | undefined;
 }
 
-function short(text: string): string {
-  if (text.length <= MOST_CHARACTERS) return text;
-  return `${text.slice(0, MOST_CHARACTERS)}\n[cut after ${MOST_CHARACTERS} of ${text.length} characters]`;
-}
-
-/** What the model is told of a value: a text as it is, and JSON as Python writes it, which is what models were trained with. */
-function told(value: unknown, name: string): string {
-  if (typeof value === 'string') return short(value);
-  if (value === undefined) return 'ok';
-  let json: string | undefined;
-  try {
-    json = JSON.stringify(value);
-  } catch (cause) {
-    throw new ChatGLMError(
-      'ERR_TOOL_FAILED',
-      `${name} returned what is no JSON: ${messageOf(cause)}`,
-      { tool: name },
-      cause,
-    );
-  }
-  if (json === undefined) throw new ChatGLMError('ERR_TOOL_FAILED', `${name} returned ${show(value)}`, { tool: name });
-  return short(dumpJsonLine(JSON.parse(json)));
-}
-
-/** The arguments, if they are what the tool takes. */
-async function checked(tool: Tool, given: Record<string, unknown>): Promise<Record<string, unknown>> {
-  if (tool.validator) return (await validated(tool.validator, given, 'arguments')) as Record<string, unknown>;
-  if (tool.parameters === undefined) return given;
-  // Loaded when a call is checked: nobody else pays for the validator.
-  const { Validator } = require('@cfworker/json-schema') as typeof import('@cfworker/json-schema');
-  const { valid, errors } = new Validator(tool.parameters, '2020-12', false).validate(given);
-  if (valid) return given;
-  // The innermost places say what is wrong; the others only that something within them is.
-  const inner = errors.filter(({ keyword }) => !['properties', 'items', '$ref', 'allOf'].includes(keyword));
-  const problems = (inner.length > 0 ? inner : errors).slice(0, 5).map(({ instanceLocation, error }) => {
-    const path = instanceLocation.replace(/^#/, '').replaceAll('/', '.');
-    return `arguments${path}: ${error}`;
-  });
-  throw invalidArgument(`${tool.name}: ${problems.join('; ')}`);
-}
-
-/** Each tool and where it stands. */
-function entriesOf(value: unknown, name: string): [entry: unknown, where: string][] {
+function partsOf(entry: unknown, name: string): Parts {
   return reading(name, () => {
-    if (Array.isArray(value)) return Array.from(value, (entry: unknown, index) => [entry, `${name}[${index}]`]);
-    if (isPlainObject(value)) return Object.entries(value).map(([key, entry]) => [entry, `${name}.${key}`]);
-    throw invalidArgument(`${name} must be an array of tools, or an object of tools by name, got ${show(value)}`);
+    if (typeof entry !== 'object' || entry === null) return { definition: entry, program: {}, checker: undefined };
+    const outer = entry as Record<string, unknown> & { [CHECKER]?: Checker };
+    const { type, function: wrapped } = outer;
+    const isWrapped = type === 'function' && typeof wrapped === 'object' && wrapped !== null;
+    const inner = (isWrapped ? wrapped : outer) as typeof outer;
+    const execute = inner.execute ?? outer.execute;
+    const program = {
+      // As a method: a tool may be an object with a state.
+      execute: typeof execute === 'function' ? (...given: unknown[]) => execute.apply(inner, given) : execute,
+      timeoutMs: inner.timeoutMs ?? outer.timeoutMs,
+      strict: inner.strict ?? outer.strict,
+    };
+    const { parameters } = inner;
+    if (!isStandardSchema(parameters)) return { definition: entry, program, checker: inner[CHECKER] ?? outer[CHECKER] };
+    const { jsonSchema, ...definition } = inner;
+    definition.parameters = schemaOf(parameters, jsonSchema, `${name}.parameters`);
+    return { definition, program, checker: parameters };
   });
 }
 
-function visible(entry: unknown): unknown {
-  if (!isPlainObject(entry)) return entry;
-  const { execute: _, timeoutMs: __, strict: ___, validator: ____, ...rest } = entry;
-  return isPlainObject(rest.function) ? { ...rest, function: visible(rest.function) } : rest;
+const PYTHON_TYPES: Readonly<Record<string, string>> = {
+  str: 'string',
+  int: 'integer',
+  float: 'number',
+  bool: 'boolean',
+  list: 'array',
+  dict: 'object',
+};
+
+/** The JSON schema of what a registry says about a tool's arguments, as far as it says something that can be checked. */
+function schemaOfParams(params: unknown): Record<string, unknown> | undefined {
+  if (!Array.isArray(params)) return undefined;
+  const known = params.filter((param): param is Record<string, unknown> => typeof param?.name === 'string');
+  const properties = known.map(({ name, type }): [string, object] => {
+    const isKnown = typeof type === 'string' && Object.hasOwn(PYTHON_TYPES, type);
+    return [String(name), isKnown ? { type: PYTHON_TYPES[type] } : {}];
+  });
+  const required = known.filter((param) => param.required === true).map(({ name }) => name);
+  return { type: 'object', properties: Object.fromEntries(properties), required };
 }
 
-function runs(tool: Tool | undefined): Partial<Tool> {
-  const { execute, timeoutMs, strict, validator } = tool ?? {};
-  return Object.fromEntries(
-    Object.entries({ execute, timeoutMs, strict, validator }).filter(([, value]) => value !== undefined),
-  );
+async function execute(
+  { tool, checker }: Entry,
+  call: CallToRun,
+  round: number,
+  signal: AbortSignal,
+): Promise<ToolOutcome> {
+  // Two copies: what the tool does to its arguments changes neither the history nor what its context says.
+  const [args, written] = [structuredClone(call.arguments ?? {}), structuredClone(call.arguments ?? {})];
+  let checked: Awaited<ReturnType<typeof checkArguments>>;
+  try {
+    checked = await checkArguments(tool, checker, args);
+  } catch (thrown) {
+    const problem = `${tool.name}: the arguments cannot be checked: ${messageOf(thrown)}`;
+    return failed('ERR_TOOL_FAILED', tool.name, problem, thrown);
+  }
+  if ('problem' in checked) return failed('ERR_TOOL_CALL_INVALID', tool.name, `${tool.name}: ${checked.problem}`);
+  let value: unknown;
+  try {
+    // Checking may have taken all the time there was: nobody waits for the tool any more.
+    if (signal.aborted) throw signal.reason;
+    value = await tool.execute?.(checked.value as never, {
+      signal,
+      round,
+      call: { name: call.name, arguments: written },
+    });
+  } catch (thrown) {
+    const error = new ChatGLMError(
+      'ERR_TOOL_FAILED',
+      `${tool.name} failed: ${messageOf(thrown)}`,
+      { tool: shown(tool.name) },
+      thrown,
+    );
+    return { ok: false, content: `Error: ${reasonOf(thrown)}`, error };
+  }
+  if (value instanceof ToolResult) return { ok: true, content: value.text, value: value.value };
+  try {
+    return { ok: true, content: observationOf(value), value };
+  } catch (thrown) {
+    const problem = `${tool.name} gave a result that cannot be written as JSON: ${messageOf(thrown)}`;
+    return failed('ERR_TOOL_FAILED', tool.name, problem, thrown);
+  }
 }
 
-function mapValues(value: unknown, map: (entry: unknown) => unknown): Record<string, unknown> {
-  return Object.fromEntries(Object.entries(value as object).map(([key, entry]) => [key, map(entry)]));
+function failed(code: ErrorCode, tool: string, problem: string, cause?: unknown): ToolOutcome {
+  const error = new ChatGLMError(code, problem, { tool: shown(tool) }, cause);
+  return { ok: false, content: `Error: ${problem}`, error };
+}
+
+/** What `start` gives; or after `limit` milliseconds a failure; rejects with ERR_ABORTED as soon as the signal fires. */
+async function withinTime(
+  tool: string,
+  limit: number,
+  signal: AbortSignal | undefined,
+  start: (signal: AbortSignal) => Promise<ToolOutcome>,
+): Promise<ToolOutcome> {
+  const controller = new AbortController();
+  const { promise, resolve, reject } = deferred<ToolOutcome>();
+  const timer = setTimeout(() => {
+    const problem = `${tool} took longer than ${limit} ms`;
+    const error = new ChatGLMError('ERR_TIMEOUT', problem, { timeoutMs: limit, tool: shown(tool) });
+    resolve({ ok: false, content: `Error: ${problem}`, error });
+    controller.abort(error);
+  }, limit);
+  const stopWaiting = onAbort(signal, () => {
+    const error = aborted(signal as AbortSignal);
+    reject(error);
+    controller.abort(error.cause);
+  });
+  try {
+    start(controller.signal).then(resolve, reject);
+    return await promise;
+  } finally {
+    clearTimeout(timer);
+    stopWaiting();
+  }
+}
+
+function deferred<T>() {
+  let resolve!: (value: T) => void;
+  let reject!: (reason: unknown) => void;
+  const promise = new Promise<T>((onResolve, onReject) => {
+    resolve = onResolve;
+    reject = onReject;
+  });
+  return { promise, resolve, reject };
 }
