@@ -77,7 +77,7 @@ describe('types of arguments', () => {
     interface Expected {
       list: number[];
       pair: [string, boolean];
-      rest: [string, ...null[]];
+      rest: (string | null)[];
       either: string | { a: [1] };
       one: null | 1 | 2;
       types: string | null;
