@@ -7,9 +7,11 @@ import { ChatGLMError } from '../lib/common/errors.js';
 import type { FromSchema } from '../lib/common/from-schema.js';
 import { dumpJsonLine } from '../lib/common/python-text.js';
 import { parseToolCall } from '../lib/families/python-call.js';
+import type { ToolCall, ToolDefinition } from '../lib/index.js';
 import { parseTextToolCall, textToolPrompt } from '../lib/tools/text-prompting.js';
 import { defineTool, type Tool, type ToolContext } from '../lib/tools/tool.js';
 import { type RunOptions, ToolSet, type ToolsInput } from '../lib/tools/tool-set.js';
+import { loadModel } from './support/device';
 
 /** Fails to compile unless the two types are the same. */
 type Same<A, B> = (<T>() => T extends A ? 1 : 2) extends <T>() => T extends B ? 1 : 2 ? true : false;
@@ -32,6 +34,8 @@ const weather = defineTool({
   },
   execute: ({ city, days = 1 }) => ({ city, weather: '晴', temperature: 20 + days }),
 });
+
+const cityOnly = { type: 'object', properties: { city: { type: 'string' } }, required: ['city'] } as const;
 
 function run(tools: ToolsInput, name: string, args?: Record<string, unknown>, options: Partial<RunOptions> = {}) {
   const call = args === undefined ? { name, raw: 'raw' } : { name, arguments: args, raw: 'raw' };
@@ -449,7 +453,7 @@ describe('arguments', () => {
     [{ city: 'a', town: 'b' }, 'arguments.town does not exist: the arguments are city, days, unit'],
     [
       { days: [], unit: 1 },
-      'arguments.city is missing: a string; arguments.days must be a number (got an array); ' +
+      'arguments.city is missing: a string; arguments.days must be a number (got []); ' +
         'arguments.unit must be one of "celsius", "fahrenheit" (got 1)',
     ],
   ])('%j', async (args, problem) => {
@@ -474,15 +478,17 @@ describe('arguments', () => {
       'oneOf',
       { oneOf: [{ required: ['a'] }, { required: ['b'] }] },
       {},
-      'arguments.x has none of the allowed forms (got an object)',
+      'arguments.x has none of the allowed forms (got {})',
     ],
     ['pattern', { pattern: '^a' }, 'b', 'arguments.x must match the regular expression ^a (got "b")'],
+    ['not', { not: { const: 1 } }, 1, 'arguments.x has a form that is not allowed (got 1)'],
+    ['a long value', { type: 'string' }, Array(99).fill(1), 'arguments.x must be a string (got an array)'],
     ['format', { format: 'date' }, 'b', 'arguments.x must be of the format date (got "b")'],
     ['items', { items: { type: 'string' } }, ['a', 2], 'arguments.x[1] must be a string (got 2)'],
     ['nested', { properties: { 'a b': { type: 'null' } } }, { 'a b': 1 }, 'arguments.x["a b"] must be null (got 1)'],
     ['nested false', { additionalProperties: false }, { y: 1 }, 'arguments.x.y must be left out'],
     ['$ref', { $ref: '#/$defs/n' }, 'a', 'arguments.x must be a number (got "a")'],
-    ['minItems', { minItems: 1 }, [], 'arguments.x: Array has too few items (0 < 1). (got an array)'],
+    ['minItems', { minItems: 1 }, [], 'arguments.x: Array has too few items (0 < 1). (got [])'],
   ])('%s', async (_, schema, x, problem) => {
     const parameters = { type: 'object', properties: { x: schema }, $defs: { n: { type: 'number' } } };
     const execute = () => 'done';
@@ -620,6 +626,18 @@ describe('arguments', () => {
     const output = execFileSync(process.execPath, args, { cwd: join(__dirname, '..'), encoding: 'utf8' });
     expect(output).toBe('true\nfalse\n');
   });
+});
+
+test('the built-in model calls a tool and puts its result into words', async () => {
+  const model = await loadModel();
+  const execute = () => ({ weather: '晴', temperature: 21 });
+  const set = ToolSet.read([{ ...weather, parameters: cityOnly, execute }]);
+  const chat = model.createChat({ tools: set.shown as ToolDefinition[], temperature: 0 });
+  const { toolCall } = await chat.send('北京今天天气怎么样？');
+  const { content } = await set.run(toolCall as ToolCall, { round: 0 });
+  expect(content).toBe('{"weather": "晴", "temperature": 21}');
+  expect((await chat.send(content, { role: 'observation' })).text).toMatch(/北京.*晴.*21/);
+  await model.dispose();
 });
 
 describe('time', () => {

@@ -159,6 +159,8 @@ function problemOf({ keyword, keywordLocation, instanceLocation, error }: Output
       return `${where} must be above ${rule} ${got}`;
     case 'exclusiveMaximum':
       return `${where} must be below ${rule} ${got}`;
+    case 'not':
+      return `${where} has a form that is not allowed ${got}`;
     case 'pattern':
       return `${where} must match the regular expression ${rule} ${got}`;
     case 'format':
@@ -192,10 +194,15 @@ function nameOfType(type: unknown): string | undefined {
   return typeof type === 'string' && Object.hasOwn(TYPE_NAMES, type) ? TYPE_NAMES[type] : undefined;
 }
 
+/** Characters of JSON that a message shows of a value. */
+const MOST_SHOWN = 60;
+
 /** A value as the model reads it: JSON, not longer than a line. */
 function brief(value: unknown): string {
-  if (typeof value === 'object' && value !== null) return Array.isArray(value) ? 'an array' : 'an object';
-  return typeof value === 'string' ? show(value) : dumpJsonLine(value ?? null);
+  if (typeof value === 'string') return show(value);
+  const json = dumpJsonLine(value ?? null);
+  if (json.length <= MOST_SHOWN) return json;
+  return Array.isArray(value) ? 'an array' : 'an object';
 }
 
 /** The schema to which the steps of a keyword's location lead. References within the document are followed. */
