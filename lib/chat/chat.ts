@@ -702,7 +702,12 @@ export class Chat implements AsyncDisposable {
       runTool: async (call, round, left) => {
         onStep?.({ type: 'tool-call', text: '', tokens: [], call });
         const outcome = await unlessLeft(left, (signal) =>
-          plan.tools.run(call, { signal, round, timeoutMs: toolTimeoutMs }),
+          plan.tools.run(call, {
+            signal,
+            round,
+            timeoutMs: toolTimeoutMs,
+            callForm: plan.prompting === 'text' ? 'json' : 'python',
+          }),
         );
         const result: ToolResult = { name: call.name, ...(outcome ?? LEFT) };
         onStep?.({ type: 'tool-result', text: '', tokens: [], result });
