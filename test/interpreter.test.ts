@@ -1,4 +1,4 @@
-import { execFileSync, spawn } from 'node:child_process';
+import { execFileSync, spawn, spawnSync } from 'node:child_process';
 import { existsSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer, type Server } from 'node:net';
 import { homedir, tmpdir } from 'node:os';
@@ -37,13 +37,9 @@ const sandboxes: [SandboxChoice, string | undefined][] = [
   ['unshare', hasUnshare ? undefined : 'unshare may make no namespaces here'],
 ];
 
-// Other programs, and other tests, may have sessions of their own now.
-const ownTmp = mkdtempSync(path.join(tmpdir(), 'interpreter-test-'));
-process.env.TMPDIR = ownTmp;
-afterAll(() => rmSync(ownTmp, { recursive: true, force: true }));
-
-/** Directories of sessions that are there. */
-const directories = () => readdirSync(tmpdir()).filter((name) => name.startsWith('node-chatglm-code-'));
+/** Directories of sessions that a process has. Other programs, and other tests, may have some of their own now. */
+const directories = (pid: number = process.pid) =>
+  readdirSync(tmpdir()).filter((name) => name.startsWith(`node-chatglm-code-${pid}-`));
 const childrenOfThis = () => descendantsOf(process.pid, 10_000).filter(({ isZombie }) => !isZombie);
 
 const open = new Set<ExecutorSession>();
@@ -653,8 +649,9 @@ os.read(reading, 1)`);
 pythonExecutor({ sandbox: '${sandbox}' }).open().then(async (it) => console.log((await it.run('1 + 1')).text));`,
       );
       try {
-        expect(execFileSync(process.execPath, [script], { encoding: 'utf8' })).toBe('2\n');
-        expect(directories()).toEqual([]);
+        const { pid, stdout } = spawnSync(process.execPath, [script], { encoding: 'utf8' });
+        expect(stdout).toBe('2\n');
+        expect(directories(pid)).toEqual([]);
       } finally {
         rmSync(path.dirname(script), { recursive: true });
       }
