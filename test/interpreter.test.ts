@@ -267,6 +267,20 @@ None`);
       expect(files).toMatchObject([{ name: 'figure-1.png', mediaType: 'image/png' }]);
     });
 
+    test("a virtual environment's Python sees its environment and nothing beside it", async () => {
+      const folder = mkdtempSync(path.join(tmpdir(), 'environment-'));
+      try {
+        writeFileSync(path.join(folder, 'beside'), '');
+        const environment = path.join(folder, 'venv');
+        execFileSync('python3', ['-m', 'venv', '--without-pip', environment]);
+        const it = await session({ python: path.join(environment, 'bin', 'python') });
+        const { text } = await it.run('import os, sys\nprint(sys.prefix, os.listdir(os.path.dirname(sys.prefix)))');
+        expect(text).toBe(`${environment} ['venv']`);
+      } finally {
+        rmSync(folder, { recursive: true });
+      }
+    });
+
     test('pieces given at once run one after the other', async () => {
       const it = await session();
       const results = await Promise.all(['a = [1]', 'a.append(2)', 'a'].map((piece) => it.run(piece)));
