@@ -1,4 +1,4 @@
-import { execFileSync, spawn } from 'node:child_process';
+import { execFileSync, spawn, spawnSync } from 'node:child_process';
 import { existsSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer, type Server } from 'node:net';
 import { homedir, tmpdir } from 'node:os';
@@ -37,13 +37,9 @@ const sandboxes: [SandboxChoice, string | undefined][] = [
   ['unshare', hasUnshare ? undefined : 'unshare may make no namespaces here'],
 ];
 
-// Other programs, and other tests, may have sessions of their own now.
-const ownTmp = mkdtempSync(path.join(tmpdir(), 'interpreter-test-'));
-process.env.TMPDIR = ownTmp;
-afterAll(() => rmSync(ownTmp, { recursive: true, force: true }));
-
-/** Directories of sessions that are there. */
-const directories = () => readdirSync(tmpdir()).filter((name) => name.startsWith('node-chatglm-code-'));
+/** Directories of sessions that a process has. Other programs, and other tests, may have some of their own now. */
+const directories = (pid: number = process.pid) =>
+  readdirSync(tmpdir()).filter((name) => name.startsWith(`node-chatglm-code-${pid}-`));
 const childrenOfThis = () => descendantsOf(process.pid, 10_000).filter(({ isZombie }) => !isZombie);
 
 const open = new Set<ExecutorSession>();
@@ -269,6 +265,20 @@ None`);
       }
       const { files } = await it.run('import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()');
       expect(files).toMatchObject([{ name: 'figure-1.png', mediaType: 'image/png' }]);
+    });
+
+    test("a virtual environment's Python sees its environment and nothing beside it", async () => {
+      const folder = mkdtempSync(path.join(tmpdir(), 'environment-'));
+      try {
+        writeFileSync(path.join(folder, 'beside'), '');
+        const environment = path.join(folder, 'venv');
+        execFileSync('python3', ['-m', 'venv', '--without-pip', environment]);
+        const it = await session({ python: path.join(environment, 'bin', 'python') });
+        const { text } = await it.run('import os, sys\nprint(sys.prefix, os.listdir(os.path.dirname(sys.prefix)))');
+        expect(text).toBe(`${environment} ['venv']`);
+      } finally {
+        rmSync(folder, { recursive: true });
+      }
     });
 
     test('pieces given at once run one after the other', async () => {
@@ -653,8 +663,9 @@ os.read(reading, 1)`);
 pythonExecutor({ sandbox: '${sandbox}' }).open().then(async (it) => console.log((await it.run('1 + 1')).text));`,
       );
       try {
-        expect(execFileSync(process.execPath, [script], { encoding: 'utf8' })).toBe('2\n');
-        expect(directories()).toEqual([]);
+        const { pid, stdout } = spawnSync(process.execPath, [script], { encoding: 'utf8' });
+        expect(stdout).toBe('2\n');
+        expect(directories(pid)).toEqual([]);
       } finally {
         rmSync(path.dirname(script), { recursive: true });
       }

@@ -132,7 +132,7 @@ async function bubblewrapCommand(
   command: Command,
 ): Promise<string[]> {
   const { interpreter } = command;
-  const made = new Set<string>();
+  const made = new Set<string>(['/tmp']);
   // bubblewrap gives parents that it makes itself to its own user alone.
   const withParents = (place: string) =>
     parentsOf(place)
@@ -150,12 +150,13 @@ async function bubblewrapCommand(
     else args.push('--ro-bind', entry.directory, entry.directory);
   }
   for (const place of SETTINGS) args.push(...withParents(place), '--ro-bind-try', place, place);
+  // Before the interpreter, which may be installed below it.
+  args.push('--perms', '1777', '--size', String(limits.fileBytes), '--tmpfs', '/tmp');
   for (const place of interpreter.places) args.push(...withParents(place), '--ro-bind', place, place);
   args.push('--proc', '/proc', '--dev', '/dev');
   // bubblewrap's own process in the sandbox is the same user's in a user namespace, without the limits of the code.
   args.push('--tmpfs', '/proc/1', '--remount-ro', '/proc/1');
   args.push('--perms', '1777', '--size', String(SHARED_MEMORY_BYTES), '--tmpfs', '/dev/shm', '--remount-ro', '/dev');
-  args.push('--perms', '1777', '--size', String(limits.fileBytes), '--tmpfs', '/tmp');
   args.push(...withParents(WORKING_DIRECTORY), '--bind', places.data, WORKING_DIRECTORY);
   args.push('--remount-ro', '/');
   if (sandbox.isRoot) {
@@ -199,6 +200,9 @@ async function unshareCommand(sandbox: Sandbox, places: Places, limits: Limits, 
       bind(entry.directory, true);
     }
   }
+  // Before the interpreter, which may be installed below it.
+  lines.push(`mkdir ${at('/tmp')}`);
+  lines.push(`mount -t tmpfs -o size=${limits.fileBytes},mode=1777,nosuid,nodev tmpfs ${at('/tmp')}`);
   for (const place of [...SETTINGS, ...interpreter.places]) {
     const stats = await lstat(place).catch(() => undefined);
     if (stats === undefined) continue;
@@ -210,7 +214,7 @@ async function unshareCommand(sandbox: Sandbox, places: Places, limits: Limits, 
       bind(place, true);
     }
   }
-  lines.push(`mkdir -p ${at('/proc')} ${at('/dev/shm')} ${at('/tmp')} ${at(WORKING_DIRECTORY)} ${at('/old')}`);
+  lines.push(`mkdir -p ${at('/proc')} ${at('/dev/shm')} ${at(WORKING_DIRECTORY)} ${at('/old')}`);
   for (const device of DEVICES) {
     lines.push(`touch ${at(`/dev/${device}`)}`);
     bind(`/dev/${device}`, false);
@@ -232,7 +236,6 @@ async function unshareCommand(sandbox: Sandbox, places: Places, limits: Limits, 
   lines.push(`echo ${SHARED_MEMORY_BYTES / 4096} > /proc/sys/kernel/shmall`);
   if (!sandbox.isRoot) lines.push(`echo 0 > /proc/sys/user/max_user_namespaces`);
   lines.push(`mount -t tmpfs -o size=${SHARED_MEMORY_BYTES},mode=1777,nosuid,nodev tmpfs ${at('/dev/shm')}`);
-  lines.push(`mount -t tmpfs -o size=${limits.fileBytes},mode=1777,nosuid,nodev tmpfs ${at('/tmp')}`);
   bind(places.data, false, WORKING_DIRECTORY);
   lines.push('pivot_root . old', 'cd /', 'umount -l /old', 'rmdir /old');
   lines.push('mount -o remount,bind,ro /', `cd ${WORKING_DIRECTORY}`);

@@ -115,7 +115,7 @@ export class WorkingDirectory {
   static async create(files: ReadonlyMap<string, Uint8Array>, user: number | undefined): Promise<WorkingDirectory> {
     const parent = tmpdir();
     try {
-      const directory = new WorkingDirectory(await mkdtemp(path.join(parent, 'node-chatglm-code-')));
+      const directory = new WorkingDirectory(await mkdtemp(path.join(parent, `node-chatglm-code-${process.pid}-`)));
       if (directories.size === 0) process.on('exit', removeAll);
       directories.add(directory.outer);
       try {
