@@ -62,7 +62,8 @@ export function schemaToGrammar(schema: unknown, options: SchemaGrammarOptions =
     const compiler = new Compiler(document, dialect === 'json' ? JSON_DIALECT : PYTHON_DIALECT);
     return dialect === 'json' ? compiler.value() : compiler.callArguments();
   } catch (error) {
-    if (!(error instanceof TooLarge)) throw error;
+    // A RangeError: more alternatives than a call has arguments, or an expression deeper than the stack.
+    if (!(error instanceof TooLarge) && !(error instanceof RangeError)) throw error;
     throw invalidArgument(`${name}: the patterns, ranges and alternatives together are too large for a grammar`, error);
   }
 }
@@ -71,6 +72,8 @@ export function schemaToGrammar(schema: unknown, options: SchemaGrammarOptions =
 const MOST_PATTERNS = 3;
 /** Strings of an `enum` beyond which they are read by an automaton, so that not each of them is tried by itself. */
 const MOST_LISTED = 16;
+/** Parts of an expression of properties beyond which it is a rule. */
+const MOST_ITEMS = 100;
 /** Classes of more ranges are rules of their own. */
 const LONG_CLASS = 24;
 /** Multiples that are listed one by one. */
@@ -454,8 +457,11 @@ class Compiler {
       }
     }
     const ruled = (expression: Expression, index: number, count: number): Expression => {
-      if ((uses[index]?.get(count) ?? 0) < 2 || expression === EMPTY || expression === NEVER) return expression;
-      return expression.kind === 'rule' ? expression : this.#grammar.define(this.#grammar.reserve('o'), expression);
+      if (expression.kind === 'rule' || expression === EMPTY || expression === NEVER) return expression;
+      // Long expressions are rules, too: each state before would copy them.
+      const isLong = 'items' in expression && expression.items.length > MOST_ITEMS;
+      if ((uses[index]?.get(count) ?? 0) < 2 && !isLong) return expression;
+      return this.#grammar.define(this.#grammar.reserve('o'), expression);
     };
     let states = new Map<number, Expression>();
     for (const count of uses[entries.length]?.keys() ?? []) {
