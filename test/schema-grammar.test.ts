@@ -1,20 +1,11 @@
-import Ajv2020 from 'ajv/dist/2020.js';
-import addFormats from 'ajv-formats';
 import { parseToolCall } from '../lib/families/python-call.js';
 import { regexToGrammar } from '../lib/structured/regex-grammar.js';
 import { schemaToGrammar } from '../lib/structured/schema-grammar.js';
 import { parseGbnf, randomOf, recognizer, sentences } from './support/gbnf.js';
-import { randomSchema, SCHEMAS, type Schema } from './support/schemas.js';
+import { randomSchema, SCHEMAS, type Schema, validatorOf } from './support/schemas.js';
 
 /** Schemas of a run; more of them on request, to look for what none of the usual ones shows. */
 const RANDOM_SCHEMAS = Number(process.env.CHATGLM_TEST_SCHEMAS ?? 150);
-
-function validatorOf(schema: Schema): (value: unknown) => boolean {
-  const ajv = new Ajv2020({ strict: false, logger: false, validateSchema: false, ownProperties: true });
-  addFormats(ajv);
-  const validate = ajv.compile(schema);
-  return (value) => validate(value) as boolean;
-}
 
 /** Answers that belong to the grammar: short ones and long ones. */
 function answersOf(grammar: string, count: number, seed: number): string[] {

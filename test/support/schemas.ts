@@ -1,3 +1,5 @@
+import Ajv2020 from 'ajv/dist/2020.js';
+import addFormats from 'ajv-formats';
 // JSON schemas for tests of structured answers: by hand over every keyword, and random ones.
 
 export type Schema = boolean | { [key: string]: unknown };
@@ -409,4 +411,12 @@ export function randomSchema(random: () => number, depth = 3): Schema {
     (): Schema => ({ allOf: Array.from({ length: 1 + below(2) }, inner), ...(maybe(0.5) ? (inner() as object) : {}) }),
   ];
   return maybe(0.7) ? pick(nested)() : pick(scalars)();
+}
+
+/** Says whether a value is valid, as ajv has it. */
+export function validatorOf(schema: Schema): (value: unknown) => boolean {
+  const ajv = new Ajv2020({ strict: false, logger: false, validateSchema: false, ownProperties: true });
+  addFormats(ajv);
+  const validate = ajv.compile(schema);
+  return (value) => validate(value) as boolean;
 }
