@@ -299,6 +299,7 @@ describe('what no grammar can hold an answer to is refused by its name', () => {
       () => ({ enum: Array.from({ length: 40 }, (_, index) => `${index}`.repeat(40_000)) }),
     ],
     ['half a million alternatives', () => ({ enum: Array.from({ length: 500_000 }, (_, index) => index) })],
+    ['lists in a list of values, too many', () => ({ enum: Array.from({ length: 200_000 }, (_, index) => [index]) })],
     ['nesting', () => JSON.parse(`${'{"items":'.repeat(5000)}true${'}'.repeat(5000)}`)],
     [
       'nesting that JSON.stringify() gives up at',
