@@ -1,34 +1,16 @@
-import Ajv2020 from 'ajv/dist/2020.js';
-import addFormats from 'ajv-formats';
 import { parseToolCall } from '../lib/families/python-call.js';
 import { regexToGrammar } from '../lib/structured/regex-grammar.js';
 import { schemaToGrammar } from '../lib/structured/schema-grammar.js';
 import { parseGbnf, randomOf, recognizer, sentences } from './support/gbnf.js';
-import { randomSchema, SCHEMAS, type Schema } from './support/schemas.js';
+import { randomSchema, SCHEMAS, type Schema, validatorOf, written } from './support/schemas.js';
 
 /** Schemas of a run; more of them on request, to look for what none of the usual ones shows. */
 const RANDOM_SCHEMAS = Number(process.env.CHATGLM_TEST_SCHEMAS ?? 150);
-
-function validatorOf(schema: Schema): (value: unknown) => boolean {
-  const ajv = new Ajv2020({ strict: false, logger: false, validateSchema: false, ownProperties: true });
-  addFormats(ajv);
-  const validate = ajv.compile(schema);
-  return (value) => validate(value) as boolean;
-}
 
 /** Answers that belong to the grammar: short ones and long ones. */
 function answersOf(grammar: string, count: number, seed: number): string[] {
   const sentence = sentences(parseGbnf(grammar), randomOf(seed));
   return Array.from({ length: count }, (_, index) => sentence(index * index));
-}
-
-/** A value in the style of the grammars: with or without blanks behind `:` and `,`, and small numbers in all their digits. */
-function written(value: unknown, blank: string): string {
-  if (value === 1e-7) return '0.0000001';
-  if (typeof value !== 'object' || value === null) return JSON.stringify(value);
-  if (Array.isArray(value)) return `[${value.map((item) => written(item, blank)).join(`,${blank}`)}]`;
-  const entries = Object.entries(value).map(([key, item]) => `${JSON.stringify(key)}:${blank}${written(item, blank)}`);
-  return `{${entries.join(`,${blank}`)}}`;
 }
 
 function codeOf(run: () => unknown): string {
