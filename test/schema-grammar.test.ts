@@ -2,7 +2,7 @@ import { parseToolCall } from '../lib/families/python-call.js';
 import { regexToGrammar } from '../lib/structured/regex-grammar.js';
 import { schemaToGrammar } from '../lib/structured/schema-grammar.js';
 import { parseGbnf, randomOf, recognizer, sentences } from './support/gbnf.js';
-import { randomSchema, SCHEMAS, type Schema, validatorOf } from './support/schemas.js';
+import { randomSchema, SCHEMAS, type Schema, validatorOf, written } from './support/schemas.js';
 
 /** Schemas of a run; more of them on request, to look for what none of the usual ones shows. */
 const RANDOM_SCHEMAS = Number(process.env.CHATGLM_TEST_SCHEMAS ?? 150);
@@ -11,15 +11,6 @@ const RANDOM_SCHEMAS = Number(process.env.CHATGLM_TEST_SCHEMAS ?? 150);
 function answersOf(grammar: string, count: number, seed: number): string[] {
   const sentence = sentences(parseGbnf(grammar), randomOf(seed));
   return Array.from({ length: count }, (_, index) => sentence(index * index));
-}
-
-/** A value in the style of the grammars: with or without blanks behind `:` and `,`, and small numbers in all their digits. */
-function written(value: unknown, blank: string): string {
-  if (value === 1e-7) return '0.0000001';
-  if (typeof value !== 'object' || value === null) return JSON.stringify(value);
-  if (Array.isArray(value)) return `[${value.map((item) => written(item, blank)).join(`,${blank}`)}]`;
-  const entries = Object.entries(value).map(([key, item]) => `${JSON.stringify(key)}:${blank}${written(item, blank)}`);
-  return `{${entries.join(`,${blank}`)}}`;
 }
 
 function codeOf(run: () => unknown): string {
@@ -290,6 +281,7 @@ describe('what no grammar can hold an answer to is refused by its name', () => {
       () => ({ enum: Array.from({ length: 40 }, (_, index) => `${index}`.repeat(40_000)) }),
     ],
     ['half a million alternatives', () => ({ enum: Array.from({ length: 500_000 }, (_, index) => index) })],
+    ['lists in a list of values, too many', () => ({ enum: Array.from({ length: 200_000 }, (_, index) => [index]) })],
     ['nesting', () => JSON.parse(`${'{"items":'.repeat(5000)}true${'}'.repeat(5000)}`)],
     [
       'nesting that JSON.stringify() gives up at',

