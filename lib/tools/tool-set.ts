@@ -87,7 +87,7 @@ export class ToolSet {
    * @throws {ChatGLMError} ERR_INVALID_ARGUMENT, naming the place.
    */
   static read(value: unknown, name = 'tools'): ToolSet {
-    if (value instanceof ToolSet) return value;
+    if (typeof value === 'object' && value !== null && #entries in value) return value as ToolSet;
     return reading(name, () => {
       const isList = Array.isArray(value ?? []);
       if (!isList && !isPlainObject(value)) validateTools(value, name); // throws
