@@ -3,12 +3,14 @@ import {
   type Chat,
   ChatGLMError,
   convertCheckpoint,
+  defineTool,
   embeddedModelPath,
   loadTokenizer,
   type Model,
   measureBandwidth,
   openCheckpoint,
   synthesize,
+  toolsFromMcp,
 } from 'node-chatglm';
 import { ERROR_CODES } from '../lib/common/errors.js';
 import { temporaryDirectory } from './support/checkpoints';
@@ -141,7 +143,12 @@ async function expectNoProblem(call: Call, isLeftOut: (value: unknown) => boolea
   expect(problems).toEqual([]);
 }
 
+// What is internal comes from where the package's own modules come from: its errors are of the same class.
+const { ToolSet } = require('../dist/tools/tool-set.js') as typeof import('../lib/tools/tool-set.js');
+
 const one = { maxTokens: 1 };
+const mcpClientGiving = (list: never) => ({ listTools: async () => list, callTool: async () => ({}) });
+const mcpClient = mcpClientGiving({ tools: [{ name: 'f', inputSchema: {} }] } as never);
 const user = { role: 'user', content: 'x' } as const;
 
 describe('arguments', () => {
@@ -159,6 +166,23 @@ describe('arguments', () => {
     ['measureBandwidth(VALUE)', (value) => measureBandwidth(value, 2 ** 20)],
     ['measureBandwidth(threads, VALUE)', (value) => measureBandwidth(1, value)],
     ['measureBandwidth(threads, bytes, VALUE)', (value) => measureBandwidth(1, 2 ** 20, value)],
+    ['defineTool(VALUE)', (value) => defineTool(value)],
+    ['defineTool({ name: VALUE })', (value) => defineTool({ name: value })],
+    ['defineTool({ description: VALUE })', (value) => defineTool({ name: 'f', description: value })],
+    ['defineTool({ parameters: VALUE })', (value) => defineTool({ name: 'f', parameters: value })],
+    ['defineTool({ jsonSchema: VALUE })', (value) => defineTool({ name: 'f', jsonSchema: value })],
+    ['defineTool({ execute: VALUE })', (value) => defineTool({ name: 'f', execute: value })],
+    ['defineTool({ timeoutMs: VALUE })', (value) => defineTool({ name: 'f', timeoutMs: value })],
+    ['defineTool({ strict: VALUE })', (value) => defineTool({ name: 'f', strict: value })],
+    ['toolsFromMcp(VALUE)', (value) => toolsFromMcp(value)],
+    ['toolsFromMcp(client, VALUE)', (value) => toolsFromMcp(mcpClient, value)],
+    ['toolsFromMcp(a client that gives VALUE)', (value) => toolsFromMcp(mcpClientGiving(value))],
+    ['ToolSet.read(VALUE)', (value) => ToolSet.read(value)],
+    ['ToolSet.read([VALUE])', (value) => ToolSet.read([value])],
+    ['ToolSet.read({ f: VALUE })', (value) => ToolSet.read({ f: value })],
+    ['ToolSet.read([{ execute: VALUE }])', (value) => ToolSet.read([{ name: 'f', execute: value }])],
+    ['ToolSet.read([{ parameters: VALUE }])', (value) => ToolSet.read([{ name: 'f', parameters: value }])],
+    ['ToolSet.read([{ function: VALUE }])', (value) => ToolSet.read([{ type: 'function', function: value }])],
     ['ChatGLMError.fromJSON(VALUE)', (value) => ChatGLMError.fromJSON(value)],
     ['model.generate(VALUE)', (value) => model.generate(value, one)],
     ['model.generate(prompt, VALUE)', (value) => model.generate('x', value)],

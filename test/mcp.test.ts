@@ -141,11 +141,11 @@ describe('a client', () => {
   });
 
   test('is called by the names of the server', async () => {
-    const { client, asked } = fake([[listed('files/read me')]]);
+    const { client, asked } = fake([[listed('files/read\nme')]]);
     const set = ToolSet.read(await toolsFromMcp(client, { prefix: 'fs.' }));
-    expect([...set.names]).toEqual(['fs.files_read_me']);
-    await set.run({ name: 'fs.files_read_me', arguments: { path: 'x' }, raw: '' }, { round: 0 });
-    expect(asked.at(-1)).toEqual({ name: 'files/read me', arguments: { path: 'x' } });
+    expect([...set.names]).toEqual(['fs.files/read_me']);
+    await set.run({ name: 'fs.files/read_me', arguments: { path: 'x' }, raw: '' }, { round: 0 });
+    expect(asked.at(-1)).toEqual({ name: 'files/read\nme', arguments: { path: 'x' } });
   });
 
   test.each<[string, unknown, object]>([

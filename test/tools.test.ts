@@ -577,6 +577,29 @@ describe('arguments', () => {
     expect(({} as { polluted?: unknown }).polluted).toBeUndefined();
   });
 
+  test('that are nested too deep for anybody fail the call only', async () => {
+    const deep = `${'['.repeat(200_000)}${']'.repeat(200_000)}`;
+    const parsed = parseTextToolCall(`{"tool": "f", "arguments": {"x": ${deep}}}`, new Set(['f']));
+    expect(
+      (
+        await run(
+          giving(() => 'done'),
+          'f',
+          parsed?.arguments,
+        )
+      ).ok,
+    ).toBe(false);
+    expect(
+      (
+        await run(
+          giving(() => 'done'),
+          'f',
+          { x: trap },
+        )
+      ).ok,
+    ).toBe(false);
+  });
+
   test('with names of Object.prototype are missing where they are not given', async () => {
     const parameters = { type: 'object', required: ['constructor', 'toString'] };
     const { content } = await run([{ name: 'f', parameters, execute: () => 1 }], 'f', {});

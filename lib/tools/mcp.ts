@@ -56,7 +56,7 @@ const LIST_TIMEOUT = 30_000;
  *
  * Arguments are checked by the server. Text goes to the model as it is; images, sounds and files are named with their type
  * and size. Structured content is the value that the program gets. What the server calls an error is told to the model as
- * one. Characters of names that a model could not write in a call become `_`. Tools that run only as tasks are left out.
+ * one. Tools that run only as tasks are left out.
  *
  * @throws {ChatGLMError} ERR_TOOL_FAILED where the server does not list its tools; ERR_ABORTED; ERR_INVALID_ARGUMENT.
  *
@@ -116,7 +116,7 @@ function toolOf(client: McpClient, listed: McpTool, prefix: string, timeoutMs: n
   const { name, description, inputSchema } = listed;
   const { $schema: _, ...parameters } = inputSchema as Record<string, unknown>;
   const tool: Tool & { [CHECKER]: Checker } = {
-    name: `${prefix}${name.replace(/[^\p{L}\p{N}_.-]/gu, '_')}`,
+    name: `${prefix}${name.replace(/[\r\n]/g, '_')}`,
     ...(description !== undefined && { description }),
     parameters,
     ...(timeoutMs !== undefined && { timeoutMs }),

@@ -87,7 +87,7 @@ export class ToolSet {
    * @throws {ChatGLMError} ERR_INVALID_ARGUMENT, naming the place.
    */
   static read(value: unknown, name = 'tools'): ToolSet {
-    if (value instanceof ToolSet) return value;
+    if (typeof value === 'object' && value !== null && #entries in value) return value as ToolSet;
     return reading(name, () => {
       const isList = Array.isArray(value ?? []);
       if (!isList && !isPlainObject(value)) validateTools(value, name); // throws
@@ -240,11 +240,12 @@ async function execute(
   round: number,
   signal: AbortSignal,
 ): Promise<ToolOutcome> {
-  // Two copies: what the tool does to its arguments changes neither the history nor what its context says.
-  const [args, written] = [structuredClone(call.arguments ?? {}), structuredClone(call.arguments ?? {})];
   let checked: Awaited<ReturnType<typeof checkArguments>>;
+  let written: Record<string, unknown>;
   try {
-    checked = await checkArguments(tool, checker, args);
+    // Two copies: what the tool does to its arguments changes neither the history nor what its context says.
+    written = structuredClone(call.arguments ?? {});
+    checked = await checkArguments(tool, checker, structuredClone(call.arguments ?? {}));
   } catch (thrown) {
     const problem = `${tool.name}: the arguments cannot be checked: ${messageOf(thrown)}`;
     return failed('ERR_TOOL_FAILED', tool.name, problem, thrown);
