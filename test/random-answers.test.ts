@@ -1,4 +1,5 @@
-import { ChatGLMError, type Model } from 'node-chatglm';
+import type { Model } from 'node-chatglm';
+import { ChatGLMError } from '../lib/common/errors.js';
 import { schemaToGrammar } from '../lib/structured/schema-grammar.js';
 import { loadModel } from './support/device';
 import { randomOf } from './support/gbnf.js';
