@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds and runs the fuzzers of native/test/fuzz, each for a while or for a number of runs:
-#   scripts/fuzz.sh [--seconds 60 | --runs N] [tokenizer] [model_spec]
+#   scripts/fuzz.sh [--seconds 60 | --runs N] [tokenizer] [model_spec] [grammar]
 # Needs clang++ with libFuzzer (Debian: clang, libclang-rt-14-dev), CMake and make or ninja; installs nothing. Inputs that
 # reach new code stay in build/fuzz/corpus for the next time. Prints a line for each fuzzer and fails on a finding, whose
 # input it names: build/fuzz/native/test/fuzz/fuzz_NAME INPUT runs it again.
@@ -16,7 +16,7 @@ while [ $# -gt 0 ]; do
     *) targets+=("$1"); shift ;;
   esac
 done
-[ ${#targets[@]} -gt 0 ] || targets=(tokenizer model_spec)
+[ ${#targets[@]} -gt 0 ] || targets=(tokenizer model_spec grammar)
 
 compiler=${CXX:-clang++}
 if ! echo 'extern "C" int LLVMFuzzerTestOneInput(const unsigned char*, unsigned long) { return 0; }' |

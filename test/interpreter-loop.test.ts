@@ -1,5 +1,4 @@
-import { type Chat, type ChatOptions, type CodeExecutor, type Model, pythonExecutor } from 'node-chatglm';
-import { loadModel } from './support/device';
+import { type Chat, type ChatOptions, type CodeExecutor, loadModel, type Model, pythonExecutor } from 'node-chatglm';
 
 let model: Model;
 beforeAll(async () => {

@@ -221,6 +221,8 @@ TEST(Grammar, TokensCanBeNamedByTheirIds) {
   std::vector<uint32_t> mask((trie->token_count() + 31) / 32, ~0u);
   grammar->restrict(position, mask, 100);
   EXPECT_TRUE(mask[1000 / 32] >> (1000 % 32) & 1);
+  // The bytes of the token's text are no tokens of their own.
+  EXPECT_FALSE(grammar->advance(position, byte_token('\xff')));
   EXPECT_TRUE(grammar->advance(position, 1000));
   EXPECT_FALSE(grammar->advance(position, 1000));
   EXPECT_TRUE(grammar->advance(position, byte_token('b')));

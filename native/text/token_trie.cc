@@ -64,7 +64,10 @@ TokenTrie::TokenTrie(std::shared_ptr<const Tokenizer> tokenizer, std::vector<uin
 }
 
 std::string TokenTrie::text(uint32_t token) const {
-  if (token < tokenizer_->size()) return std::string(tokenizer_->text(token));
+  if (token < tokenizer_->size()) {
+    const std::string_view text = tokenizer_->text(token);
+    return text.empty() || text[0] == kSpecialMark ? std::string() : std::string(text);
+  }
   return is_special(token) ? special_text(token) : std::string();
 }
 
