@@ -154,11 +154,11 @@ export class Chat implements AsyncDisposable {
       throw invalidArgument(`system must be a string, got ${show(system)}`);
     }
     this.#tools = tools === undefined ? undefined : ToolSet.read(tools);
-    const { tokenizer } = model;
+    // A model without a tokenizer has chats, too: it only cannot answer.
     this.#counts = new MessageTokens({
       prompt: (messages) => chatPrompt(this.family, messages),
-      count: (text) => tokenizer.encode(text).length,
-      atLeast: (length) => tokenizer.leastTokens(length),
+      count: (text) => model.tokenizer.encode(text).length,
+      atLeast: (length) => model.tokenizer.leastTokens(length),
     });
     this.#history = validateMessages(history, 'history');
     this.#begin(system);
