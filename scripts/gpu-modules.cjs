@@ -13,6 +13,9 @@ const wanted = [
   'node-gyp-build',
   '@eslint-community/regexpp',
   '@cfworker/json-schema',
+  'ajv',
+  'ajv-formats',
+  'zod',
   'node-addon-api',
   'node-api-headers',
 ];
