@@ -1,6 +1,7 @@
 import { invalidArgument } from '../common/errors.js';
 import { shown } from '../common/invalid.js';
-import { isPlainObject, messageOf, reading, show } from '../common/options.js';
+import { isPlainObject, reading, show } from '../common/options.js';
+import { plainCopy } from '../common/plain-copy.js';
 
 /** Who speaks. `observation` is what a tool or the code interpreter gave back (ChatGLM3). */
 export type Role = 'system' | 'user' | 'assistant' | 'observation';
@@ -206,27 +207,6 @@ function fromPair(pair: readonly unknown[], name: string): ChatMessage[] {
     { role: 'user', content: query },
     { role: 'assistant', content: response },
   ];
-}
-
-/** Far more than a schema needs, and far less than what exhausts the stack of those that walk through it. */
-const MOST_LEVELS = 100;
-
-function plainCopy(value: unknown, name: string): unknown {
-  let json: string | undefined;
-  try {
-    json = JSON.stringify(value);
-  } catch (cause) {
-    // A cycle, a bigint, or nesting that exhausts the stack.
-    throw invalidArgument(`${name} cannot be written as JSON: ${messageOf(cause)}`, cause);
-  }
-  const copy: unknown = json === undefined ? undefined : JSON.parse(json);
-  if (isDeeperThan(MOST_LEVELS, copy)) throw invalidArgument(`${name} is nested more than ${MOST_LEVELS} levels deep`);
-  return copy;
-}
-
-function isDeeperThan(levels: number, value: unknown): boolean {
-  if (typeof value !== 'object' || value === null) return false;
-  return levels === 0 || Object.values(value).some((inner) => isDeeperThan(levels - 1, inner));
 }
 
 function isRole(value: unknown): value is Role {

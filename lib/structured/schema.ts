@@ -2,7 +2,8 @@
 // `anyOf` and `oneOf` written out as alternatives, each of which is one set of constraints.
 import { invalidArgument } from '../common/errors.js';
 import { shown } from '../common/invalid.js';
-import { messageOf, reading, show } from '../common/options.js';
+import { reading, show } from '../common/options.js';
+import { plainCopy } from '../common/plain-copy.js';
 import { Automaton, Budget, chars, choice, repeat, TooLarge } from './automaton.js';
 import { ALL_CHARS } from './char-set.js';
 import { formatOf } from './formats.js';
@@ -146,8 +147,6 @@ const KEYWORDS = new Set([
 
 /** Counts beyond it are cut to it where they are the most, and refused where they are the least. */
 export const MOST_COUNT = 65_535;
-/** Far more than a schema needs, and far less than what exhausts the stack of those that walk through it. */
-const MOST_LEVELS = 100;
 /** Longer schemas are refused: no grammar of them would be short enough. In UTF-16 units of their JSON. */
 const MOST_TEXT = 4_000_000;
 /** Alternatives of one place, with those of `allOf` multiplied. */
@@ -170,7 +169,7 @@ export class SchemaDocument {
     schema: unknown,
     readonly name: string,
   ) {
-    const copy = reading(name, () => plainCopy(schema, name));
+    const copy = reading(name, () => plainCopy(schema, name, MOST_TEXT));
     this.root = this.place(copy as Json, '#');
   }
 
@@ -748,25 +747,4 @@ export function isObject(value: unknown): value is JsonObject {
 /** A step of a JSON pointer. */
 function escaped(name: string): string {
   return name.replaceAll('~', '~0').replaceAll('/', '~1');
-}
-
-function plainCopy(value: unknown, name: string): unknown {
-  let json: string | undefined;
-  try {
-    json = JSON.stringify(value);
-  } catch (cause) {
-    // A cycle, a bigint, a getter that throws, or nesting that exhausts the stack.
-    throw invalidArgument(`${name} cannot be written as JSON: ${messageOf(cause)}`, cause);
-  }
-  if (json !== undefined && json.length > MOST_TEXT) {
-    throw invalidArgument(`${name} has ${json.length} characters as JSON, and may have ${MOST_TEXT}`);
-  }
-  const copy: unknown = json === undefined ? undefined : JSON.parse(json);
-  if (isDeeperThan(MOST_LEVELS, copy)) throw invalidArgument(`${name} is nested more than ${MOST_LEVELS} levels deep`);
-  return copy;
-}
-
-function isDeeperThan(levels: number, value: unknown): boolean {
-  if (typeof value !== 'object' || value === null) return false;
-  return levels === 0 || Object.values(value).some((inner) => isDeeperThan(levels - 1, inner));
 }

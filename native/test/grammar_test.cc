@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "engine/grammar_constraint.h"
+#include "test/vocabulary.h"
 #include "text/token_grammar.h"
 #include "text/utf8.h"
 
@@ -18,29 +19,9 @@ namespace {
 // The pieces that every tokenizer has, and some of several letters.
 std::shared_ptr<const TokenTrie> make_trie(const std::vector<std::string>& pieces,
                                            std::vector<uint32_t> special = {1000}) {
-  std::string text;
-  std::vector<uint32_t> offsets{0};
-  std::vector<float> scores;
-  std::vector<uint8_t> types;
-  const auto add = [&](const std::string& piece, PieceType type) {
-    text += piece;
-    offsets.push_back(static_cast<uint32_t>(text.size()));
-    scores.push_back(-static_cast<float>(scores.size()));
-    types.push_back(static_cast<uint8_t>(type));
-  };
-  add("<unk>", PieceType::unknown);
-  add("<s>", PieceType::control);
-  add("</s>", PieceType::control);
-  for (int i = 0; i < 256; ++i) {
-    char name[8];
-    std::snprintf(name, sizeof name, "<0x%02X>", i);
-    add(name, PieceType::byte);
-  }
-  for (const std::string& piece : pieces) add(piece, PieceType::normal);
-  return std::make_shared<const TokenTrie>(
-      std::make_shared<const Tokenizer>(std::move(text), std::move(offsets), std::move(scores), std::move(types),
-                                        false),
-      std::move(special));
+  test::Vocabulary vocabulary;
+  for (const std::string& piece : pieces) vocabulary.add(piece, -static_cast<float>(vocabulary.scores.size()));
+  return std::make_shared<const TokenTrie>(vocabulary.make(false), std::move(special));
 }
 
 const std::vector<std::string> kPieces = {

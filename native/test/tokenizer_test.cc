@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "test/random.h"
+#include "test/vocabulary.h"
 
 namespace chatglm {
 namespace {
@@ -17,34 +18,7 @@ namespace {
 const std::string kSpace = "\xe2\x96\x81";
 const std::string kBad = "\xef\xbf\xbd";
 
-struct Vocabulary {
-  std::string pieces;
-  std::vector<uint32_t> offsets = {0};
-  std::vector<float> scores;
-  std::vector<uint8_t> types;
-
-  uint32_t add(const std::string& text, float score, PieceType type = PieceType::normal) {
-    pieces += text;
-    offsets.push_back(static_cast<uint32_t>(pieces.size()));
-    scores.push_back(score);
-    types.push_back(static_cast<uint8_t>(type));
-    return static_cast<uint32_t>(scores.size()) - 1;
-  }
-  // <unk>, <s>, </s> and the bytes, as every ChatGLM tokenizer begins.
-  Vocabulary() {
-    add("<unk>", 0, PieceType::unknown);
-    add("<s>", 0, PieceType::control);
-    add("</s>", 0, PieceType::control);
-    for (int i = 0; i < 256; ++i) {
-      char text[8];
-      std::snprintf(text, sizeof text, "<0x%02X>", i);
-      add(text, 0, PieceType::byte);
-    }
-  }
-  std::shared_ptr<const Tokenizer> make(bool add_dummy_prefix = true) const {
-    return std::make_shared<const Tokenizer>(pieces, offsets, scores, types, add_dummy_prefix);
-  }
-};
+using test::Vocabulary;
 
 uint32_t byte_id(int value) { return static_cast<uint32_t>(value) + 3; }
 

@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "engine/grammar_constraint.h"
 #include "test/fuzz/expect.h"
+#include "test/vocabulary.h"
 #include "text/token_grammar.h"
 
 namespace chatglm {
@@ -20,30 +21,11 @@ namespace {
 constexpr int32_t kStop = 2;
 
 std::shared_ptr<const TokenTrie> make_trie() {
-  std::string pieces;
-  std::vector<uint32_t> offsets = {0};
-  std::vector<float> scores;
-  std::vector<uint8_t> types;
-  const auto add = [&](const std::string& text, PieceType type) {
-    pieces += text;
-    offsets.push_back(static_cast<uint32_t>(pieces.size()));
-    scores.push_back(-static_cast<float>(scores.size()));
-    types.push_back(static_cast<uint8_t>(type));
-  };
-  add("<unk>", PieceType::unknown);
-  add("<s>", PieceType::control);
-  add("</s>", PieceType::control);
-  for (int i = 0; i < 256; ++i) {
-    char text[8];
-    std::snprintf(text, sizeof text, "<0x%02X>", static_cast<unsigned>(i));
-    add(text, PieceType::byte);
-  }
+  test::Vocabulary vocabulary;
   for (const char* text :
        {"a", "b", "ab", "ba", "aab", "abab", "你", "你a", "a你", "\n", " ", "  ", " a", "\"a", "a\""})
-    add(text, PieceType::normal);
-  return std::make_shared<const TokenTrie>(std::make_shared<const Tokenizer>(std::move(pieces), std::move(offsets),
-                                                                             std::move(scores), std::move(types), true),
-                                           std::vector<uint32_t>{300});
+    vocabulary.add(text, -static_cast<float>(vocabulary.scores.size()));
+  return std::make_shared<const TokenTrie>(vocabulary.make(), std::vector<uint32_t>{300});
 }
 
 std::string grammar_of(FuzzedDataProvider& input) {

@@ -12,6 +12,7 @@
 
 #include "base/error.h"
 #include "test/fuzz/expect.h"
+#include "test/vocabulary.h"
 #include "text/utf8.h"
 
 namespace chatglm {
@@ -42,36 +43,10 @@ std::string utf8_of(const std::u32string& text) {
   return bytes;
 }
 
-struct Vocabulary {
-  std::string pieces;
-  std::vector<uint32_t> offsets = {0};
-  std::vector<float> scores;
-  std::vector<uint8_t> types;
-
-  void add(const std::string& text, float score, PieceType type) {
-    pieces += text;
-    offsets.push_back(static_cast<uint32_t>(pieces.size()));
-    scores.push_back(score);
-    types.push_back(static_cast<uint8_t>(type));
-  }
-};
-
-// <unk>, <s>, </s> and the bytes, as every ChatGLM tokenizer begins.
-Vocabulary beginning() {
-  Vocabulary v;
-  v.add("<unk>", 0, PieceType::unknown);
-  v.add("<s>", 0, PieceType::control);
-  v.add("</s>", 0, PieceType::control);
-  for (int i = 0; i < 256; ++i) {
-    char text[8];
-    std::snprintf(text, sizeof text, "<0x%02X>", static_cast<unsigned>(i));
-    v.add(text, 0, PieceType::byte);
-  }
-  return v;
-}
+using test::Vocabulary;
 
 Vocabulary vocabulary_of(FuzzedDataProvider& input, const Letters& letters) {
-  static const Vocabulary first = beginning();
+  static const Vocabulary first;
   Vocabulary v = first;
   const bool ties = input.ConsumeBool(), others = input.ConsumeIntegral<uint8_t>() == 0;
   for (size_t n = input.ConsumeIntegralInRange<size_t>(0, kMostPieces); n > 0; --n) {
