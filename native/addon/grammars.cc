@@ -42,9 +42,16 @@ std::shared_ptr<TokenGrammar> Grammars::get(const GrammarSpec& spec) {
   if (const auto found = by_key_.find(key); found != by_key_.end()) return found->second->grammar;
   entries_.push_front({key, grammar});
   by_key_[key] = entries_.begin();
-  if (entries_.size() > kMostKept) {
-    by_key_.erase(entries_.back().key);
-    entries_.pop_back();
+  size_t kept = 0, bytes = 0;
+  for (auto entry = entries_.begin(); entry != entries_.end();) {
+    bytes += entry->grammar->bytes();
+    if (kept == 0 || (kept < kMostKept && bytes <= kMostBytes)) {
+      ++kept;
+      ++entry;
+    } else {
+      by_key_.erase(entry->key);
+      entry = entries_.erase(entry);
+    }
   }
   return grammar;
 }

@@ -22,7 +22,7 @@ struct GrammarSpec {
 GrammarSpec grammar_of(const Napi::Value& value);
 
 /// The grammars of a model's answers. One that was compiled is kept, with all that its answers have found out about its
-/// masks, until others have been wanted for longer. Safe to use from any thread.
+/// masks, until others have been wanted for longer, or all of them take too much memory. Safe to use from any thread.
 class Grammars {
  public:
   /// vocabulary: of the model; ids from the tokenizer's pieces on are tokens that a grammar can name.
@@ -34,6 +34,7 @@ class Grammars {
 
  private:
   static constexpr size_t kMostKept = 32;
+  static constexpr size_t kMostBytes = size_t{256} << 20;  // of all that are kept, but for the one wanted last
 
   const std::function<std::shared_ptr<const Tokenizer>()> tokenizer_;
   const uint32_t vocabulary_;
