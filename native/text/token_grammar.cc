@@ -9,7 +9,7 @@ namespace chatglm {
 namespace {
 
 // A grammar whose texts can be read in more ways than this at once is too ambiguous.
-constexpr size_t kMostFrames = 20'000;
+constexpr size_t kMostFrames = 5'000;
 
 uint64_t key_of(int32_t node, int32_t parent) {
   return static_cast<uint64_t>(static_cast<uint32_t>(node)) << 32 | static_cast<uint32_t>(parent);
@@ -141,11 +141,10 @@ void TokenGrammar::reach(int32_t node, int32_t parent) {
     if (std::exchange(last, making_) != making_) open_.emplace_back(next, to);
   };
   add(node, parent);
-  size_t count = 0;
   while (!open_.empty()) {
     const auto [index, above] = open_.back();
     open_.pop_back();
-    if (++count > kMostFrames) {
+    if (++visited_ > kMostFrames) {
       open_.clear();
       throw Error("ERR_INVALID_ARGUMENT", "the grammar is too ambiguous: an answer can be read in more than " +
                                               std::to_string(kMostFrames) + " ways at once");
@@ -193,6 +192,7 @@ int32_t TokenGrammar::state_of(int32_t node, int32_t parent) {
   collected_.clear();
   collected_end_ = false;
   ++making_;
+  visited_ = 0;
   reach(node, parent);
   return finish_state();
 }
@@ -202,6 +202,7 @@ void TokenGrammar::read(const std::vector<int32_t>& frames, uint8_t byte) {
   collected_.clear();
   collected_end_ = false;
   ++making_;
+  visited_ = 0;
   for (const int32_t index : frames) {
     const Frame frame = frames_[static_cast<size_t>(index)];
     for (const Grammar::Edge& edge : grammar_.node(frame.node).edges) {
@@ -224,6 +225,9 @@ int32_t TokenGrammar::step(int32_t from, uint8_t byte) {
   }
   read(states_[static_cast<size_t>(from)].frames, byte);
   const int32_t to = collected_.empty() && !collected_end_ ? kNone : finish_state();
+  // States are forgotten between two tokens; one token of a very ambiguous grammar must not take all memory.
+  if (bytes_ > 4 * kMostBytes)
+    throw Error("ERR_INVALID_ARGUMENT", "the grammar is too ambiguous: its states take too much memory");
   (*states_[static_cast<size_t>(from)].transitions)[byte] = to;
   return to;
 }
@@ -250,13 +254,14 @@ void TokenGrammar::walk(int32_t top, int32_t state, const Visit& visit) {
 }
 
 const TokenGrammar::Local& TokenGrammar::local_of(int32_t node) {
-  std::unique_ptr<Local>& local = locals_[grammar_.node(node).mask_class];
-  if (local) return *local;
-  local = std::make_unique<Local>();
+  const int32_t mask_class = grammar_.node(node).mask_class;
+  if (const auto known = locals_.find(mask_class); known != locals_.end()) return *known->second;
+  // Kept only once complete: the walk may end with an exception.
+  auto local = std::make_unique<Local>();
   Local& result = *local;
   result.mask.assign((trie_->token_count() + 31) / 32, 0);
   bytes_ += 4 * result.mask.size() + sizeof(Local);
-  walk(0, state_of(grammar_.node(node).mask_class, kNone), [&](int32_t at, int32_t reached) {
+  walk(0, state_of(mask_class, kNone), [&](int32_t at, int32_t reached) {
     const TokenTrie::Node& place = trie_->nodes()[static_cast<size_t>(at)];
     const State& state = states_[static_cast<size_t>(reached)];
     if (place.token >= 0) {
@@ -266,7 +271,7 @@ const TokenGrammar::Local& TokenGrammar::local_of(int32_t node) {
     if (state.may_end && place.end > at + 1) result.exits.push_back(at);
   });
   bytes_ += 4 * result.exits.capacity();
-  return result;
+  return *locals_.emplace(mask_class, std::move(local)).first->second;
 }
 
 /// The state, with its mask.
