@@ -94,7 +94,8 @@ class Listener final : public EngineListener {
   }
   void on_failed(const Error& error) override {
     std::fprintf(stderr, "%s: %s\n", error.code.c_str(), error.what());
-    std::exit(1);  // main() waits for tokens that will not come
+    // On the engine's thread, which cannot throw to main(); main() waits for tokens that will not come any more.
+    std::exit(1);
   }
   void on_token(uint32_t request, int32_t, const Outcome*) override {
     const std::lock_guard lock(mutex_);

@@ -1,3 +1,9 @@
+/**
+ * After a first Ctrl-C that does not help, a second one ends the process; one that comes within so many milliseconds was a
+ * slip.
+ */
+export const PATIENCE_MS = 1500;
+
 /** Runs `handler` on Ctrl-C instead of ending the process. Returns what takes that back. */
 export function onInterrupt(handler: () => void): () => void {
   process.on('SIGINT', handler);

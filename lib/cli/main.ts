@@ -80,7 +80,8 @@ function exitCode(code: unknown): number {
   return code === 'ERR_ABORTED' ? 130 : 1;
 }
 
-// `chatglm … | head` closes the pipe early: that is no error, and nobody is left to read on.
+// `chatglm … | head` closes the pipe early: that is no error, and nobody is left to read on. A model that computes for
+// nobody would keep the process for minutes, so that setting an exit code is not enough.
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {
   if (error.code !== 'EPIPE') note(`chatglm: ${error.message}`);
   process.exit(error.code === 'EPIPE' ? 0 : 1);

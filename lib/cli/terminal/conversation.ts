@@ -13,7 +13,7 @@ import type {
   Tool,
 } from '../../index.js';
 import { type OptionSpec, type OptionValues, readOption, UsageError } from '../arguments.js';
-import { onInterrupt } from '../interrupt.js';
+import { onInterrupt, PATIENCE_MS } from '../interrupt.js';
 import { generateOptions, toGenerateOptions } from '../model-options.js';
 import { forTerminal, jsonText, print, printJson, write } from '../output.js';
 import { statsLine } from '../stats.js';
@@ -54,9 +54,6 @@ export interface Session {
   name: string;
   stored: StoredSession;
 }
-
-/** After a first Ctrl-C that does not help, a second one ends the process; one that comes at once was a slip. */
-const PATIENCE_MS = 1500;
 
 /** One conversation on a terminal or in a pipe. */
 export class Conversation {
@@ -228,6 +225,8 @@ export class Conversation {
         stoppedAt = performance.now();
         void answer.return();
       } else if (!this.input.isInteractive || performance.now() - stoppedAt > PATIENCE_MS) {
+        // The answer does not end: a tool, or a driver, hangs. Whatever holds the process would hold any other end up as
+        // well; the terminal is given back by the input's listener of 'exit'.
         process.exit(130);
       }
     });

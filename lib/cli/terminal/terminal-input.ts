@@ -1,4 +1,5 @@
 import { emitKeypressEvents, type Key } from 'node:readline';
+import { PATIENCE_MS } from '../interrupt.js';
 import type { HistoryFile } from './history-file.js';
 import type { ChatInput } from './input.js';
 import { type Layout, LineBuffer, layOut } from './line-buffer.js';
@@ -14,8 +15,6 @@ import { cutToWidth, displayWidth } from './width.js';
 
 const PASTE_ON = '\x1b[?2004h';
 const PASTE_OFF = '\x1b[?2004l';
-/** A Ctrl-C that nothing has heard for so long ends the process. */
-const PATIENCE_MS = 1500;
 /** How long a window's size must stay the same before the prompt is drawn anew. */
 const SETTLED_MS = 50;
 /** Shift-Enter and Alt-Enter of terminals that tell them from Enter (the kitty protocol). */
@@ -178,6 +177,8 @@ export class TerminalInput implements ChatInput {
   #interruptNobody(): void {
     const now = performance.now();
     if (!this.#hasPrompted || (this.#interruptedAt !== undefined && now - this.#interruptedAt > PATIENCE_MS)) {
+      // Nobody listens to the signal, and what runs, such as the start of a server of tools, cannot be stopped. 130 is what a
+      // shell gives for Ctrl-C; the listener of 'exit' gives the terminal back.
       process.exit(130);
     }
     if (this.#interruptedAt !== undefined) return;
