@@ -1,3 +1,6 @@
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
 import { type ChatChunk, ChatGLMError, type ChatMessage, defineTool, type Model } from 'node-chatglm';
 import { loadModel } from './support/device';
 
@@ -291,7 +294,32 @@ test('families without tools: a clear error, or calls asked for in the prompt', 
   });
   expect(asked).toHaveLength(1);
   expect(reply.steps).toHaveLength(1);
-  expect(chat.history.map(({ role }) => role).slice(0, 3)).toEqual(['user', 'assistant', 'user']);
+  expect(chat.history.map(({ role }) => role)).toEqual(['user', 'assistant', 'observation', 'assistant']);
+  expect(chat.countTokens()).toBeGreaterThan(50);
+  // The question and all that followed it are one round: to take back, to answer again, and to leave out of a prompt.
+  const before = structuredClone(chat.history);
+  await chat.regenerate({ toolChoice: 'none' }).result;
+  expect(chat.history.map(({ role }) => role)).toEqual(['user', 'assistant']);
+  chat.history = before;
+  const fits = await chat.send('你好', { contextOverflow: 'drop-oldest-rounds', toolChoice: 'none' });
+  expect(fits.droppedMessages).toBe(0);
+  chat.delete(-2, 2);
+  expect(chat.undo()).toHaveLength(4);
+});
+
+test('a tool that the caller runs gets its observation, also where calls are asked for in the prompt', async () => {
+  const tools = [{ name: 'get_weather', description: '查询某个城市的天气', parameters: city }];
+  const chat = model.createChat({ family: 'chatglm2', tools, toolPrompting: 'text', ...greedy });
+  const reply = await chat.send('北京', {
+    responseFormat: {
+      type: 'regex',
+      pattern: '\\{"tool": "get_weather", "arguments": \\{"city": "[^"\\\\]{1,5}"\\}\\}',
+    },
+  });
+  expect(reply).toMatchObject({ finishReason: 'tool_call', toolCall: { name: 'get_weather' }, steps: [] });
+  const answer = await chat.send('21', { role: 'observation' });
+  expect(answer.messages).toHaveLength(1);
+  expect(chat.history.map(({ role }) => role)).toEqual(['user', 'assistant', 'observation', 'assistant']);
 });
 
 describe('histories', () => {
@@ -322,6 +350,22 @@ describe('histories', () => {
     expect(chat.countTokens()).toBe(ids.length);
     // [gMASK], sop and the last <|assistant|> belong to no message.
     expect(chat.messageTokens().reduce((a, b) => a + b, 3)).toBe(ids.length);
+  });
+
+  test('ChatGLM2’s histories are counted and saved, though its prompts end with a question', async () => {
+    const folder = mkdtempSync(path.join(tmpdir(), 'chatglm2-'));
+    try {
+      const chat = model.createChat({ ...greedy, family: 'chatglm2', system: 'x' });
+      expect(chat.countTokens()).toBeGreaterThan(0);
+      await chat.send('你好', { maxTokens: 5 });
+      const before = chat.countTokens();
+      await chat.save(path.join(folder, 'chat'));
+      const restored = await model.restoreChat(path.join(folder, 'chat'));
+      expect(restored.history).toEqual(chat.history);
+      expect(restored.countTokens()).toBe(before);
+    } finally {
+      rmSync(folder, { recursive: true });
+    }
   });
 
   test('a reply that is encoded again gives the ids that were generated', async () => {

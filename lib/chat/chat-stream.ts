@@ -75,8 +75,6 @@ export interface StepRunner {
   /** Runs the tool. Rejects only when the signal fires. */
   runTool(call: ToolCall, round: number, signal: AbortSignal): Promise<ToolResult>;
   runCode(code: string, signal: AbortSignal): Promise<ExecutionResult>;
-  /** The message that tells the model a result. */
-  observation(content: string): ChatMessage;
   /**
    * Called once, with the complete answer, before anybody else learns of it; what it returns is the result.
    *
@@ -172,7 +170,7 @@ export class ChatStream<Parsed = unknown> extends PieceStream<ChatChunk, ChatRep
         this.push({ type: 'code-result', text: '', tokens: [], result });
         content = result.text;
       }
-      messages.push(this.#runner.observation(content));
+      messages.push({ role: 'observation', content });
       if (signal.aborted) {
         // Left while the tool ran: what the tool gave is kept, and nothing more is said.
         const { toolCall: _, code: __, ...last } = answers.pop() as AnswerResult;

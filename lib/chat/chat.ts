@@ -406,7 +406,7 @@ export class Chat implements AsyncDisposable {
    * ```
    */
   countTokens(): number {
-    return this.#history.length === 0 ? 0 : this.#counts.ofPrompt(validateMessages(this.#history, 'history'));
+    return this.#history.length === 0 ? 0 : this.#counts.ofPrompt(this.#nextPrompt());
   }
 
   /**
@@ -419,7 +419,8 @@ export class Chat implements AsyncDisposable {
    * ```
    */
   messageTokens(): number[] {
-    return validateMessages(this.#history, 'history').map((message) => this.#counts.ofMessage(message));
+    const messages = this.#said(validateMessages(this.#history, 'history'), this.#prompting({}));
+    return messages.map((message) => this.#counts.ofMessage(message));
   }
 
   /**
@@ -529,7 +530,7 @@ export class Chat implements AsyncDisposable {
 
   /** @internal The ids of the history, as the next prompt begins. */
   async promptIds(signal: AbortSignal | undefined): Promise<number[]> {
-    const parts = chatPrompt(this.family, validateMessages(this.#history, 'history'));
+    const parts = chatPrompt(this.family, this.#nextPrompt());
     const tooLong = this.#model.overflowOf(promptLength(parts));
     if (tooLong) throw tooLong;
     return await this.#model.tokenizer.encodePrompted(parts, this.family, signal);
@@ -618,6 +619,24 @@ export class Chat implements AsyncDisposable {
     return [{ ...system, content: first && first.content !== '' ? `${first.content}\n\n${text}` : text }, ...others];
   }
 
+  /**
+   * The messages as the family can say them: where tools are told of in a text, and the family has no observations, the user
+   * says what a tool gave. The history keeps the observation, which belongs to its question.
+   */
+  #said(messages: readonly ChatMessage[], prompting: 'native' | 'text'): ChatMessage[] {
+    if (prompting === 'native' || chatFormat(this.family).hasTools) return [...messages];
+    return messages.map((message) =>
+      message.role === 'observation' ? { role: 'user', content: `The tool gave:\n${message.content}` } : message,
+    );
+  }
+
+  /** The history as the next prompt begins: where a prompt must end with a question, with one that says nothing. */
+  #nextPrompt(): ChatMessage[] {
+    const messages = this.#said(validateMessages(this.#history, 'history'), this.#prompting({}));
+    const needsQuestion = chatFormat(this.family).endsWithQuestion && messages.at(-1)?.role !== 'user';
+    return needsQuestion ? [...messages, { role: 'user', content: '' }] : messages;
+  }
+
   /** Leaves out of a prompt that is too long what the caller says. */
   #fitted(messages: ChatMessage[], plan: AnswerPlan): { messages: ChatMessage[]; dropped: number } {
     const { contextOverflow } = plan.limits;
@@ -625,14 +644,17 @@ export class Chat implements AsyncDisposable {
     const { contextLength } = this.#model.info;
     const room = Math.min(plan.options.maxTokens ?? contextLength, Math.ceil(contextLength / 4));
     const limit = contextLength - Math.max(1, room);
-    const count = (some: readonly ChatMessage[]) => this.#counts.ofPrompt(some, limit);
-    if (contextOverflow === 'drop-oldest-rounds') return dropOldestRounds(messages, count, limit);
-    const tokens = this.#counts.ofPrompt(messages);
+    const count = (some: readonly ChatMessage[], most?: number) =>
+      this.#counts.ofPrompt(this.#said(some, plan.prompting), most);
+    if (contextOverflow === 'drop-oldest-rounds') {
+      return dropOldestRounds(messages, (some) => count(some, limit), limit);
+    }
+    const tokens = count(messages);
     if (tokens <= limit) return { messages, dropped: 0 };
     const kept = contextOverflow(structuredClone(messages), {
       limit,
       tokens,
-      count: (some) => this.#counts.ofPrompt(validateMessages(some)),
+      count: (some) => count(validateMessages(some)),
     });
     const checked = validateMessages(kept, 'what contextOverflow returned');
     return { messages: checked, dropped: Math.max(0, messages.length - checked.length) };
@@ -675,7 +697,7 @@ export class Chat implements AsyncDisposable {
           plan,
         );
         droppedMessages = Math.max(droppedMessages, dropped);
-        const parts = chatPrompt(this.family, fitting);
+        const parts = chatPrompt(this.family, this.#said(fitting, plan.prompting));
         const { stop = [], stopTokens: more = [], ...options } = plan.options;
         // What is asked of the model holds until it has called a tool; else it could never answer.
         const choice = round > 0 && plan.choice !== 'none' ? 'auto' : plan.choice;
@@ -721,10 +743,6 @@ export class Chat implements AsyncDisposable {
         onStep?.({ type: 'code-result', text: '', tokens: [], result });
         return result;
       },
-      observation: (content) =>
-        plan.prompting === 'native' && format.hasTools
-          ? { role: 'observation', content }
-          : { role: 'user', content: `The tool gave:\n${content}` },
       complete: async (reply, isLeft) => {
         const complete = await parsed({ ...reply, droppedMessages }, plan.format);
         // A new answer that was left early is no replacement for the old one.

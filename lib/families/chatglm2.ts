@@ -23,6 +23,7 @@ export const chatglm2 = {
   rotary: positionInterpolation,
   chat: {
     hasTools: false,
+    endsWithQuestion: true,
     prompt: (messages: readonly ChatMessage[]): PromptPart[] => [
       ...CHATGLM2_PREFIX.map((token) => ({ token })),
       roundsText(messages),

@@ -48,6 +48,8 @@ export interface Rotary {
 export interface ChatFormat {
   /** Whether a system message may list tools. */
   readonly hasTools: boolean;
+  /** Whether a prompt can end with nothing but a user's message. Default: false. */
+  readonly endsWithQuestion?: boolean;
   /** What the text of an answer begins with, before the space that a tokenizer puts before a text. Default: nothing. */
   readonly answerPrefix?: string;
   /** How an answer calls a tool, for answers that have to. Absent: no grammar can ask for a call. */
