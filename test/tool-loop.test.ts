@@ -1,7 +1,14 @@
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
-import { type ChatChunk, ChatGLMError, type ChatMessage, defineTool, type Model } from 'node-chatglm';
+import {
+  type ChatChunk,
+  ChatGLMError,
+  type ChatMessage,
+  defineTool,
+  INTERPRETER_PROMPT,
+  type Model,
+} from 'node-chatglm';
 import { loadModel } from './support/device';
 
 let model: Model;
@@ -305,6 +312,35 @@ test('families without tools: a clear error, or calls asked for in the prompt', 
   expect(fits.droppedMessages).toBe(0);
   chat.delete(-2, 2);
   expect(chat.undo()).toHaveLength(4);
+});
+
+test('toolChoice and strict tools hold where calls are asked for in the prompt', async () => {
+  for (const family of ['chatglm2', 'chatglm3'] as const) {
+    const { tool, asked } = weather();
+    const chat = model.createChat({ family, tools: [{ ...tool, strict: true }], toolPrompting: 'text', ...greedy });
+    const options = { temperature: 3, topK: 0, topP: 1, seed: 5, maxToolRounds: 1 } as const;
+    for (const toolChoice of ['required', { name: 'get_weather' }] as const) {
+      const { steps } = await chat.send('x', { ...options, toolChoice });
+      expect(steps).toMatchObject([{ call: { name: 'get_weather' }, result: { ok: true } }]);
+    }
+    expect(asked).toHaveLength(2);
+    for (let seed = 0; seed < 10; seed++) {
+      const reply = await model
+        .createChat({ family, tools: [{ ...tool, strict: true }], toolPrompting: 'text' })
+        .send('x', { ...options, seed, maxTokens: 30 });
+      for (const step of reply.steps) expect(step.result).toMatchObject({ ok: true });
+      expect(reply.text).not.toMatch(/^\s*[{`]/);
+    }
+  }
+});
+
+test('a chat with an interpreter writes code, or an answer of the form', async () => {
+  const chat = model.createChat({ ...greedy, interpreter: 'manual', system: INTERPRETER_PROMPT });
+  const responseFormat = { type: 'regex', pattern: '[0-9]{1,5}' } as const;
+  const reply = await chat.send('求1到100的和', { responseFormat });
+  expect(reply.code).toBe('result = sum(range(1, 100 + 1))\nprint(result)');
+  const answer = await chat.send('5050', { role: 'observation', responseFormat });
+  expect(answer.code ?? answer.text).toMatch(/^[0-9]{1,5}$/);
 });
 
 test('a tool that the caller runs gets its observation, also where calls are asked for in the prompt', async () => {

@@ -702,8 +702,9 @@ export class Chat implements AsyncDisposable {
         // What is asked of the model holds until it has called a tool; else it could never answer.
         const choice = round > 0 && plan.choice !== 'none' ? 'auto' : plan.choice;
         const { addsDummyPrefix: dummySpace } = tokenizer;
-        const tools = plan.prompting === 'native' ? plan.tools : ToolSet.NONE;
-        const grammar = answerGrammar({ format, dummySpace, tools, choice, response: plan.format });
+        const { tools, prompting, format: response } = plan;
+        const interpreter = this.#interpreter !== undefined;
+        const grammar = answerGrammar({ format, dummySpace, tools, choice, prompting, interpreter, response });
         const prompt =
           this.#model.overflowOf(promptLength(parts)) ?? tokenizer.encodePrompted(parts, this.family, options.signal);
         const raw = this.#model.generateIds(
@@ -764,7 +765,7 @@ export class Chat implements AsyncDisposable {
   /** How an answer is read that does not have its family's own form. */
   #segmentOf({ format, tools, prompting }: AnswerPlan, isOffered: boolean): (() => Segment) | undefined {
     if (isOffered && prompting === 'text') return () => new TextCallSegment(tools.names);
-    if (format === undefined || isOffered) return undefined;
+    if (format === undefined || isOffered || this.#interpreter !== undefined) return undefined;
     const { answerPrefix } = chatFormat(this.family);
     // Decoding takes the first space away, as it is a dummy prefix; behind the prefix stands another one.
     return () => new VerbatimSegment(answerPrefix === undefined ? '' : `${answerPrefix.replace(/^ /, '')} `);

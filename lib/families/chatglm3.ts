@@ -33,6 +33,7 @@ export const chatglm3 = {
     // The line of metadata, which is empty; its own dummy prefix comes first.
     answerPrefix: ' \n',
     toolCall: { open: (name: string) => `${name}\n \`\`\`python\ntool_call(`, close: ')\n```' },
+    codePrefix: 'interpreter\n',
     partToken: ROLE_TOKENS.assistant,
     // llama.cpp knows the format by the template's first lines.
     jinjaTemplate:

@@ -52,6 +52,8 @@ export interface ChatFormat {
   readonly endsWithQuestion?: boolean;
   /** What the text of an answer begins with, before the space that a tokenizer puts before a text. Default: nothing. */
   readonly answerPrefix?: string;
+  /** What code for the interpreter begins with. Absent: there is no interpreter. */
+  readonly codePrefix?: string;
   /** How an answer calls a tool, for answers that have to. Absent: no grammar can ask for a call. */
   readonly toolCall?: {
     /** What comes before the arguments. */
