@@ -279,8 +279,8 @@ stage_facade() {
     return 1
   fi
   local files status
-  # The validators' libraries have nothing to do with a device, and are not carried.
-  mapfile -t files < <(grep -l 'support/device' test/*.test.ts | grep -v '/tools\.test' && ls test/device.test.ts)
+  # The validators' libraries and a pseudo-terminal have nothing to do with a device, and are not carried.
+  mapfile -t files < <(grep -l 'support/device' test/*.test.ts | grep -vE '/(tools|chat-piped)\.test' && ls test/device.test.ts)
   CHATGLM_TEST_DEVICE=cuda node node_modules/jest/bin/jest.js --ci --maxWorkers=$((cores < 8 ? cores : 8)) \
     --json "--outputFile=build/gpu-facade.json" "${files[@]}" 2>&1
   status=$?
