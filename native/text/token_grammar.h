@@ -112,6 +112,7 @@ class TokenGrammar {
   std::vector<int32_t> collected_;
   std::unordered_map<uint64_t, uint64_t> reached_;  // node and parent: the last state that they were reached for
   uint64_t making_ = 0;
+  size_t work_ = 0;     // nodes that were reached for the token
   size_t visited_ = 0;  // nodes that were reached for the state
   bool collected_end_ = false;
   std::vector<int32_t> path_;  // of a walk: the states by depth
