@@ -33,7 +33,7 @@ void GrammarConstraint::apply(std::span<uint32_t> mask) {
     std::ranges::fill(mask, 0);
   } else {
     // Of the tokens behind the next one, one is the stop token.
-    grammar_->restrict(position_, mask, static_cast<uint32_t>(std::max(0, left_ - 2)));
+    grammar_->restrict(position_, mask, static_cast<uint32_t>(std::max(0, left_ - 2)), !stops.empty());
   }
   for (const auto& [word, bit] : stops) mask[word] |= bit;
 }

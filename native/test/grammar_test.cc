@@ -300,6 +300,18 @@ TEST(GrammarConstraint, AnAnswerIsCompleteWithinItsTokens) {
   }
 }
 
+TEST(GrammarConstraint, WhereTheAnswerMayStopNothingIsBegunThatTheTokensCannotComplete) {
+  const auto trie = make_trie(kPieces);
+  GrammarConstraint constraint(make("root ::= \"a\" | \"ab123123123\"", trie), {2});
+  constraint.limit(4);
+  constraint.accept(byte_token('a'));
+  std::vector<uint32_t> mask((trie->token_count() + 31) / 32, ~0u);
+  constraint.restrict(mask);  // three tokens are left: too few for what may follow, but the answer is complete
+  for (uint32_t token = 0; token < trie->token_count(); ++token) {
+    ASSERT_EQ((mask[token / 32] >> (token % 32) & 1) == 1, token == 2) << token;
+  }
+}
+
 TEST(GrammarConstraint, WithTooFewTokensTheAnswerGoesTheShortestWay) {
   const auto trie = make_trie(kPieces);
   const auto grammar = make("root ::= \"xxxxxxxx\" | [ab]* \"12312312312312312312\"", trie);

@@ -102,7 +102,7 @@ size_t TokenGrammar::bytes() const {
   return bytes_;
 }
 
-void TokenGrammar::restrict(Position& position, std::span<uint32_t> mask, uint32_t budget) {
+void TokenGrammar::restrict(Position& position, std::span<uint32_t> mask, uint32_t budget, bool may_stop) {
   const std::lock_guard lock(mutex_);
   locate(position);
   const State& state = masked(position.state_);
@@ -121,7 +121,7 @@ void TokenGrammar::restrict(Position& position, std::span<uint32_t> mask, uint32
     ends.emplace_back(at, least);
     nearest = std::min(nearest, least);
   });
-  const uint32_t most = std::max(nearest, budget);
+  const uint32_t most = may_stop ? budget : std::max(nearest, budget);
   std::vector<uint32_t> allowed((trie_->token_count() + 31) / 32, 0);
   for (const auto& [at, least] : ends) {
     if (least <= most) set_bits(allowed, trie_->nodes()[static_cast<size_t>(at)].token);

@@ -41,9 +41,9 @@ class TokenGrammar {
   /// The bytes of the shortest end of the answer.
   uint32_t least(Position& position);
   /// Clears the bits of tokens that are not allowed next. budget: the bytes that the answer may have after the token;
-  /// if the shortest end has more, only tokens that lead to the shortest end are allowed. Bits that are clear already
-  /// stay so. Tokens that the mask has no bit for are not allowed.
-  void restrict(Position& position, std::span<uint32_t> mask, uint32_t budget);
+  /// if the shortest end has more, only tokens that lead to the shortest end are allowed, and none where the answer may
+  /// stop instead. Bits that are clear already stay so. Tokens that the mask has no bit for are not allowed.
+  void restrict(Position& position, std::span<uint32_t> mask, uint32_t budget, bool may_stop = false);
 
   /// The memory of states and masks, in bytes, as it was at the last call.
   size_t bytes() const;
