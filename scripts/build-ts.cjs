@@ -1,5 +1,5 @@
 'use strict';
-// Compiles lib/ to dist/ and writes the ES module entry, which gives the same single instance that require() gets. The
+// Compiles lib/ to dist/, and server/ where it is there, and writes the ES module entry, which gives the same single instance that require() gets. The
 // entry names every export: `export *` would pass `__esModule` on as one of them.
 const { spawnSync } = require('node:child_process');
 const fs = require('node:fs');
@@ -18,3 +18,9 @@ fs.writeFileSync(
   `export {\n${names.map((n) => `  ${n},\n`).join('')}} from './index.js';\n`,
 );
 fs.writeFileSync(path.join(dist, 'esm.d.mts'), "export * from './index.js';\n");
+
+// The package that users get has no server: the server is a package of its own.
+if (fs.existsSync(path.join(root, 'server', 'build.cjs'))) {
+  const server = spawnSync(process.execPath, [path.join(root, 'server', 'build.cjs')], { cwd: root, stdio: 'inherit' });
+  if (server.status !== 0) process.exit(server.status ?? 1);
+}

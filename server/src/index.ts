@@ -1,0 +1,1 @@
+export { buildApp } from './server.js';

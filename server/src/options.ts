@@ -1,0 +1,16 @@
+import type { LoadOptions } from 'node-chatglm';
+
+/** A model of a server. */
+export interface ServedModel {
+  /** What requests call it. Default: the name of its file or directory. */
+  id?: string | undefined;
+  /** The checkpoint's directory or file. Default: the embedded model. */
+  path?: string | undefined;
+  /** Options of `loadModel()`. */
+  load?: LoadOptions | undefined;
+}
+
+/** What a server is made of, read and checked. */
+export interface ServerSettings {
+  models: readonly ServedModel[];
+}
