@@ -44,7 +44,11 @@ test("a text's tokens have the bytes of the text, behind the space that encoding
   const { size, special } = tokenizer;
   const [, , last] = tokenizer.encode('\u{1f9ff}').map((id) => tokenizer.tokenBytes(id));
   expect(last).toEqual(Uint8Array.of(0x9f)); // one of the four bytes of a character that no piece has
-  expect(tokenizer.tokenBytes(0).toString()).toBe(Buffer.from(tokenizer.decode([5000, 0])).subarray(-5).join());
+  expect(tokenizer.tokenBytes(0).toString()).toBe(
+    Buffer.from(tokenizer.decode([5000, 0]))
+      .subarray(-5)
+      .join(),
+  );
   for (const id of [1, 2, special.gmask as number, size, 2 ** 32 - 1]) expect(tokenizer.tokenBytes(id)).toHaveLength(0);
   // What is given away is nobody else's.
   const own = tokenizer.tokenBytes(5000);
