@@ -3,15 +3,20 @@ import type { ServerContext } from './context.js';
 import { errorHandler } from './http/error-handler.js';
 import { ApiError } from './http/errors.js';
 import { createModelPool } from './models/model-pool.js';
+import { chatRoutes } from './openai/chat.js';
 import { modelRoutes } from './openai/models.js';
 import type { ServerSettings } from './options.js';
 
 /** Each part adds its routes. */
-const PARTS: readonly ((app: FastifyInstance, context: ServerContext) => void)[] = [modelRoutes];
+const PARTS: readonly ((app: FastifyInstance, context: ServerContext) => void)[] = [modelRoutes, chatRoutes];
 
 /** The server as a Fastify application that listens to nothing yet. */
 export function buildApp(settings: ServerSettings): FastifyInstance {
-  const app = Fastify({ logger: false });
+  const app = Fastify({
+    logger: false,
+    // A field of the wrong type, or one that there is not, is told, and not mended.
+    ajv: { customOptions: { coerceTypes: false, removeAdditional: false } },
+  });
   const models = createModelPool(settings.models);
   const context: ServerContext = { settings, models, log: app.log };
   app.decorateRequest('caller');

@@ -1,0 +1,145 @@
+import { randomBytes } from 'node:crypto';
+import type { Usage } from 'node-chatglm';
+import { inRequestNames } from '../chat/facade-errors.js';
+import { errorBody } from '../http/error-handler.js';
+import { toApiError } from '../http/errors.js';
+import type { EventStream } from '../http/event-stream.js';
+
+/** The most choices of one request, of all of its prompts together. */
+export const MOST_CHOICES = 128;
+
+/** What gives an answer piece by piece: a ChatStream or a Generation. */
+export interface PieceSource<Piece, Result> {
+  readonly result: Promise<Result>;
+  next(): Promise<IteratorResult<Piece, unknown>>;
+  return(): Promise<unknown>;
+}
+
+/** Writes one choice as server-sent events. */
+export interface ChoiceWriter<Piece, Result> {
+  /** Takes a piece of the answer: it is written with the next {@link flush}. */
+  push(piece: Piece): void;
+  /** The events for all pieces since the last time; `''` where there is nothing to tell. */
+  flush(): string;
+  /** The last events of the choice, what {@link push} took included. */
+  end(result: Result): string;
+}
+
+/** A choice on its way. */
+export interface Choice<Piece, Result> {
+  source: PieceSource<Piece, Result>;
+  writer: ChoiceWriter<Piece, Result>;
+}
+
+/** Flushes that are due at the end of this turn of the event loop, of all streams. */
+const due = new Set<() => void>();
+
+function flushAll(): void {
+  const flushes = [...due];
+  due.clear();
+  for (const flush of flushes) flush();
+}
+
+/** Calls the function once what has come in this turn of the event loop has been taken. To ask again does nothing. */
+function atEndOfTurn(flush: () => void): void {
+  if (due.size === 0) setImmediate(flushAll);
+  due.add(flush);
+}
+
+/**
+ * Sends the choices as they come, mixed. Pieces that come within one turn of the event loop are one event, and those that
+ * come while the client does not read are one, too. A failure before the first event is thrown; a later one is an event, and
+ * the stream ends. When the client goes, all choices end.
+ *
+ * @param lastEvents What is sent once all choices are complete.
+ * @returns What the choices gave, as far as they came to an end.
+ */
+export async function streamChoices<Piece, Result>(
+  events: EventStream,
+  choices: readonly Choice<Piece, Result>[],
+  { gone, requestId, lastEvents }: { gone: AbortSignal; requestId: string; lastEvents(results: Result[]): string },
+): Promise<void> {
+  const flush = () => {
+    let text = '';
+    for (const { writer } of choices) text += writer.flush();
+    if (text !== '') events.write(text);
+  };
+  const pump = async ({ source, writer }: Choice<Piece, Result>): Promise<Result> => {
+    for (;;) {
+      const next = await source.next();
+      if (next.done) break;
+      writer.push(next.value);
+      atEndOfTurn(flush);
+      if (!events.isWritable) await events.drained();
+    }
+    const result = await source.result;
+    const rest = writer.end(result);
+    if (rest !== '') events.write(rest);
+    return result;
+  };
+  try {
+    const results = await allOrNone(choices, pump, gone);
+    events.write(lastEvents(results));
+    events.end();
+  } catch (thrown) {
+    if (!events.hasBegun) {
+      events.abandon();
+      throw inRequestNames(thrown);
+    }
+    const error = toApiError(inRequestNames(thrown));
+    events.send(JSON.stringify(errorBody(error, 'openai', requestId)));
+    events.end();
+    if (error.status >= 500) throw thrown;
+  } finally {
+    due.delete(flush);
+  }
+}
+
+/** What the choices gave, once all of them are complete. When the client goes, they end. */
+export async function collectChoices<Result>(
+  sources: readonly PieceSource<unknown, Result>[],
+  gone: AbortSignal,
+): Promise<Result[]> {
+  try {
+    const choices = sources.map((source) => ({ source }));
+    return await allOrNone(choices, ({ source }) => source.result, gone);
+  } catch (error) {
+    throw inRequestNames(error);
+  }
+}
+
+/** Runs all choices. With the first that fails, and when the client goes, the others end as well. */
+async function allOrNone<Each extends { source: PieceSource<unknown, Result> }, Result>(
+  choices: readonly Each[],
+  run: (choice: Each) => Promise<Result>,
+  gone: AbortSignal,
+): Promise<Result[]> {
+  const leave = () => {
+    for (const { source } of choices) void source.return();
+  };
+  if (gone.aborted) leave();
+  else gone.addEventListener('abort', leave, { once: true });
+  const running = choices.map(run);
+  try {
+    return await Promise.all(running);
+  } catch (error) {
+    leave();
+    await Promise.allSettled(running);
+    throw error;
+  } finally {
+    gone.removeEventListener('abort', leave);
+  }
+}
+
+/** The tokens of choices, for the caller's account. */
+export function tokensOf(prompts: readonly (readonly Usage[])[]): { prompt: number; generated: number } {
+  return {
+    prompt: prompts.reduce((sum, [first]) => sum + (first?.promptTokens ?? 0), 0),
+    generated: prompts.flat().reduce((sum, { generatedTokens }) => sum + generatedTokens, 0),
+  };
+}
+
+/** A fresh id with OpenAI's prefix for its kind, such as `chatcmpl-…`. */
+export function freshId(prefix: string): string {
+  return prefix + randomBytes(18).toString('base64url').replaceAll(/[-_]/g, 'x');
+}
