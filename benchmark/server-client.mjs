@@ -1,8 +1,8 @@
 // A client of benchmark/server.mjs, in a process of its own, that takes as little as it can: it writes requests to sockets,
 // looks at each piece that comes only for when it came, and reads the usage off the end.
 //
-// Hears { streams: [body, …], port, host } from its parent, answers { streams: [{ status, tokens, firstMs, gapsMs, error }] };
-// hears { idle: count, port, host }, answers { idle: connections that got an answer } and keeps them until it is ended.
+// Is told by its parent { id, host, port, streams: [body, …] } and answers { id, result: [{ tokens, firstMs, gapsMs, error }] };
+// or { id, host, port, idle: count } and answers { id, result: connections that got an answer }, which it keeps.
 import net from 'node:net';
 
 const DONE = Buffer.from('data: [DONE]');
@@ -10,15 +10,18 @@ const DONE = Buffer.from('data: [DONE]');
 const TAIL = 2048;
 
 /** Sends one request and reads its events to their end. */
-function stream(host, port, body) {
+function stream(host, port, body, key) {
   return new Promise((resolve) => {
     const payload = Buffer.from(JSON.stringify(body));
-    const result = { status: 0, tokens: 0, firstMs: 0, gapsMs: [], error: undefined };
+    const result = { tokens: 0, firstMs: 0, gapsMs: [], error: undefined };
     const socket = net.connect({ host, port, noDelay: true });
     const began = performance.now();
     let last = 0;
     let tail = Buffer.alloc(0);
+    let isOver = false;
     const end = (error) => {
+      if (isOver) return;
+      isOver = true;
       socket.destroy();
       const usage = /"usage":(\{[^}]*("[a-z_]*details":\{[^}]*\}[^}]*)*\})/g;
       const found = [...tail.toString('latin1').matchAll(usage)].at(-1)?.[1];
@@ -30,16 +33,15 @@ function stream(host, port, body) {
     socket.on('connect', () => {
       socket.write(
         `POST /v1/chat/completions HTTP/1.1\r\nhost: ${host}:${port}\r\ncontent-type: application/json\r\n` +
-          `content-length: ${payload.length}\r\n\r\n`,
+          `${key === undefined ? '' : `authorization: Bearer ${key}\r\n`}content-length: ${payload.length}\r\n\r\n`,
       );
       socket.write(payload);
     });
     socket.on('data', (piece) => {
       const now = performance.now();
       if (last === 0) {
-        result.status = Number(piece.latin1Slice(9, 12));
         result.firstMs = now - began;
-        if (result.status !== 200) {
+        if (piece.latin1Slice(9, 12) !== '200') {
           end(piece.toString('utf8'));
           return;
         }
@@ -55,6 +57,27 @@ function stream(host, port, body) {
   });
 }
 
+/** The same with OpenAI's client. */
+async function openAIStream(host, port, body, key) {
+  const { OpenAI } = await import('openai');
+  const client = new OpenAI({ baseURL: `http://${host}:${port}/v1`, apiKey: key ?? 'none', maxRetries: 0 });
+  const result = { tokens: 0, firstMs: 0, gapsMs: [], error: undefined };
+  const began = performance.now();
+  let last = 0;
+  try {
+    for await (const { usage } of await client.chat.completions.create(body)) {
+      const now = performance.now();
+      if (last === 0) result.firstMs = now - began;
+      else result.gapsMs.push(now - last);
+      last = now;
+      if (usage) result.tokens = usage.completion_tokens;
+    }
+  } catch (error) {
+    result.error = error.message;
+  }
+  return result;
+}
+
 const kept = [];
 /** A connection that has had one answer, and is kept for the next. */
 function connection(host, port) {
@@ -68,17 +91,26 @@ function connection(host, port) {
   });
 }
 
-process.on('message', async ({ streams, idle, host, port }) => {
-  if (streams) {
-    process.send({ streams: await Promise.all(streams.map((body) => stream(host, port, body))) });
-  } else if (idle) {
-    let answered = 0;
-    // Not all at once: what is measured is what connections cost, not a backlog that overflows.
-    for (let i = 0; i < idle; i += 100) {
-      const some = Array.from({ length: Math.min(100, idle - i) }, () => connection(host, port));
-      for (const one of await Promise.all(some)) answered += one;
-    }
-    process.send({ idle: answered });
+/** Connections that stay open after an answer each, for as long as this process lives. */
+async function keepIdle(count, host, port) {
+  let answered = 0;
+  // Not all at once: what is measured is what connections cost, not a backlog that overflows.
+  for (let i = 0; i < count; i += 100) {
+    const some = Array.from({ length: Math.min(100, count - i) }, () => connection(host, port));
+    for (const one of await Promise.all(some)) answered += one;
+  }
+  return answered;
+}
+
+process.on('message', async ({ id, streams, idle, host, port, key, openai }) => {
+  try {
+    const one = openai ? openAIStream : stream;
+    const result = streams
+      ? await Promise.all(streams.map((body) => one(host, port, body, key)))
+      : await keepIdle(idle, host, port);
+    process.send({ id, result });
+  } catch (error) {
+    process.send({ id, error: error.stack ?? String(error) });
   }
 });
 process.on('disconnect', () => process.exit());

@@ -2,15 +2,15 @@
 // but HTTP is between the two. Options come as JSON in the first argument; what to do comes from the parent.
 import { monitorEventLoopDelay } from 'node:perf_hooks';
 import { loadModel, loadSyntheticModel } from '../dist/esm.mjs';
-import { createServer } from '../server/dist/index.js';
-import { percentiles } from './common.mjs';
+import { buildApp } from '../server/dist/index.js';
 
 const { checkpoint, shape, tokenizer, load } = JSON.parse(process.argv[2]);
 const model = shape
   ? await loadSyntheticModel({ shape, tokenizer, ...load })
   : await loadModel(checkpoint, load);
-const server = createServer({ model: { id: 'benchmark', model }, logger: false, batch: false });
-const { port } = await server.listen({ port: 0, host: '127.0.0.1' });
+const app = buildApp({ models: [{ id: 'benchmark', path: checkpoint, load }] });
+await app.listen({ port: 0, host: '127.0.0.1' });
+const port = app.server.address().port;
 
 /** The same as benchmark/server-client.mjs does over HTTP: what there is of an answer is looked at as it comes. */
 async function stream({ question, options }) {
@@ -37,7 +37,7 @@ let cpu = process.cpuUsage();
 const acts = {
   info: () => {
     const { name, device, kernels, threads } = model.info;
-    return { name, device, kernels, threads, port, banned: bannedTokens() };
+    return { name, device, kernels, threads, port, special: specialTokens() };
   },
   facade: async ({ streams }) => {
     const began = performance.now();
@@ -68,10 +68,10 @@ const acts = {
   },
 };
 
-/** Special tokens, which would end an answer: to generate as many tokens as are asked for, they have to be banned. */
-function bannedTokens() {
-  const ids = Object.values(model.tokenizer.special).filter((id) => typeof id === 'number');
-  return Object.fromEntries(ids.map((id) => [id, -100]));
+/** Ids of special tokens: with one of them an answer may end. */
+function specialTokens() {
+  const { special } = model.tokenizer;
+  return Object.values(special).filter((id) => typeof id === 'number');
 }
 
 process.on('message', async ({ id, act, ...rest }) => {
@@ -83,4 +83,3 @@ process.on('message', async ({ id, act, ...rest }) => {
 });
 process.on('disconnect', () => process.exit());
 process.send({ id: 'ready' });
-void percentiles;
