@@ -114,3 +114,4 @@ process.on('message', async ({ id, streams, idle, host, port, key, openai }) => 
   }
 });
 process.on('disconnect', () => process.exit());
+process.send({ id: 'ready' });

@@ -10,6 +10,7 @@
 // can (benchmark/server-client.mjs); with --openai it is OpenAI's own client instead. Exits with 1 where the ratio is
 // below the bar, or the 99th percentile of the event loop is above 15 ms.
 import { fork } from 'node:child_process';
+import { once } from 'node:events';
 import { availableParallelism } from 'node:os';
 import { parseArgs } from 'node:util';
 import { median, percentile, printTable, verdict, watchNeighbours } from './common.mjs';
@@ -67,6 +68,7 @@ function start(file, args = [], execArgv = []) {
   const wait = (id) => new Promise((resolve) => waiting.set(id, resolve));
   return {
     ready: wait('ready'),
+    ended: once(child, 'exit'),
     async ask(message) {
       const id = nextId++;
       child.send({ id, ...message });
@@ -107,6 +109,7 @@ if (values.url) {
   if (!shape && !checkpoint) banned = Object.fromEntries(special.map((id) => [id, -100]));
 }
 const clients = Array.from({ length: Number(values.clients) }, () => start('./server-client.mjs'));
+await Promise.all(clients.map(({ ready }) => ready));
 
 // --- One run of N streams, over HTTP or through the facade.
 
@@ -237,5 +240,6 @@ if (idle > 0 && host) {
   );
 }
 console.log(neighbours());
-for (const client of clients) client.end();
-host?.end();
+const processes = host ? [...clients, host] : clients;
+for (const each of processes) each.end();
+await Promise.all(processes.map(({ ended }) => ended));
