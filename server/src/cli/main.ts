@@ -1,5 +1,6 @@
 #!/usr/bin/env node
-import { buildApp } from '../server.js';
+import { createServer } from '../server.js';
 
-const app = buildApp({ models: [{ path: process.argv[2] }] });
-app.listen({ port: 8000, host: '127.0.0.1' }).then((address) => console.log(`Listening on ${address}`));
+const model = process.argv[2];
+const server = createServer({ ...(model === undefined ? {} : { model }), logger: true });
+server.listen().then((address) => console.log(`Listening on ${address}`));
