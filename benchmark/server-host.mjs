@@ -2,15 +2,14 @@
 // but HTTP is between the two. Options come as JSON in the first argument; what to do comes from the parent.
 import { monitorEventLoopDelay } from 'node:perf_hooks';
 import { loadModel, loadSyntheticModel } from '../dist/esm.mjs';
-import { buildApp } from '../server/dist/index.js';
+import { createServer } from '../server/dist/index.js';
 
 const { checkpoint, shape, tokenizer, load } = JSON.parse(process.argv[2]);
 const model = shape
   ? await loadSyntheticModel({ shape, tokenizer, ...load })
   : await loadModel(checkpoint, load);
-const app = buildApp({ models: [{ id: 'benchmark', path: checkpoint, load }] });
-await app.listen({ port: 0, host: '127.0.0.1' });
-const port = app.server.address().port;
+const server = createServer({ model: { id: 'benchmark', model }, logger: false, batch: false });
+const { port } = new URL(await server.listen({ port: 0 }));
 
 /** The same as benchmark/server-client.mjs does over HTTP: what there is of an answer is looked at as it comes. */
 async function stream({ question, options }) {
