@@ -6,15 +6,17 @@
 import net from 'node:net';
 
 const DONE = Buffer.from('data: [DONE]');
-/** The usage stands in the last event but one. */
-const TAIL = 2048;
+/** In the last event but one. In the others it is null. */
+const USAGE = Buffer.from('"usage":{');
+
+/** Where all connections' pieces are put as they come: nothing is allocated for them. */
+const buffer = Buffer.allocUnsafe(1 << 16);
 
 /** Sends one request and reads its events to their end. */
 function stream(host, port, body, key) {
   return new Promise((resolve) => {
     const payload = Buffer.from(JSON.stringify(body));
     const result = { tokens: 0, firstMs: 0, gapsMs: [], error: undefined };
-    const socket = net.connect({ host, port, noDelay: true });
     const began = performance.now();
     let last = 0;
     let tail = Buffer.alloc(0);
@@ -23,34 +25,36 @@ function stream(host, port, body, key) {
       if (isOver) return;
       isOver = true;
       socket.destroy();
-      const usage = /"usage":(\{[^}]*("[a-z_]*details":\{[^}]*\}[^}]*)*\})/g;
-      const found = [...tail.toString('latin1').matchAll(usage)].at(-1)?.[1];
-      if (found) result.tokens = Number(/"completion_tokens":(\d+)/.exec(found)?.[1] ?? 0);
-      else error ??= `no usage: ${tail.toString('utf8').slice(-300)}`;
-      result.error = error;
+      const found = /.*"completion_tokens":(\d+)/s.exec(tail.toString('latin1'))?.[1];
+      result.tokens = Number(found ?? 0);
+      result.error = error ?? (found ? undefined : `no usage: ${tail.toString('utf8').slice(-300)}`);
       resolve(result);
     };
+    const callback = (length) => {
+      const now = performance.now();
+      const piece = buffer.subarray(0, length);
+      if (last === 0) {
+        result.firstMs = now - began;
+        if (piece.latin1Slice(9, 12) !== '200') {
+          end(piece.toString('utf8'));
+          return false;
+        }
+      } else {
+        result.gapsMs.push(now - last);
+      }
+      last = now;
+      // The end may come in two pieces.
+      if (piece.includes(USAGE) || tail.length > 0) tail = Buffer.concat([tail, piece]);
+      if (tail.includes(DONE)) end();
+      return true;
+    };
+    const socket = net.connect({ host, port, noDelay: true, onread: { buffer, callback } });
     socket.on('connect', () => {
       socket.write(
         `POST /v1/chat/completions HTTP/1.1\r\nhost: ${host}:${port}\r\ncontent-type: application/json\r\n` +
           `${key === undefined ? '' : `authorization: Bearer ${key}\r\n`}content-length: ${payload.length}\r\n\r\n`,
       );
       socket.write(payload);
-    });
-    socket.on('data', (piece) => {
-      const now = performance.now();
-      if (last === 0) {
-        result.firstMs = now - began;
-        if (piece.latin1Slice(9, 12) !== '200') {
-          end(piece.toString('utf8'));
-          return;
-        }
-      } else {
-        result.gapsMs.push(now - last);
-      }
-      last = now;
-      tail = piece.length >= TAIL ? piece.subarray(-TAIL) : Buffer.concat([tail.subarray(piece.length - TAIL), piece]);
-      if (piece.includes(DONE)) end();
     });
     socket.on('error', (error) => end(error.message));
     socket.on('close', () => end('the connection was closed'));
@@ -102,8 +106,13 @@ async function keepIdle(count, host, port) {
   return answered;
 }
 
-process.on('message', async ({ id, streams, idle, host, port, key, openai }) => {
+process.on('message', async ({ id, act, streams, idle, host, port, key, openai }) => {
   try {
+    if (act === 'cpu') {
+      const { user, system } = process.cpuUsage();
+      process.send({ id, result: (user + system) / 1000 });
+      return;
+    }
     const one = openai ? openAIStream : stream;
     const result = streams
       ? await Promise.all(streams.map((body) => one(host, port, body, key)))

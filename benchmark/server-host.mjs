@@ -5,9 +5,7 @@ import { loadModel, loadSyntheticModel } from '../dist/esm.mjs';
 import { createServer } from '../server/dist/index.js';
 
 const { checkpoint, shape, tokenizer, load } = JSON.parse(process.argv[2]);
-const model = shape
-  ? await loadSyntheticModel({ shape, tokenizer, ...load })
-  : await loadModel(checkpoint, load);
+const model = shape ? await loadSyntheticModel({ shape, tokenizer, ...load }) : await loadModel(checkpoint, load);
 const server = createServer({ model: { id: 'benchmark', model }, logger: false, batch: false });
 const { port } = new URL(await server.listen({ port: 0 }));
 

@@ -161,16 +161,24 @@ const ways = {
 };
 const compared = host ? ['facade', 'http'] : ['http'];
 
+async function clientsCpuMs() {
+  const each = await Promise.all(clients.map((client) => client.ask({ act: 'cpu' })));
+  return each.reduce((sum, ms) => sum + ms, 0);
+}
+
 async function run(way, count) {
   await host?.ask({ act: 'watch' });
+  const clientsBefore = await clientsCpuMs();
   const { ms, results } = await ways[way](count);
   const loop = (await host?.ask({ act: 'watched' })) ?? { p99Ms: Number.NaN, maxMs: Number.NaN, cpuMs: Number.NaN };
+  const clientMs = (await clientsCpuMs()) - clientsBefore;
   const failed = results.find(({ error }) => error !== undefined);
   if (failed) throw new Error(`a stream failed: ${failed.error}`);
   const generated = results.reduce((sum, result) => sum + result.tokens, 0);
   return {
     speed: (1000 * generated) / ms,
-    generated,
+    clientUs: (1000 * clientMs) / generated,
+    hostUs: (1000 * loop.cpuMs) / generated,
     firstMs: results.map(({ firstMs }) => firstMs),
     gapsMs: results.flatMap(({ gapsMs }) => gapsMs),
     pieces: results.reduce((sum, { gapsMs }) => sum + gapsMs.length + 1, 0) / generated,
@@ -179,7 +187,21 @@ async function run(way, count) {
 }
 
 const rows = [
-  ['streams', '', 'tokens/s', 'first ms p50', 'p99', 'gap ms p50', 'p99', 'pieces/token', 'loop ms p99', 'max', 'loop busy', 'CPU us/token'],
+  [
+    'streams',
+    '',
+    'tokens/s',
+    'first ms p50',
+    'p99',
+    'gap ms p50',
+    'p99',
+    'pieces/token',
+    'loop ms p99',
+    'max',
+    'loop busy',
+    'CPU us/token',
+    'clients',
+  ],
 ];
 const verdicts = [];
 for (const count of counts) {
@@ -204,7 +226,8 @@ for (const count of counts) {
       of('p99Ms').toFixed(2),
       Math.max(...all('maxMs')).toFixed(2),
       `${(100 * of('utilization')).toFixed(0)}%`,
-      ((1000 * of('cpuMs') * rounds) / (runs[way].reduce((sum, { generated }) => sum + generated, 0) || 1)).toFixed(0),
+      of('hostUs').toFixed(0),
+      of('clientUs').toFixed(0),
     ]);
   }
   if (host) {
