@@ -58,7 +58,10 @@ function typeErrors(resources: readonly Resource[]): string {
     fs.writeFileSync(path.join(directory, 'manifests.ts'), lines.join(''));
     const tsc = path.join(path.dirname(require.resolve('typescript/package.json')), 'bin', 'tsc');
     const options = ['--noEmit', '--strict', '--skipLibCheck', '--types', ''];
-    const { stdout } = spawnSync(process.execPath, [tsc, ...options, 'manifests.ts'], { cwd: directory, encoding: 'utf8' });
+    const { stdout } = spawnSync(process.execPath, [tsc, ...options, 'manifests.ts'], {
+      cwd: directory,
+      encoding: 'utf8',
+    });
     return stdout;
   } finally {
     fs.rmSync(directory, { recursive: true });
@@ -114,7 +117,8 @@ describe.each(overlays)('the overlay %s', (overlay) => {
       const volumes: string[] = [];
       for (const { name, persistentVolumeClaim, secret: fromSecret, configMap } of pod.volumes ?? []) {
         volumes.push(name);
-        if (persistentVolumeClaim) expect(named('PersistentVolumeClaim', persistentVolumeClaim.claimName)).toBeDefined();
+        if (persistentVolumeClaim)
+          expect(named('PersistentVolumeClaim', persistentVolumeClaim.claimName)).toBeDefined();
         if (fromSecret) secret(fromSecret.secretName);
         if (configMap) expect(named('ConfigMap', configMap.name)).toBeDefined();
       }
@@ -122,8 +126,10 @@ describe.each(overlays)('the overlay %s', (overlay) => {
       for (const container of pod.containers) {
         const mounted = container.volumeMounts.map(({ name }: { name: string }) => name);
         expect([metadata.name, mounted.sort()]).toEqual([metadata.name, volumes.sort()]);
-        for (const { configMapRef } of container.envFrom ?? []) expect(named('ConfigMap', configMapRef.name)).toBeDefined();
-        for (const { valueFrom } of container.env ?? []) if (valueFrom?.secretKeyRef) secret(valueFrom.secretKeyRef.name);
+        for (const { configMapRef } of container.envFrom ?? [])
+          expect(named('ConfigMap', configMapRef.name)).toBeDefined();
+        for (const { valueFrom } of container.env ?? [])
+          if (valueFrom?.secretKeyRef) secret(valueFrom.secretKeyRef.name);
         const ports = (container.ports ?? []).map(({ name }: { name: string }) => name);
         for (const probe of ['startupProbe', 'readinessProbe', 'livenessProbe']) {
           const get = container[probe]?.httpGet;
@@ -159,7 +165,11 @@ describe.each(overlays)('the overlay %s', (overlay) => {
   });
 
   test('pods keep to the restricted standard, and to a root filesystem that is only read', () => {
-    expect(workloads.map(({ metadata }) => metadata.name).sort()).toEqual(['chatglm-server', 'chatglm-worker', 'redis']);
+    expect(workloads.map(({ metadata }) => metadata.name).sort()).toEqual([
+      'chatglm-server',
+      'chatglm-worker',
+      'redis',
+    ]);
     for (const { spec } of workloads) {
       const pod = spec.template.spec;
       expect(pod.securityContext).toMatchObject({ runAsNonRoot: true, seccompProfile: { type: 'RuntimeDefault' } });
