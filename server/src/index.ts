@@ -1,5 +1,6 @@
 export type { KeyOptions } from './access/key.js';
 export type { ModelCard, ModelLease, ModelPool, ModelState } from './models/pool.js';
+export { fastifyChatGLM, type RequestHandler, requestHandler } from './mount.js';
 export type {
   BatchOptions,
   FilePath,

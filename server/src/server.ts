@@ -1,8 +1,8 @@
-import { readFileSync } from 'node:fs';
+import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
-import path from 'node:path';
+import { Readable } from 'node:stream';
 import cors from '@fastify/cors';
-import Fastify, { type FastifyBaseLogger, type FastifyInstance } from 'fastify';
+import Fastify, { type FastifyBaseLogger, type FastifyInstance, LogController } from 'fastify';
 import { Access } from './access/access.js';
 import type { AnswerUsage, Caller } from './access/caller.js';
 import { isLoopback, OriginGuard } from './access/origins.js';
@@ -20,6 +20,7 @@ import { Tracing, tellAll } from './observe/tracing.js';
 import { chatRoutes } from './openai/chat.js';
 import { modelRoutes } from './openai/models.js';
 import { readServerOptions, type ServedModel, type ServerOptions, type ServerSettings } from './options.js';
+import { VERSION } from './version.js';
 
 /** Each part adds its routes. */
 const PARTS: readonly ((app: FastifyInstance, context: ServerContext) => void)[] = [observeRoutes, modelRoutes, chatRoutes];
@@ -54,8 +55,8 @@ export class Server implements AsyncDisposable {
   #closing: Promise<void> | undefined;
 
   /** @internal Use `createServer()`. */
-  constructor(settings: ServerSettings) {
-    const built = build(settings);
+  constructor(settings: ServerSettings, mount: Mount = {}) {
+    const built = build(settings, mount);
     this.app = built.app;
     this.models = built.context.models;
     this.#context = built.context;
@@ -190,23 +191,24 @@ export function buildApp({ models, ...options }: ServerOptions & { models: reado
   return build(readServerOptions({ ...options, model: models })).app;
 }
 
-/** The version of the package. */
-export const VERSION = (
-  JSON.parse(readFileSync(path.join(__dirname, '..', 'package.json'), 'utf8')) as { version: string }
-).version;
-
 interface Built {
   app: FastifyInstance;
   context: ServerContext & { models: Pool };
   guard: OriginGuard;
 }
 
-function build(settings: ServerSettings): Built {
+/** How a server is part of another application. */
+export interface Mount {
+  /** Gets requests for which there is no route. Default: they are answered with 404. */
+  onUnknown?: ((request: IncomingMessage, response: ServerResponse) => boolean) | undefined;
+}
+
+function build(settings: ServerSettings, { onUnknown }: Mount = {}): Built {
   const { limits, logger } = settings;
   const loggerInstance: FastifyBaseLogger | undefined = logger && (isLogger(logger) ? logger : createLogger(logger));
   const app: FastifyInstance = Fastify({
     ...(loggerInstance ? { loggerInstance } : { logger: false }),
-    disableRequestLogging: true,
+    logController: new LogController({ disableRequestLogging: true }),
     genReqId: requestId,
     requestIdHeader: false,
     bodyLimit: limits.bodyBytes,
@@ -296,6 +298,20 @@ function build(settings: ServerSettings): Built {
       done(error as Error);
     }
   });
+  // An application may have read the body before it handed the request over, as express.json() does.
+  app.addHook('preParsing', (request, _reply, payload, done) => {
+    const { body } = request.raw as IncomingMessage & { body?: unknown };
+    if (body === undefined || !request.raw.readableEnded) {
+      done(null, payload);
+      return;
+    }
+    const text = Buffer.from(typeof body === 'string' || Buffer.isBuffer(body) ? body : JSON.stringify(body));
+    const again = Readable.from([text]) as Readable & { receivedEncodedLength?: number };
+    const length = Number(request.headers['content-length']);
+    // What was sent may have been longer, with spaces or compressed.
+    again.receivedEncodedLength = Number.isNaN(length) ? text.length : length;
+    done(null, again);
+  });
   app.addHook('preHandler', (request, _reply, done) => {
     const { model } = (request.body ?? {}) as { model?: unknown };
     const { caller } = request;
@@ -315,7 +331,11 @@ function build(settings: ServerSettings): Built {
     done();
   });
   app.setErrorHandler(errorHandler);
-  app.setNotFoundHandler((request) => {
+  app.setNotFoundHandler((request, reply) => {
+    if (onUnknown?.(request.raw, reply.raw)) {
+      reply.hijack();
+      return;
+    }
     throw new ApiError(`Unknown request URL: ${request.method} ${request.url.slice(0, 200)}`, {
       status: 404,
       code: 'unknown_url',

@@ -57,7 +57,7 @@ export class Pool implements ModelPool {
   /** Set while a load waits for models to become idle. */
   #room: Promise<void> | undefined;
   #onIdle: (() => void) | undefined;
-  #isClosing = false;
+  readonly #closing = new AbortController();
   #broken: Promise<unknown> = Promise.resolve();
 
   constructor(
@@ -112,7 +112,7 @@ export class Pool implements ModelPool {
     const entry = this.#find(name);
     for (;;) {
       signal?.throwIfAborted();
-      if (this.#isClosing) throw shuttingDown();
+      if (this.#closing.signal.aborted) throw shuttingDown();
       // Behind a load that waits for room, even for a model that is there: else it may wait for ever.
       if (this.#room && this.#maxMemory !== undefined && !entry.loading) {
         await orAborted(this.#room, signal);
@@ -139,7 +139,7 @@ export class Pool implements ModelPool {
   }
 
   async close(timeoutMs: number): Promise<void> {
-    this.#isClosing = true;
+    this.#closing.abort();
     this.#onIdle?.();
     const end = performance.now() + timeoutMs;
     for (const entry of this.#entries) {
@@ -209,11 +209,12 @@ export class Pool implements ModelPool {
       model = await loadModel(entry.path, {
         ...entry.load,
         onTrace: tellAll(own, onTrace),
+        signal: entry.load.signal ? AbortSignal.any([entry.load.signal, this.#closing.signal]) : this.#closing.signal,
       });
       const loaded = this.#take(entry, model);
       // It may be more than its files are, or its keys and values.
       await this.#makeRoom(entry, 0);
-      if (this.#isClosing) throw shuttingDown();
+      if (this.#closing.signal.aborted) throw shuttingDown();
       const tookMs = Math.round(performance.now() - began);
       const { device, contextLength } = model.info;
       this.#log.info({ model: entry.id, device, contextLength, bytes: loaded.bytes, tookMs }, 'the model is loaded');
@@ -222,7 +223,11 @@ export class Pool implements ModelPool {
     } catch (error) {
       entry.loaded = undefined;
       if (model) await model.dispose();
-      const isGivenUp = error instanceof ApiError && (error.code === 'shutting_down' || error.code === 'canceled');
+      if (this.#closing.signal.aborted) {
+        entry.state = 'unloaded';
+        throw shuttingDown();
+      }
+      const isGivenUp = error instanceof ApiError && error.code === 'canceled';
       entry.state = isGivenUp ? 'unloaded' : 'failed';
       if (!isGivenUp) {
         this.#log.error({ model: entry.id, err: error }, 'the model could not be loaded');
@@ -283,7 +288,7 @@ export class Pool implements ModelPool {
     entry.loaded = undefined;
     entry.state = 'failed';
     if (loaded.leases === 0) this.#disposeBroken(entry, loaded);
-    if (!this.#required.includes(entry.id) || this.#isClosing) return;
+    if (!this.#required.includes(entry.id) || this.#closing.signal.aborted) return;
     this.acquire(entry.id).then(
       (lease) => lease.release(),
       () => {}, // It is in the log; requests try again.
@@ -306,7 +311,7 @@ export class Pool implements ModelPool {
         const others = this.#entries.filter((other) => other !== entry && other.loaded && !other.model);
         const taken = this.#entries.reduce((sum, { loaded }) => sum + (loaded?.bytes ?? 0), 0);
         if (taken + needed <= most) return;
-        if (this.#isClosing) throw shuttingDown();
+        if (this.#closing.signal.aborted) throw shuttingDown();
         if (entry.waiting === 0 && !entry.loaded) throw givenUp();
         const [idle] = others
           .filter(({ loaded, waiting }) => loaded?.leases === 0 && waiting === 0)
