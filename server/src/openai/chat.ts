@@ -57,12 +57,17 @@ export function chatRoutes(app: FastifyInstance, context: ServerContext): void {
               };
               return `data: ${head},"choices":[],${JSON.stringify(last).slice(1)}\n\ndata: [DONE]\n\n`;
             };
-            await streamChoices(new EventStream(reply), choices, { gone, requestId: request.id, lastEvents });
+            await streamChoices(new EventStream(reply), choices, {
+              gone,
+              field: 'messages',
+              requestId: request.id,
+              lastEvents,
+            });
             return reply;
           }
           const replies = await collectChoices(
             started.map(({ stream }) => stream),
-            gone,
+            { gone, field: 'messages' },
           );
           const usage = done(replies);
           return {

@@ -46,18 +46,25 @@ function atEndOfTurn(flush: () => void): void {
   due.add(flush);
 }
 
+/** What {@link streamChoices} needs to know of the request. */
+export interface StreamSetup<Result> {
+  gone: AbortSignal;
+  /** The field that holds the prompt. */
+  field: string;
+  requestId: string;
+  /** What is sent once all choices are complete. */
+  lastEvents(results: Result[]): string;
+}
+
 /**
  * Sends the choices as they come, mixed. Pieces that come within one turn of the event loop are one event, and those that
  * come while the client does not read are one, too. A failure before the first event is thrown; a later one is an event, and
  * the stream ends. When the client goes, all choices end.
- *
- * @param lastEvents What is sent once all choices are complete.
- * @returns What the choices gave, as far as they came to an end.
  */
 export async function streamChoices<Piece, Result>(
   events: EventStream,
   choices: readonly Choice<Piece, Result>[],
-  { gone, requestId, lastEvents }: { gone: AbortSignal; requestId: string; lastEvents(results: Result[]): string },
+  { gone, field, requestId, lastEvents }: StreamSetup<Result>,
 ): Promise<void> {
   const flush = () => {
     let text = '';
@@ -84,9 +91,9 @@ export async function streamChoices<Piece, Result>(
   } catch (thrown) {
     if (!events.hasBegun) {
       events.abandon();
-      throw inRequestNames(thrown);
+      throw inRequestNames(thrown, field);
     }
-    const error = toApiError(inRequestNames(thrown));
+    const error = toApiError(inRequestNames(thrown, field));
     events.send(JSON.stringify(errorBody(error, 'openai', requestId)));
     events.end();
     if (error.status >= 500) throw thrown;
@@ -98,13 +105,13 @@ export async function streamChoices<Piece, Result>(
 /** What the choices gave, once all of them are complete. When the client goes, they end. */
 export async function collectChoices<Result>(
   sources: readonly PieceSource<unknown, Result>[],
-  gone: AbortSignal,
+  { gone, field }: Pick<StreamSetup<Result>, 'gone' | 'field'>,
 ): Promise<Result[]> {
   try {
     const choices = sources.map((source) => ({ source }));
     return await allOrNone(choices, ({ source }) => source.result, gone);
   } catch (error) {
-    throw inRequestNames(error);
+    throw inRequestNames(error, field);
   }
 }
 
