@@ -1,5 +1,6 @@
 import { randomBytes } from 'node:crypto';
-import type { Usage } from 'node-chatglm';
+import type { GenerationResult } from 'node-chatglm';
+import type { Caller } from '../access/caller.js';
 import { inRequestNames } from '../chat/facade-errors.js';
 import { errorBody } from '../http/error-handler.js';
 import { toApiError } from '../http/errors.js';
@@ -138,13 +139,19 @@ async function allOrNone<Each extends { source: PieceSource<unknown, Result> }, 
   }
 }
 
-/** The tokens of choices, for the caller's account. */
-export function tokensOf(prompts: readonly (readonly Usage[])[]): { prompt: number; generated: number } {
-  return {
-    prompt: prompts.reduce((sum, [first]) => sum + (first?.promptTokens ?? 0), 0),
-    generated: prompts.flat().reduce((sum, { generatedTokens }) => sum + generatedTokens, 0),
-  };
+/** Tells the caller's account what each choice took. Choices of one prompt share it: it counts with the first. */
+export function account(caller: Caller, prompts: readonly (readonly Accountable[])[]): void {
+  for (const choices of prompts) {
+    for (const [index, { usage, finishReason, timings }] of choices.entries()) {
+      const prompt = index === 0 ? usage.promptTokens : 0;
+      const cached = index === 0 ? usage.cachedTokens : 0;
+      const used = { prompt, cached, generated: usage.generatedTokens, finishReason, timings };
+      caller.used(used);
+    }
+  }
 }
+
+type Accountable = Pick<GenerationResult, 'usage' | 'finishReason' | 'timings'>;
 
 /** A fresh id with OpenAI's prefix for its kind, such as `chatcmpl-…`. */
 export function freshId(prefix: string): string {

@@ -1,5 +1,6 @@
 import type { FastifyInstance } from 'fastify';
-import type { Generation, GenerationResult, Model, TokenLogprobs } from 'node-chatglm';
+import type { GenerateOptions, Generation, GenerationResult, Model, TokenLogprobs } from 'node-chatglm';
+import { engineOptions } from '../chat/engine-options.js';
 import { inRequestNames } from '../chat/facade-errors.js';
 import type { SamplingFields } from '../chat/sampling.js';
 import type { ServerContext } from '../context.js';
@@ -14,7 +15,7 @@ import {
   SAMPLING_SCHEMA,
   withSeed,
 } from './chat-request.js';
-import { collectChoices, freshId, MOST_CHOICES, streamChoices, tokensOf } from './choices.js';
+import { account, collectChoices, freshId, MOST_CHOICES, streamChoices } from './choices.js';
 import { CompletionWriter, type Echo, finishReason, TextLogprobs } from './completion-answer.js';
 import { apiTimings, apiUsage, systemFingerprint } from './usage.js';
 
@@ -90,7 +91,7 @@ export function completionRoutes(app: FastifyInstance, context: ServerContext): 
       const prompts = readPrompts(body.prompt);
       const n = body.n ?? 1;
       refuseUnsupported(body, n, prompts.length);
-      const common = commonOptions(body, caller);
+      const common = commonOptions(body);
       const format = readFormat(body);
       if (format) common.responseFormat = format;
       const maxTokens = body.max_tokens ?? body.n_predict ?? DEFAULT_MAX_TOKENS;
@@ -107,19 +108,20 @@ export function completionRoutes(app: FastifyInstance, context: ServerContext): 
         const echoes = body.echo
           ? await Promise.all(prompts.map((prompt) => echoOf(model, prompt, body.logprobs ?? undefined, gone)))
           : [];
-        const cached = n > 1 ? await computePrompts(model, prompts, gone) : undefined;
+        const engine = engineOptions(request, lease, body.user || body.safety_identifier);
+        const cached = n > 1 ? await computePrompts(model, prompts, { ...engine, signal: gone }) : undefined;
         for (const prompt of prompts) {
-          for (let i = 0; i < n; i++) started.push(model.generate(prompt, withSeed(common, i)));
+          for (let i = 0; i < n; i++) started.push(model.generate(prompt, { ...withSeed(common, i), ...engine }));
         }
         const done = (results: readonly GenerationResult[]) => {
-          const usages = prompts.map((_, p) => {
-            const own = results.slice(p * n, (p + 1) * n).map(({ usage }) => usage);
+          const told = prompts.map((_, p) => {
+            const own = results.slice(p * n, (p + 1) * n).map((each) => ({ ...each, usage: { ...each.usage } }));
             const before = cached?.[p];
-            if (before !== undefined && own[0]) own[0] = { ...own[0], cachedTokens: before };
+            if (before !== undefined && own[0]) own[0].usage.cachedTokens = before;
             return own;
           });
-          caller.used(tokensOf(usages));
-          return apiUsage(usages);
+          account(caller, told);
+          return apiUsage(told.map((own) => own.map(({ usage }) => usage)));
         };
         const id = freshId('cmpl-');
         const facts = {
@@ -249,7 +251,9 @@ async function echoOf(model: Model, prompt: Prompt, logprobs: number | undefined
  *
  * @returns For each prompt, how many of its tokens had been computed before.
  */
-async function computePrompts(model: Model, prompts: readonly Prompt[], signal: AbortSignal): Promise<number[]> {
-  const results = await Promise.all(prompts.map((prompt) => model.generate(prompt, { maxTokens: 0, signal }).result));
+async function computePrompts(model: Model, prompts: readonly Prompt[], engine: GenerateOptions): Promise<number[]> {
+  const results = await Promise.all(
+    prompts.map((prompt) => model.generate(prompt, { ...engine, maxTokens: 0 }).result),
+  );
   return results.map(({ usage }) => usage.cachedTokens);
 }
