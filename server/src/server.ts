@@ -18,6 +18,7 @@ import { RequestRecord } from './observe/record.js';
 import { observeRoutes } from './observe/routes.js';
 import { Tracing, tellAll } from './observe/tracing.js';
 import { chatRoutes } from './openai/chat.js';
+import { completionRoutes } from './openai/completions.js';
 import { modelRoutes } from './openai/models.js';
 import { readServerOptions, type ServedModel, type ServerOptions, type ServerSettings } from './options.js';
 import { VERSION } from './version.js';

@@ -1,5 +1,6 @@
 import { randomBytes } from 'node:crypto';
-import type { Usage } from 'node-chatglm';
+import type { GenerationResult } from 'node-chatglm';
+import type { Caller } from '../access/caller.js';
 import { inRequestNames } from '../chat/facade-errors.js';
 import { errorBody } from '../http/error-handler.js';
 import { toApiError } from '../http/errors.js';
@@ -67,18 +68,25 @@ function flushSoon(flush: () => void): void {
   due.add(flush);
 }
 
+/** What {@link streamChoices} needs to know of the request. */
+export interface StreamSetup<Result> {
+  gone: AbortSignal;
+  /** The field that holds the prompt. */
+  field: string;
+  requestId: string;
+  /** What is sent once all choices are complete. */
+  lastEvents(results: Result[]): string;
+}
+
 /**
  * Sends the choices as they come, mixed. Pieces that come within one turn of the event loop are one event, and those that
  * come while the client does not read are one, too. A failure before the first event is thrown; a later one is an event, and
  * the stream ends. When the client goes, all choices end.
- *
- * @param lastEvents What is sent once all choices are complete.
- * @returns What the choices gave, as far as they came to an end.
  */
 export async function streamChoices<Piece, Result>(
   events: EventStream,
   choices: readonly Choice<Piece, Result>[],
-  { gone, requestId, lastEvents }: { gone: AbortSignal; requestId: string; lastEvents(results: Result[]): string },
+  { gone, field, requestId, lastEvents }: StreamSetup<Result>,
 ): Promise<void> {
   const flush = () => {
     let text = '';
@@ -105,9 +113,9 @@ export async function streamChoices<Piece, Result>(
   } catch (thrown) {
     if (!events.hasBegun) {
       events.abandon();
-      throw inRequestNames(thrown);
+      throw inRequestNames(thrown, field);
     }
-    const error = toApiError(inRequestNames(thrown));
+    const error = toApiError(inRequestNames(thrown, field));
     events.send(JSON.stringify(errorBody(error, 'openai', requestId)));
     events.end();
     if (error.status >= 500) throw thrown;
@@ -119,13 +127,13 @@ export async function streamChoices<Piece, Result>(
 /** What the choices gave, once all of them are complete. When the client goes, they end. */
 export async function collectChoices<Result>(
   sources: readonly PieceSource<unknown, Result>[],
-  gone: AbortSignal,
+  { gone, field }: Pick<StreamSetup<Result>, 'gone' | 'field'>,
 ): Promise<Result[]> {
   try {
     const choices = sources.map((source) => ({ source }));
     return await allOrNone(choices, ({ source }) => source.result, gone);
   } catch (error) {
-    throw inRequestNames(error);
+    throw inRequestNames(error, field);
   }
 }
 
@@ -152,13 +160,19 @@ async function allOrNone<Each extends { source: PieceSource<unknown, Result> }, 
   }
 }
 
-/** The tokens of choices, for the caller's account. */
-export function tokensOf(prompts: readonly (readonly Usage[])[]): { prompt: number; generated: number } {
-  return {
-    prompt: prompts.reduce((sum, [first]) => sum + (first?.promptTokens ?? 0), 0),
-    generated: prompts.flat().reduce((sum, { generatedTokens }) => sum + generatedTokens, 0),
-  };
+/** Tells the caller's account what each choice took. Choices of one prompt share it: it counts with the first. */
+export function account(caller: Caller, prompts: readonly (readonly Accountable[])[]): void {
+  for (const choices of prompts) {
+    for (const [index, { usage, finishReason, timings }] of choices.entries()) {
+      const prompt = index === 0 ? usage.promptTokens : 0;
+      const cached = index === 0 ? usage.cachedTokens : 0;
+      const used = { prompt, cached, generated: usage.generatedTokens, finishReason, timings };
+      caller.used(used);
+    }
+  }
 }
+
+type Accountable = Pick<GenerationResult, 'usage' | 'finishReason' | 'timings'>;
 
 /** A fresh id with OpenAI's prefix for its kind, such as `chatcmpl-…`. */
 export function freshId(prefix: string): string {
