@@ -24,7 +24,12 @@ import { readServerOptions, type ServedModel, type ServerOptions, type ServerSet
 import { VERSION } from './version.js';
 
 /** Each part adds its routes. */
-const PARTS: readonly ((app: FastifyInstance, context: ServerContext) => void)[] = [observeRoutes, modelRoutes, chatRoutes];
+const PARTS: readonly ((app: FastifyInstance, context: ServerContext) => void)[] = [
+  observeRoutes,
+  modelRoutes,
+  chatRoutes,
+  completionRoutes,
+];
 
 /** What {@link Server.listen} takes. */
 export interface ListenOptions {
