@@ -5,10 +5,15 @@ import { ApiError } from './http/errors.js';
 import { createModelPool } from './models/model-pool.js';
 import { chatRoutes } from './openai/chat.js';
 import { modelRoutes } from './openai/models.js';
+import { responsesRoutes } from './openai/responses.js';
 import type { ServerSettings } from './options.js';
 
 /** Each part adds its routes. */
-const PARTS: readonly ((app: FastifyInstance, context: ServerContext) => void)[] = [modelRoutes, chatRoutes];
+const PARTS: readonly ((app: FastifyInstance, context: ServerContext) => void)[] = [
+  modelRoutes,
+  chatRoutes,
+  responsesRoutes,
+];
 
 /** The server as a Fastify application that listens to nothing yet. */
 export function buildApp(settings: ServerSettings): FastifyInstance {

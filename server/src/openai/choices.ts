@@ -2,7 +2,7 @@ import { randomBytes } from 'node:crypto';
 import type { Usage } from 'node-chatglm';
 import { inRequestNames } from '../chat/facade-errors.js';
 import { errorBody } from '../http/error-handler.js';
-import { toApiError } from '../http/errors.js';
+import { type ApiError, toApiError } from '../http/errors.js';
 import type { EventStream } from '../http/event-stream.js';
 
 /** The most choices of one request, of all of its prompts together. */
@@ -52,12 +52,23 @@ function atEndOfTurn(flush: () => void): void {
  * the stream ends. When the client goes, all choices end.
  *
  * @param lastEvents What is sent once all choices are complete.
+ * @param failure What is sent of a failure behind the first event. Default: the error in OpenAI's shape.
  * @returns What the choices gave, as far as they came to an end.
  */
 export async function streamChoices<Piece, Result>(
   events: EventStream,
   choices: readonly Choice<Piece, Result>[],
-  { gone, requestId, lastEvents }: { gone: AbortSignal; requestId: string; lastEvents(results: Result[]): string },
+  {
+    gone,
+    requestId,
+    lastEvents,
+    failure = (error) => `data: ${JSON.stringify(errorBody(error, 'openai', requestId))}\n\n`,
+  }: {
+    gone: AbortSignal;
+    requestId: string;
+    lastEvents(results: Result[]): string;
+    failure?: (error: ApiError) => string;
+  },
 ): Promise<void> {
   const flush = () => {
     let text = '';
@@ -87,7 +98,7 @@ export async function streamChoices<Piece, Result>(
       throw inRequestNames(thrown);
     }
     const error = toApiError(inRequestNames(thrown));
-    events.send(JSON.stringify(errorBody(error, 'openai', requestId)));
+    events.write(failure(error));
     events.end();
     if (error.status >= 500) throw thrown;
   } finally {
