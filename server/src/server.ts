@@ -1,4 +1,5 @@
 import Fastify, { type FastifyInstance } from 'fastify';
+import { messagesRoutes } from './anthropic/messages.js';
 import type { ServerContext } from './context.js';
 import { errorHandler } from './http/error-handler.js';
 import { ApiError } from './http/errors.js';
@@ -13,6 +14,7 @@ const PARTS: readonly ((app: FastifyInstance, context: ServerContext) => void)[]
   modelRoutes,
   chatRoutes,
   responsesRoutes,
+  messagesRoutes,
 ];
 
 /** The server as a Fastify application that listens to nothing yet. */
