@@ -5,14 +5,18 @@ import { errorHandler } from './http/error-handler.js';
 import { ApiError } from './http/errors.js';
 import { createModelPool } from './models/model-pool.js';
 import { chatRoutes } from './openai/chat.js';
+import { completionRoutes } from './openai/completions.js';
 import { modelRoutes } from './openai/models.js';
 import { responsesRoutes } from './openai/responses.js';
+import { tokenizeRoutes } from './openai/tokenize.js';
 import type { ServerSettings } from './options.js';
 
 /** Each part adds its routes. */
 const PARTS: readonly ((app: FastifyInstance, context: ServerContext) => void)[] = [
   modelRoutes,
   chatRoutes,
+  completionRoutes,
+  tokenizeRoutes,
   responsesRoutes,
   messagesRoutes,
 ];

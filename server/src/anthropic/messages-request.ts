@@ -1,5 +1,4 @@
 import type { GenerateOptions, ResponseFormat, ToolChoice, WrappedToolDefinition } from 'node-chatglm';
-import type { Caller } from '../access/caller.js';
 import { samplingOptions } from '../chat/sampling.js';
 import { badRequest } from '../http/errors.js';
 import { arrayAt, booleanAt, type Fields, nameAt, objectAt, optionalAt, stringAt, wrongValue } from '../http/fields.js';
@@ -309,7 +308,7 @@ function readFormat(value: unknown): ResponseFormat | undefined {
 }
 
 /** The facade's options for a message. */
-export function readOptions(body: MessagesBody, caller: Caller): GenerateOptions {
+export function readOptions(body: MessagesBody): GenerateOptions {
   if (body.container != null) throw badRequest('container: this server runs no code.', 'container');
   const options = samplingOptions({
     temperature: body.temperature,
@@ -318,8 +317,5 @@ export function readOptions(body: MessagesBody, caller: Caller): GenerateOptions
     stop: body.stop_sequences,
   });
   options.maxTokens = body.max_tokens;
-  const user = body.metadata?.user_id;
-  const client = caller.client ?? (user ? { key: user, weight: 1 } : undefined);
-  if (client) options.client = client;
   return options;
 }

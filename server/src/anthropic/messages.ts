@@ -1,11 +1,12 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import type { ChatReply } from 'node-chatglm';
 import { countTokens } from '../chat/count-tokens.js';
+import { engineOptions } from '../chat/engine-options.js';
 import { startChat } from '../chat/start-chat.js';
 import type { ServerContext } from '../context.js';
 import { EventStream } from '../http/event-stream.js';
 import { checkBody } from '../http/validation.js';
-import { collectChoices, streamChoices, tokensOf } from '../openai/choices.js';
+import { account, collectChoices, streamChoices } from '../openai/choices.js';
 import {
   blocksOf,
   type MessageFrame,
@@ -43,30 +44,38 @@ export function messagesRoutes(app: FastifyInstance, { models }: ServerContext):
       checkBody(request);
       const { body, caller, gone } = request;
       const conversation = readConversation(body);
-      const options = readOptions(body, caller);
+      const sampling = readOptions(body);
       const stops = body.stop_sequences ?? [];
       const lease = await models.acquire(body.model, gone);
       try {
         const { model } = lease;
         const prompt = new PromptCount();
-        if (body.stream === true) options.onTrace = prompt.onTrace;
+        const engine = engineOptions(request, lease, body.metadata?.user_id);
+        const options = { ...sampling, ...engine };
+        if (body.stream === true) {
+          options.onTrace = (event) => {
+            prompt.onTrace(event);
+            engine.onTrace?.(event);
+          };
+        }
         const stream = startChat(model, { ...conversation, options });
         const frame: MessageFrame = { id: newId('msg'), model: lease.id };
         if (body.stream === true) {
           const writer = new MessageWriter(frame, { prompt, model, stops, requestId: request.id });
           await streamChoices(new EventStream(reply, PING), [{ source: stream, writer }], {
             gone,
+            field: 'messages',
             requestId: request.id,
             lastEvents: ([answer]) => {
-              caller.used(tokensOf([[(answer as ChatReply).usage]]));
+              account(caller, [[answer as ChatReply]]);
               return '';
             },
             failure: (error) => writer.failed(error),
           });
           return reply;
         }
-        const [answer] = (await collectChoices([stream], gone)) as [ChatReply];
-        caller.used(tokensOf([[answer.usage]]));
+        const [answer] = (await collectChoices([stream], { gone, field: 'messages' })) as [ChatReply];
+        account(caller, [[answer]]);
         return toMessage(frame, {
           content: blocksOf(answer),
           stop: stopOf(answer, model, stops),

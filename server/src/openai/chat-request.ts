@@ -1,5 +1,4 @@
 import type { CodeExecutor, GenerateOptions, ResponseFormat, ToolChoice, ToolsInput } from 'node-chatglm';
-import type { Caller } from '../access/caller.js';
 import { type SamplingFields, samplingOptions } from '../chat/sampling.js';
 import { checkToolMessages } from '../chat/tool-messages.js';
 import type { ServerContext } from '../context.js';
@@ -165,10 +164,12 @@ export interface ChatOrder {
   /** Whether the server runs its own tools, and tells of each step. */
   runsTools: boolean;
   serviceTier: string | undefined;
+  /** Whom the request says that it is for. */
+  user: string | undefined;
 }
 
 /** Reads a body. What is wrong with it is thrown as an ApiError. */
-export function readChatBody(body: ChatBody, caller: Caller, { settings }: ServerContext): ChatOrder {
+export function readChatBody(body: ChatBody, { settings }: ServerContext): ChatOrder {
   refuseUnsupported(body);
   checkToolMessages(body.messages);
   const usesFunctions = body.functions != null || body.function_call != null;
@@ -184,7 +185,7 @@ export function readChatBody(body: ChatBody, caller: Caller, { settings }: Serve
   if (body.stream_options != null && body.stream !== true) {
     throw badRequest("'stream_options' is allowed with 'stream': true only.", 'stream_options');
   }
-  const common = commonOptions(body, caller);
+  const common = commonOptions(body);
   if (body.logprobs === true) common.logprobs = body.top_logprobs ?? 0;
   const maxTokens = body.max_completion_tokens ?? body.max_tokens ?? body.n_predict;
   if (maxTokens != null && maxTokens >= 0) common.maxTokens = maxTokens;
@@ -204,6 +205,7 @@ export function readChatBody(body: ChatBody, caller: Caller, { settings }: Serve
     usesFunctions,
     runsTools,
     serviceTier: body.service_tier ?? undefined,
+    user: body.user || body.safety_identifier || undefined,
   };
 }
 
@@ -214,26 +216,15 @@ interface ServerTools {
 }
 
 /** The options that all choices of a request share. */
-export function commonOptions(
-  body: SamplingFields & {
-    repeat_penalty?: number | null;
-    user?: string | null;
-    safety_identifier?: string | null;
-  },
-  caller: Caller,
-): GenerateOptions {
+export function commonOptions(body: SamplingFields & { repeat_penalty?: number | null }): GenerateOptions {
   checkStop(body.stop);
-  const options = samplingOptions({
+  return samplingOptions({
     ...body,
     // vLLM writes -1 for all.
     top_k: body.top_k === -1 ? 0 : body.top_k,
     repetition_penalty: body.repetition_penalty ?? body.repeat_penalty,
     stop: typeof body.stop === 'string' ? [body.stop] : body.stop?.filter((text) => text !== ''),
   });
-  const user = body.user || body.safety_identifier;
-  const client = caller.client ?? (user ? { key: user, weight: 1 } : undefined);
-  if (client) options.client = client;
-  return options;
 }
 
 /** The options of one of several choices: the same seed would give the same answer. */

@@ -1,5 +1,6 @@
 import type { FastifyInstance } from 'fastify';
-import type { ChatReply } from 'node-chatglm';
+import type { ChatReply, GenerateOptions } from 'node-chatglm';
+import { engineOptions } from '../chat/engine-options.js';
 import { inRequestNames } from '../chat/facade-errors.js';
 import { openChat, type StartedChat } from '../chat/start-chat.js';
 import type { ServerContext } from '../context.js';
@@ -8,7 +9,7 @@ import { checkBody } from '../http/validation.js';
 import type { ModelLease } from '../models/pool.js';
 import { ChatChoiceWriter, type ChunkFrame, chatChoice } from './chat-answer.js';
 import { CHAT_SCHEMA, type ChatBody, type ChatOrder, readChatBody } from './chat-request.js';
-import { collectChoices, freshId, streamChoices, tokensOf } from './choices.js';
+import { account, collectChoices, freshId, streamChoices } from './choices.js';
 import { apiTimings, apiUsage, systemFingerprint } from './usage.js';
 
 /** `/v1/chat/completions`. */
@@ -19,22 +20,23 @@ export function chatRoutes(app: FastifyInstance, context: ServerContext): void {
       { schema: { body: CHAT_SCHEMA }, attachValidation: true },
       async (request, reply) => {
         checkBody(request);
-        const order = readChatBody(request.body, request.caller, context);
+        const order = readChatBody(request.body, context);
         const { gone, caller } = request;
         const lease = await context.models.acquire(order.model, gone);
         const started: StartedChat[] = [];
         try {
-          const cached = await sharePrompt(lease, order, gone);
+          const engine = engineOptions(request, lease, order.user);
+          const cached = await computePrompt(lease, order, { ...engine, signal: gone });
           for (let i = 0; i < order.choices; i++) {
-            started.push(openChat(lease.model, { ...order, options: order.options(i) }));
+            started.push(openChat(lease.model, { ...order, options: { ...order.options(i), ...engine } }));
           }
           const created = Math.floor(Date.now() / 1000);
           const about = { id: freshId('chatcmpl-'), created, model: lease.id };
           const done = (replies: ChatReply[]) => {
-            const usages = replies.map(({ usage }) => usage);
-            if (cached !== undefined && usages[0]) usages[0] = { ...usages[0], cachedTokens: cached };
-            caller.used(tokensOf([usages]));
-            return apiUsage([usages]);
+            const told = replies.map((each) => ({ ...each, usage: { ...each.usage } }));
+            if (cached !== undefined && told[0]) told[0].usage.cachedTokens = cached;
+            account(caller, [told]);
+            return apiUsage([told.map(({ usage }) => usage)]);
           };
           const fingerprint = systemFingerprint(lease);
           if (order.isStream) {
@@ -57,12 +59,17 @@ export function chatRoutes(app: FastifyInstance, context: ServerContext): void {
               };
               return `data: ${head},"choices":[],${JSON.stringify(last).slice(1)}\n\ndata: [DONE]\n\n`;
             };
-            await streamChoices(new EventStream(reply), choices, { gone, requestId: request.id, lastEvents });
+            await streamChoices(new EventStream(reply), choices, {
+              gone,
+              field: 'messages',
+              requestId: request.id,
+              lastEvents,
+            });
             return reply;
           }
           const replies = await collectChoices(
             started.map(({ stream }) => stream),
-            gone,
+            { gone, field: 'messages' },
           );
           const usage = done(replies);
           return {
@@ -91,9 +98,13 @@ export function chatRoutes(app: FastifyInstance, context: ServerContext): void {
  *
  * @returns How many of its tokens had been computed before; undefined where there is one choice.
  */
-async function sharePrompt({ model }: ModelLease, order: ChatOrder, gone: AbortSignal): Promise<number | undefined> {
+async function computePrompt(
+  { model }: ModelLease,
+  order: ChatOrder,
+  engine: GenerateOptions,
+): Promise<number | undefined> {
   if (order.choices === 1) return undefined;
-  const options = { ...order.options(0), maxTokens: 0, signal: gone };
+  const options = { ...order.options(0), ...engine, maxTokens: 0 };
   try {
     const { usage } = await openChat(model, { ...order, interpreter: undefined, options }).stream.result;
     return usage.cachedTokens;

@@ -1,5 +1,6 @@
 import { randomBytes } from 'node:crypto';
-import type { Usage } from 'node-chatglm';
+import type { GenerationResult } from 'node-chatglm';
+import type { Caller } from '../access/caller.js';
 import { inRequestNames } from '../chat/facade-errors.js';
 import { errorBody } from '../http/error-handler.js';
 import { type ApiError, toApiError } from '../http/errors.js';
@@ -46,29 +47,27 @@ function atEndOfTurn(flush: () => void): void {
   due.add(flush);
 }
 
+/** What {@link streamChoices} needs to know of the request. */
+export interface StreamSetup<Result> {
+  gone: AbortSignal;
+  /** The field that holds the prompt. */
+  field: string;
+  requestId: string;
+  /** What is sent once all choices are complete. */
+  lastEvents(results: Result[]): string;
+  /** What is sent of a failure behind the first event. Default: the error in OpenAI's shape. */
+  failure?: ((error: ApiError) => string) | undefined;
+}
+
 /**
  * Sends the choices as they come, mixed. Pieces that come within one turn of the event loop are one event, and those that
  * come while the client does not read are one, too. A failure before the first event is thrown; a later one is an event, and
  * the stream ends. When the client goes, all choices end.
- *
- * @param lastEvents What is sent once all choices are complete.
- * @param failure What is sent of a failure behind the first event. Default: the error in OpenAI's shape.
- * @returns What the choices gave, as far as they came to an end.
  */
 export async function streamChoices<Piece, Result>(
   events: EventStream,
   choices: readonly Choice<Piece, Result>[],
-  {
-    gone,
-    requestId,
-    lastEvents,
-    failure = (error) => `data: ${JSON.stringify(errorBody(error, 'openai', requestId))}\n\n`,
-  }: {
-    gone: AbortSignal;
-    requestId: string;
-    lastEvents(results: Result[]): string;
-    failure?: (error: ApiError) => string;
-  },
+  { gone, field, requestId, lastEvents, failure = openAIFailure(requestId) }: StreamSetup<Result>,
 ): Promise<void> {
   const flush = () => {
     let text = '';
@@ -95,9 +94,9 @@ export async function streamChoices<Piece, Result>(
   } catch (thrown) {
     if (!events.hasBegun) {
       events.abandon();
-      throw inRequestNames(thrown);
+      throw inRequestNames(thrown, field);
     }
-    const error = toApiError(inRequestNames(thrown));
+    const error = toApiError(inRequestNames(thrown, field));
     events.write(failure(error));
     events.end();
     if (error.status >= 500) throw thrown;
@@ -106,16 +105,20 @@ export async function streamChoices<Piece, Result>(
   }
 }
 
+function openAIFailure(requestId: string): (error: ApiError) => string {
+  return (error) => `data: ${JSON.stringify(errorBody(error, 'openai', requestId))}\n\n`;
+}
+
 /** What the choices gave, once all of them are complete. When the client goes, they end. */
 export async function collectChoices<Result>(
   sources: readonly PieceSource<unknown, Result>[],
-  gone: AbortSignal,
+  { gone, field }: Pick<StreamSetup<Result>, 'gone' | 'field'>,
 ): Promise<Result[]> {
   try {
     const choices = sources.map((source) => ({ source }));
     return await allOrNone(choices, ({ source }) => source.result, gone);
   } catch (error) {
-    throw inRequestNames(error);
+    throw inRequestNames(error, field);
   }
 }
 
@@ -142,13 +145,19 @@ async function allOrNone<Each extends { source: PieceSource<unknown, Result> }, 
   }
 }
 
-/** The tokens of choices, for the caller's account. */
-export function tokensOf(prompts: readonly (readonly Usage[])[]): { prompt: number; generated: number } {
-  return {
-    prompt: prompts.reduce((sum, [first]) => sum + (first?.promptTokens ?? 0), 0),
-    generated: prompts.flat().reduce((sum, { generatedTokens }) => sum + generatedTokens, 0),
-  };
+/** Tells the caller's account what each choice took. Choices of one prompt share it: it counts with the first. */
+export function account(caller: Caller, prompts: readonly (readonly Accountable[])[]): void {
+  for (const choices of prompts) {
+    for (const [index, { usage, finishReason, timings }] of choices.entries()) {
+      const prompt = index === 0 ? usage.promptTokens : 0;
+      const cached = index === 0 ? usage.cachedTokens : 0;
+      const used = { prompt, cached, generated: usage.generatedTokens, finishReason, timings };
+      caller.used(used);
+    }
+  }
 }
+
+type Accountable = Pick<GenerationResult, 'usage' | 'finishReason' | 'timings'>;
 
 /** A fresh id with OpenAI's prefix for its kind, such as `chatcmpl-…`. */
 export function freshId(prefix: string): string {

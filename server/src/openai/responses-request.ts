@@ -1,5 +1,4 @@
 import type { AnswerOptions, ResponseFormat, ToolChoice } from 'node-chatglm';
-import type { Caller } from '../access/caller.js';
 import type { SamplingFields } from '../chat/sampling.js';
 import { badRequest } from '../http/errors.js';
 import { type Fields, wrongValue } from '../http/fields.js';
@@ -105,6 +104,8 @@ export interface ResponsesOrder {
   isStream: boolean;
   isStored: boolean;
   withLogprobs: boolean;
+  /** Whom the request says that it is for. */
+  user: string | undefined;
   /** Fields of the request that the response tells again. */
   echo: Fields;
 }
@@ -122,7 +123,7 @@ const INCLUDABLE = [
 ];
 
 /** Reads a body. What is wrong with it is thrown as an ApiError. */
-export function readResponsesBody(body: ResponsesBody, caller: Caller): ResponsesOrder {
+export function readResponsesBody(body: ResponsesBody): ResponsesOrder {
   refuseUnsupported(body);
   const given = readTools(body.tools);
   const { choice, tools } = readToolChoice(body.tool_choice, given);
@@ -130,7 +131,7 @@ export function readResponsesBody(body: ResponsesBody, caller: Caller): Response
   for (const [index, name] of (body.include ?? []).entries()) {
     if (!INCLUDABLE.includes(name)) throw wrongValue(`include[${index}]`, name, INCLUDABLE);
   }
-  const options: AnswerOptions = commonOptions(body, caller);
+  const options: AnswerOptions = commonOptions(body);
   if (body.max_output_tokens != null) options.maxTokens = body.max_output_tokens;
   const withLogprobs = body.top_logprobs != null || body.include?.includes('message.output_text.logprobs') === true;
   if (withLogprobs) options.logprobs = body.top_logprobs ?? 0;
@@ -149,6 +150,7 @@ export function readResponsesBody(body: ResponsesBody, caller: Caller): Response
     isStream: body.stream === true,
     isStored,
     withLogprobs,
+    user: body.user || body.safety_identifier || undefined,
     echo: {
       background: false,
       instructions: instructions ?? null,

@@ -1,13 +1,14 @@
 import type { FastifyInstance, FastifyRequest } from 'fastify';
 import type { ChatReply } from 'node-chatglm';
 import { countTokens } from '../chat/count-tokens.js';
+import { engineOptions } from '../chat/engine-options.js';
 import { startChat } from '../chat/start-chat.js';
 import type { ServerContext } from '../context.js';
 import { ApiError, badRequest, toApiError } from '../http/errors.js';
 import { EventStream } from '../http/event-stream.js';
 import { wrongValue } from '../http/fields.js';
 import { checkBody } from '../http/validation.js';
-import { collectChoices, streamChoices, tokensOf } from './choices.js';
+import { account, collectChoices, streamChoices } from './choices.js';
 import {
   newAnswerIds,
   outputItems,
@@ -30,11 +31,14 @@ export function responsesRoutes(app: FastifyInstance, { models }: ServerContext)
   app.post<{ Body: ResponsesBody }>('/v1/responses', { schema, attachValidation: true }, async (request, reply) => {
     checkBody(request);
     const { gone, caller } = request;
-    const order = readResponsesBody(request.body, caller);
+    const order = readResponsesBody(request.body);
     const { earlier, chat } = conversationOf(order, caller.key, store);
     const lease = await models.acquire(order.model, gone);
     try {
-      const stream = startChat(lease.model, { ...chat, options: order.options });
+      const stream = startChat(lease.model, {
+        ...chat,
+        options: { ...order.options, ...engineOptions(request, lease, order.user) },
+      });
       const frame: ResponseFrame = {
         id: newId('resp'),
         createdAt: Math.floor(Date.now() / 1000),
@@ -43,7 +47,7 @@ export function responsesRoutes(app: FastifyInstance, { models }: ServerContext)
       };
       const ids = newAnswerIds();
       const complete = (answer: ChatReply, output: readonly Item[]) => {
-        caller.used(tokensOf([[answer.usage]]));
+        account(caller, [[answer]]);
         const usage = responsesUsage(answer.usage);
         const response = toResponse(frame, { status: statusOf(answer), output, usage });
         // What nobody has got is nothing to come back to.
@@ -57,13 +61,14 @@ export function responsesRoutes(app: FastifyInstance, { models }: ServerContext)
         const writer = new ResponseWriter(frame, ids, lease.model, order.withLogprobs);
         await streamChoices(new EventStream(reply), [{ source: stream, writer }], {
           gone,
+          field: 'input',
           requestId: request.id,
           lastEvents: ([answer]) => writer.last(complete(answer as ChatReply, writer.output)),
           failure: (error) => writer.failed(inResponsesNames(error)),
         });
         return reply;
       }
-      const [answer] = (await collectChoices([stream], gone)) as [ChatReply];
+      const [answer] = (await collectChoices([stream], { gone, field: 'input' })) as [ChatReply];
       const logprobs = order.withLogprobs ? outputLogprobs(answer, lease.model) : [];
       return complete(answer, outputItems(answer, ids, logprobs));
     } catch (error) {
@@ -78,7 +83,7 @@ export function responsesRoutes(app: FastifyInstance, { models }: ServerContext)
     { schema, attachValidation: true },
     async (request) => {
       checkBody(request);
-      const order = readResponsesBody(request.body, request.caller);
+      const order = readResponsesBody(request.body);
       const { chat } = conversationOf(order, request.caller.key, store);
       const lease = await models.acquire(order.model, request.gone);
       try {

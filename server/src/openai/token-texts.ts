@@ -114,6 +114,17 @@ function startsWith(bytes: Uint8Array, start: Uint8Array): boolean {
   return bytes.length >= start.length && start.every((byte, index) => bytes[index] === byte);
 }
 
+/** The likeliest tokens in a token's place, that token as it stands in the text. */
+export function likeliestOf(
+  tokenizer: Tokenizer,
+  { shown, logprobs }: ShownToken,
+): [text: TokenText, logprob: number][] {
+  return logprobs.top.map(({ token, logprob }) => [
+    token === logprobs.token ? shown : tokenText(tokenizer, token),
+    logprob,
+  ]);
+}
+
 /** Logarithms are told down to this: JSON has no minus infinity, and OpenAI's clients know the number. */
 const LEAST_LOGPROB = -9999;
 
@@ -124,9 +135,11 @@ export function toldLogprob(logprob: number): number {
 /** The entries of `logprobs.content` of a chat completion, as JSON without brackets. */
 export function chatLogprobs(tokenizer: Tokenizer, tokens: readonly ShownToken[]): string {
   return tokens
-    .map(({ shown, logprobs: { logprob, top } }) => {
-      const likeliest = top.map(
-        (each) => `{${tokenText(tokenizer, each.token).json},"logprob":${toldLogprob(each.logprob)}}`,
+    .map((token) => {
+      const { shown, logprobs } = token;
+      const { logprob } = logprobs;
+      const likeliest = likeliestOf(tokenizer, token).map(
+        ([text, each]) => `{${text.json},"logprob":${toldLogprob(each)}}`,
       );
       return `{${shown.json},"logprob":${toldLogprob(logprob)},"top_logprobs":[${likeliest.join()}]}`;
     })
