@@ -1,4 +1,4 @@
-import type { LoadOptions } from 'node-chatglm';
+import type { LoadOptions, Model } from 'node-chatglm';
 
 /** A model of a server. */
 export interface ServedModel {
@@ -6,6 +6,8 @@ export interface ServedModel {
   id?: string | undefined;
   /** The checkpoint's directory or file. Default: the embedded model. */
   path?: string | undefined;
+  /** A model that is loaded already, in place of `path` and `load`; the server never disposes of it. Default: none. */
+  model?: Model | undefined;
   /** Options of `loadModel()`. */
   load?: LoadOptions | undefined;
 }

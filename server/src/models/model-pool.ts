@@ -17,7 +17,7 @@ export function createModelPool(models: readonly ServedModel[]): ModelPool {
   const created = Math.floor(Date.now() / 1000);
   const entries = models.map((source): Entry => {
     const id = source.id ?? (source.path === undefined ? 'chatglm-tiny' : path.parse(source.path).name);
-    return { id, created, source, model: undefined, contextLength: undefined };
+    return { id, created, source, model: source.model && Promise.resolve(source.model), contextLength: undefined };
   });
   return {
     list: () =>
@@ -44,7 +44,8 @@ export function createModelPool(models: readonly ServedModel[]): ModelPool {
       return { id: entry.id, created: entry.created, model, release: () => {} };
     },
     async close(timeoutMs) {
-      for (const { model } of entries) {
+      for (const { model, source } of entries) {
+        if (source.model) continue;
         const loaded = await model?.catch(() => undefined);
         await loaded?.drain({ timeoutMs });
         await loaded?.dispose();
