@@ -3,7 +3,10 @@ import type { GenerateOptions } from 'node-chatglm';
 import type { ModelLease } from '../models/pool.js';
 
 /** What the engine is told of a request besides what the request says itself. */
-type EngineOptions = Pick<GenerateOptions, 'signal' | 'client' | 'onTrace' | 'timeoutMs' | 'queueTimeoutMs'>;
+type EngineOptions = Pick<
+  GenerateOptions,
+  'signal' | 'client' | 'priority' | 'onTrace' | 'timeoutMs' | 'queueTimeoutMs'
+>;
 
 /**
  * Options for the generations of a request: whose it is, the server's limits of time, and who hears of its phases.

@@ -1,6 +1,7 @@
 import { type CodeExecutor, javascriptExecutor, type LoadOptions, pythonExecutor } from 'node-chatglm';
 import { parseKeys } from '../access/key-file.js';
 import { isLoopback } from '../access/origins.js';
+import { defaultDataDirectory } from '../batch/settings.js';
 import { idOfPath, kindOfPath, type LogOptions, type ServedModel, type ServerOptions } from '../options.js';
 import { createServer, type Server } from '../server.js';
 import { VERSION } from '../version.js';
@@ -49,7 +50,7 @@ const parts = {
     about: "Run the model's code in chats of the page, in a sandbox: python or javascript",
   },
   mcp: { kind: 'texts', value: 'COMMAND', about: 'Command of a Model Context Protocol server: tools for the page' },
-  data: { kind: 'text', value: 'DIR', about: 'Directory for files and batches (default: in memory)' },
+  data: { kind: 'text', value: 'DIR', about: "Directory for files and batches (default: in the user's data)" },
   redis: { kind: 'text', value: 'URL', about: 'Redis whose workers answer batches (default: this process does)' },
 } as const satisfies OptionSpecs;
 
@@ -276,7 +277,7 @@ function toServerOptions(given: Given, mcp: readonly McpServer[]): ServerOptions
     },
     metrics: given.metrics === 'open' ? 'open' : given.metrics !== 'off',
     web: !given['no-web'],
-    batch: { directory: given.data, redis: given.redis },
+    batch: { directory: given.data ?? defaultDataDirectory(), redis: given.redis },
     shutdownMs: given['shutdown-timeout'],
   };
 }
