@@ -24,6 +24,7 @@ interface Loaded {
   isBroken: boolean;
   leases: number;
   usedAt: number;
+  onFailed: (error: ChatGLMError) => void;
 }
 
 interface Entry extends ModelEntry {
@@ -145,6 +146,7 @@ export class Pool implements ModelPool {
     for (const entry of this.#entries) {
       const loaded = entry.loaded ?? (await entry.loading?.catch(() => undefined));
       if (!loaded) continue;
+      loaded.model.off('failed', loaded.onFailed);
       // A model that was given to the server goes on without it.
       if (entry.model) continue;
       await loaded.model.drain({ timeoutMs: Math.max(0, end - performance.now()) }).catch(() => {});
@@ -245,12 +247,13 @@ export class Pool implements ModelPool {
       isBroken: false,
       leases: 0,
       usedAt: ++this.#clock,
+      onFailed: (error) => this.#fail(entry, loaded, error),
     };
     entry.loaded = loaded;
     entry.bytes = loaded.bytes;
     entry.contextLength = contextLength;
     entry.state = 'loaded';
-    model.on('failed', (error) => this.#fail(entry, loaded, error));
+    model.on('failed', loaded.onFailed);
     return loaded;
   }
 
