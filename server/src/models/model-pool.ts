@@ -123,7 +123,9 @@ export class Pool implements ModelPool {
       entry.loading ??= this.#load(entry);
       entry.waiting++;
       try {
-        await orAborted(entry.loading, signal);
+        const loaded = await orAborted(entry.loading, signal);
+        // At once: who has waited for the load is not to wait for room that another load wants of this very model.
+        if (entry.loaded === loaded && !loaded.isBroken) return this.#lease(entry, loaded);
       } catch (error) {
         // Those before this request had gone, and the load was given up in the moment in which it came.
         if (!(error instanceof ApiError && error.code === 'canceled')) throw error;
