@@ -5,6 +5,7 @@ import { type Logger, pino } from 'pino';
 import { createServer, type Server, type ServerOptions } from '../src/index';
 import { prettyLine } from '../src/observe/logs';
 import { exchange, metric, metricOf, post, until } from './support/infra';
+import { endless } from './support/served';
 
 let model: Model;
 const servers: Server[] = [];
@@ -70,13 +71,14 @@ describe('metrics', () => {
   test('a client that goes is counted as such, and its sequence ends', async () => {
     const { server, url } = await start();
     const gone = new AbortController();
-    const body = { ...question, max_tokens: 900, ignore_eos: true, stream: true };
+    const body = { ...question, max_tokens: 900, logit_bias: endless(model), stream: true };
     const response = await fetch(`${url}/v1/chat/completions`, {
       method: 'POST',
       headers: { 'content-type': 'application/json' },
       body: JSON.stringify(body),
       signal: gone.signal,
     });
+    expect(response.status).toBe(200);
     await response.body?.getReader().read();
     gone.abort();
     await until(() => model.stats().activeSequences === 0);
