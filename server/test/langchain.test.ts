@@ -1,4 +1,4 @@
-import { AIMessage, type AIMessageChunk, HumanMessage, SystemMessage, ToolMessage } from '@langchain/core/messages';
+import { AIMessage, HumanMessage, SystemMessage, ToolMessage, type UsageMetadata } from '@langchain/core/messages';
 import { tool } from '@langchain/core/tools';
 import { ChatOpenAI, OpenAI } from '@langchain/openai';
 import { z } from 'zod';
@@ -41,7 +41,8 @@ test('streams, with what it took at the end', async () => {
   let tokens: number | undefined;
   for await (const chunk of await chat({ streamUsage: true }).stream('你好')) {
     texts.push(chunk.content as string);
-    tokens = (chunk as AIMessageChunk).usage_metadata?.output_tokens ?? tokens;
+    const usage = chunk.usage_metadata as UsageMetadata | undefined;
+    tokens = usage?.output_tokens ?? tokens;
   }
   expect(texts.join('')).toBe(GREETING);
   expect(texts.length).toBeGreaterThan(3);

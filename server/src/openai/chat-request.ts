@@ -4,6 +4,7 @@ import { checkToolMessages } from '../chat/tool-messages.js';
 import type { ServerContext } from '../context.js';
 import { badRequest } from '../http/errors.js';
 import { kindOf, optional, shown } from '../http/validation.js';
+import type { ServerSettings } from '../options.js';
 import { MOST_CHOICES } from './choices.js';
 
 /** Fields for sampling, which chat completions and completions share. */
@@ -174,7 +175,7 @@ export function readChatBody(body: ChatBody, { settings }: ServerContext): ChatO
   checkToolMessages(body.messages);
   const usesFunctions = body.functions != null || body.function_call != null;
   const runsTools = body.chatglm?.run_tools === true;
-  const own = runsTools ? (settings as ServerTools) : {};
+  const own: ServerTools = runsTools ? settings : {};
   const given = usesFunctions ? toTools(body) : readTools(body.tools ?? undefined);
   const { tools, choice } = chosenTools(given, usesFunctions ? body.function_call : body.tool_choice);
   const serverTools = Array.isArray(own.tools) ? own.tools : own.tools ? [own.tools] : [];
@@ -210,10 +211,7 @@ export function readChatBody(body: ChatBody, { settings }: ServerContext): ChatO
 }
 
 /** What the server was started with for `chatglm.run_tools`. */
-interface ServerTools {
-  tools?: ToolsInput | undefined;
-  interpreter?: CodeExecutor | undefined;
-}
+type ServerTools = Partial<Pick<ServerSettings, 'tools' | 'interpreter'>>;
 
 /** The options that all choices of a request share. */
 export function commonOptions(body: SamplingFields & { repeat_penalty?: number | null }): GenerateOptions {
