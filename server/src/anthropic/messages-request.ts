@@ -1,6 +1,6 @@
 import type { GenerateOptions, ResponseFormat, ToolChoice, WrappedToolDefinition } from 'node-chatglm';
 import { samplingOptions } from '../chat/sampling.js';
-import { badRequest } from '../http/errors.js';
+import { ApiError, badRequest } from '../http/errors.js';
 import { arrayAt, booleanAt, type Fields, nameAt, objectAt, optionalAt, stringAt, wrongValue } from '../http/fields.js';
 import { optional } from '../http/validation.js';
 
@@ -48,6 +48,7 @@ export const MESSAGES_SCHEMA = {
     diagnostics: optional.any,
     inference_geo: optional.string,
     container: optional.any,
+    thread: optional.object,
   },
 } as const;
 
@@ -81,6 +82,7 @@ export interface MessagesBody extends CountBody {
   stream?: boolean | null;
   metadata?: { user_id?: string | null } | null;
   container?: unknown;
+  thread?: object | null;
 }
 
 /** A conversation in the shape of OpenAI's chat completions. */
@@ -309,6 +311,15 @@ function readFormat(value: unknown): ResponseFormat | undefined {
 
 /** The facade's options for a message. */
 export function readOptions(body: MessagesBody): GenerateOptions {
+  if (body.thread != null) {
+    // By these details Anthropic's tool runner knows that it has to send the whole conversation each time.
+    throw new ApiError('thread: this server holds no conversations; send all messages.', {
+      status: 400,
+      code: 'unsupported_parameter',
+      param: 'thread',
+      details: { error_code: 'thread_unsupported_request', unsupported: ['thread'] },
+    });
+  }
   if (body.container != null) throw badRequest('container: this server runs no code.', 'container');
   const options = samplingOptions({
     temperature: body.temperature,
