@@ -69,4 +69,4 @@ export const LONG_LIST = {
   properties: { numbers: { type: 'array', items: { type: 'integer' }, minItems: 150, maxItems: 150 } },
   required: ['numbers'],
   additionalProperties: false,
-} as const;
+};
