@@ -11,7 +11,7 @@ import { zodOutputFormat } from '@anthropic-ai/sdk/helpers/zod';
 import { loadModel } from 'node-chatglm';
 import { z } from 'zod';
 import { stopSequence } from '../src/anthropic/messages-answer';
-import { type Listening, LONG_LIST, listen } from './support/listen';
+import { type Listening, LONG_LIST, listen, nested } from './support/listen';
 
 let server: Listening;
 let client: Anthropic;
@@ -319,6 +319,32 @@ test('what is wrong, and what there is not, is told', async () => {
   // A stream that cannot begin is refused with its status, too.
   const streamed = client.messages.stream({ ...greedy, messages: [{ role: 'user', content: 'x'.repeat(20_000) }] });
   await expect(streamed.finalMessage()).rejects.toMatchObject({ status: 400, type: 'invalid_request_error' });
+});
+
+test('JSON that no client means is refused, and nothing falls over', async () => {
+  const begin = '"model": "chatglm-tiny", "max_tokens": 5, "messages": [{"role": "user", "content": "x"}';
+  const use = `{"type": "tool_use", "id": "a", "name": "f", "input": {"a": ${nested(100_000)}}}`;
+  const bodies = [
+    `{${begin}], "tools": [{"name": "f", "input_schema": {"a": ${nested(100_000)}}}]}`,
+    `{${begin}], "tool_choice": {"type": ${nested(100_000)}}}`,
+    `{${begin}, {"role": "assistant", "content": [${use}]}]}`,
+    `{${begin}, {"role": "user", "content": [{"type": "${'t'.repeat(100_000)}"}]}]}`,
+    `{${begin}, null]}`,
+    `{${begin}], "__proto__": {"stream": true}}`,
+    '[]',
+    '',
+  ];
+  for (const body of bodies) {
+    const response = await fetch(`${server.address}/v1/messages`, {
+      method: 'POST',
+      headers: { 'content-type': 'application/json', 'anthropic-version': '2023-06-01' },
+      body,
+    });
+    const answer = await response.text();
+    expect([body.slice(0, 60), response.status]).toEqual([body.slice(0, 60), 400]);
+    expect(answer.length).toBeLessThan(1000);
+    expect(JSON.parse(answer)).toMatchObject({ type: 'error', error: { type: 'invalid_request_error' } });
+  }
 });
 
 test('keys are asked for by the header of Anthropic’s clients', async () => {

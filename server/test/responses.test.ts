@@ -1,21 +1,26 @@
-import OpenAI, { APIUserAbortError, BadRequestError, NotFoundError } from 'openai';
+import { loadModel } from 'node-chatglm';
+import OpenAI, { APIUserAbortError, BadRequestError, NotFoundError, RateLimitError } from 'openai';
 import { zodResponsesFunction, zodTextFormat } from 'openai/helpers/zod';
 import type { ResponseInputItem, ResponseStreamEvent, Tool } from 'openai/resources/responses/responses';
 import { z } from 'zod';
 import type { Item } from '../src/openai/responses-input';
 import { ResponseStore } from '../src/openai/responses-store';
-import { type Listening, LONG_LIST, listen } from './support/listen';
+import { type Listening, LONG_LIST, listen, nested } from './support/listen';
 
 let server: Listening;
 let client: OpenAI;
 beforeAll(async () => {
-  server = await listen({}, ({ authorization }) => String(authorization));
+  server = await listen({ keys: ['anna', 'mallory'].map((name) => ({ name, key: keyOf(name) })) });
   client = clientOf('anna');
 });
 afterAll(() => server.close());
 
-function clientOf(apiKey: string): OpenAI {
-  return new OpenAI({ baseURL: `${server.address}/v1`, apiKey, maxRetries: 0 });
+function keyOf(name: string): string {
+  return `sk-chatglm-0123456789-${name}`;
+}
+
+function clientOf(name: string): OpenAI {
+  return new OpenAI({ baseURL: `${server.address}/v1`, apiKey: keyOf(name), maxRetries: 0 });
 }
 
 const greedy = { model: 'chatglm-tiny', temperature: 0 } as const;
@@ -334,6 +339,86 @@ test('what is wrong, and what there is not, is told with its field', async () =>
     expect(error.message).toMatch(message);
   }
   expect(await refused({ model: 'gpt-5' })).toMatchObject({ status: 404, code: 'model_not_found', param: 'model' });
+});
+
+test('JSON that no client means is refused, and nothing falls over', async () => {
+  const bodies = [
+    `{"input": [{"type": ${nested(100_000)}}]}`,
+    `{"input": "x", "metadata": {"a": ${nested(100_000)}}}`,
+    `{"input": "x", "tools": [{"type": "function", "name": "f", "parameters": {"a": ${nested(100_000)}}}]}`,
+    `{"input": [{"type": "function_call_output", "call_id": "${'c'.repeat(100_000)}", "output": ""}]}`,
+    `{"input": "x", "previous_response_id": "${'c'.repeat(100_000)}"}`,
+    '{"input": "x", "__proto__": {"stream": true}}',
+    '{"input": [null]}',
+    '{"input": [[]]}',
+    '[]',
+    'null',
+    '',
+  ];
+  for (const body of bodies) {
+    const response = await fetch(`${server.address}/v1/responses`, {
+      method: 'POST',
+      headers: { 'content-type': 'application/json', authorization: `Bearer ${keyOf('anna')}` },
+      body,
+    });
+    const answer = await response.text();
+    expect([body.slice(0, 60), response.status]).toEqual([body.slice(0, 60), 400]);
+    expect(answer.length).toBeLessThan(1000);
+    expect(JSON.parse(answer)).toMatchObject({ error: { type: 'invalid_request_error' } });
+  }
+});
+
+test('a failure behind the first event is told by events', async () => {
+  const model = await loadModel();
+  const failing = await listen({ models: [{ id: 'chatglm-tiny', model }] });
+  try {
+    const other = new OpenAI({ baseURL: `${failing.address}/v1`, apiKey: 'none', maxRetries: 0 });
+    const format = { type: 'json_schema', name: 'list', schema: LONG_LIST } as const;
+    const stream = await other.responses.create({ ...greedy, input: '你好', text: { format }, stream: true });
+    const events: ResponseStreamEvent[] = [];
+    for await (const event of stream) {
+      events.push(event);
+      if (event.type === 'response.output_text.delta') void model.dispose();
+    }
+    const [error, failed] = events.slice(-2);
+    expect(error).toMatchObject({ type: 'error', code: 'shutting_down', message: expect.any(String) });
+    expect(failed).toMatchObject({
+      type: 'response.failed',
+      response: { status: 'failed', error: { code: 'server_error' } },
+    });
+    expect(events.map(({ sequence_number }) => sequence_number)).toEqual(events.map((_, index) => index));
+  } finally {
+    await failing.close();
+    await model.dispose();
+  }
+});
+
+test('the client tries again what was refused for a while', async () => {
+  const busy = await listen({ models: [{ load: { maxSequences: 1, maxQueue: 0 } }] });
+  try {
+    const options = { baseURL: `${busy.address}/v1`, apiKey: 'none' };
+    const format = { type: 'json_schema', name: 'list', schema: LONG_LIST } as const;
+    const request = { ...greedy, input: '你好' };
+    const running = await new OpenAI(options).responses.create({ ...request, text: { format }, stream: true });
+    await running[Symbol.asyncIterator]().next();
+    await expect(new OpenAI({ ...options, maxRetries: 0 }).responses.create(request)).rejects.toBeInstanceOf(
+      RateLimitError,
+    );
+    const tries: number[] = [];
+    const watched = new OpenAI({
+      ...options,
+      fetch: async (...given) => {
+        const response = await fetch(...given);
+        tries.push(response.status);
+        if (response.status === 429) running.controller.abort();
+        return response;
+      },
+    });
+    expect((await watched.responses.create(request)).status).toBe('completed');
+    expect(tries).toEqual([429, 200]);
+  } finally {
+    await busy.close();
+  }
 });
 
 test('a client that goes ends its answer, streamed or not', async () => {

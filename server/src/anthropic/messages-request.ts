@@ -1,7 +1,17 @@
 import type { GenerateOptions, ResponseFormat, ToolChoice, WrappedToolDefinition } from 'node-chatglm';
 import { samplingOptions } from '../chat/sampling.js';
 import { ApiError, badRequest } from '../http/errors.js';
-import { arrayAt, booleanAt, type Fields, nameAt, objectAt, optionalAt, stringAt, wrongValue } from '../http/fields.js';
+import {
+  arrayAt,
+  booleanAt,
+  cut,
+  type Fields,
+  nameAt,
+  objectAt,
+  optionalAt,
+  stringAt,
+  wrongValue,
+} from '../http/fields.js';
 import { optional } from '../http/validation.js';
 
 const MOST_TOKENS = 0x7fff_ffff;
@@ -172,7 +182,7 @@ function addUser(messages: unknown[], content: unknown, place: string, calls: Re
     const id = nameAt(block.tool_use_id, `${at}.tool_use_id`);
     if (!open.delete(id)) {
       throw badRequest(
-        `${at}: no \`tool_use\` block of the message before has the id ${id}, or another \`tool_result\` block answers it already.`,
+        `${at}: no \`tool_use\` block of the message before has the id ${cut(id)}, or another \`tool_result\` block answers it already.`,
         `${at}.tool_use_id`,
       );
     }
@@ -197,7 +207,7 @@ function readResult(block: Fields, place: string): string {
 function checkAnswered(calls: ReadonlySet<string>, place: string): void {
   if (calls.size === 0) return;
   throw badRequest(
-    `${place}: these \`tool_use\` ids have no \`tool_result\` block immediately after: ${[...calls].join(', ')}.`,
+    `${place}: these \`tool_use\` ids have no \`tool_result\` block immediately after: ${cut([...calls].join(', '))}.`,
     'messages',
   );
 }
@@ -216,7 +226,7 @@ function addAnswer(messages: unknown[], content: unknown, place: string): Set<st
         break;
       case 'tool_use': {
         const id = nameAt(block.id, `${at}.id`);
-        if (calls.has(id)) throw badRequest(`${at}: another \`tool_use\` block has the id ${id}.`, `${at}.id`);
+        if (calls.has(id)) throw badRequest(`${at}: another \`tool_use\` block has the id ${cut(id)}.`, `${at}.id`);
         const input = JSON.stringify(objectAt(block.input, `${at}.input`));
         calls.set(id, {
           id,
@@ -249,7 +259,7 @@ function readTools({ tools: given, tool_choice }: CountBody): Pick<Conversation,
     const { type = 'custom' } = tool;
     if (type !== 'custom' && type !== null) {
       throw badRequest(
-        `${place}: this server has no tools of its own, such as ${String(type)}. Tools that you run yourself have an input_schema and no type.`,
+        `${place}: this server has no tools of its own, such as ${cut(stringAt(type, `${place}.type`))}. Tools that you run yourself have an input_schema and no type.`,
         `${place}.type`,
       );
     }
@@ -284,7 +294,7 @@ function readToolChoice(value: unknown, tools: readonly WrappedToolDefinition[])
     case 'tool': {
       const name = nameAt(choice.name, 'tool_choice.name');
       if (tools.some((tool) => tool.function.name === name)) return { name };
-      throw badRequest(`tool_choice.name: there is no tool ${name}.`, 'tool_choice.name');
+      throw badRequest(`tool_choice.name: there is no tool ${cut(name)}.`, 'tool_choice.name');
     }
     default:
       throw wrongValue('tool_choice.type', choice.type, ['auto', 'any', 'tool', 'none']);

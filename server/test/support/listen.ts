@@ -23,11 +23,7 @@ export interface Listening {
   close(): Promise<void>;
 }
 
-/** @param keyOf The name of the key that a request comes with. Default: nobody has one. */
-export async function listen(
-  settings: Partial<Settings> = {},
-  keyOf?: (headers: Record<string, unknown>) => string | undefined,
-): Promise<Listening> {
+export async function listen(settings: Partial<Settings> = {}): Promise<Listening> {
   const app = buildApp({ models: [{}], ...settings });
   const used: Used[] = [];
   const waiting: ((used: Used) => void)[] = [];
@@ -37,10 +33,9 @@ export async function listen(
     const { caller } = request;
     request.caller = {
       ...caller,
-      ...(keyOf && { key: keyOf(request.headers) }),
-      used(tokens) {
-        caller.used(tokens);
-        const { generated, finishReason } = tokens as unknown as Used;
+      used(usage) {
+        caller.used(usage);
+        const { generated, finishReason } = usage;
         const entry = { url: request.url, generated, finishReason };
         used.push(entry);
         waiting.shift()?.(entry);
@@ -70,3 +65,8 @@ export const LONG_LIST = {
   required: ['numbers'],
   additionalProperties: false,
 };
+
+/** JSON of so many arrays within each other. */
+export function nested(levels: number): string {
+  return '['.repeat(levels) + ']'.repeat(levels);
+}
