@@ -5,6 +5,9 @@ const { spawnSync } = require('node:child_process');
 const fs = require('node:fs');
 const path = require('node:path');
 
+// npm runs scripts of a link to this package too, which the server's dependency is: scripts/install.cjs.
+if (process.env.npm_lifecycle_event === 'prepare' && process.env.npm_package_resolved === 'null') process.exit(0);
+
 const root = path.join(__dirname, '..');
 const dist = path.join(root, 'dist');
 const typescript = path.dirname(require.resolve('typescript/package.json'));

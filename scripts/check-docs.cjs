@@ -1,16 +1,20 @@
 'use strict';
 // Fails where documentation is missing or no longer true:
-//   - every export of lib/index.ts has a docstring, and so have the public members of its classes and the fields of its
+//   - every export of lib/index.ts and server/src/index.ts has a docstring, and so have the public members of its classes and the fields of its
 //     interfaces; functions, classes and methods have an @example in it;
 //   - those examples, and the blocks of JavaScript and TypeScript in all Markdown files, compile against the types;
 //   - files that Markdown links to, and those that the pages for developers name, exist.
-// Reads dist/*.d.ts (npm run build:ts) as text: TypeScript's compiler has no API for JavaScript any more.
+// Reads what tsc has written, *.d.ts (npm run build:ts) as text: TypeScript's compiler has no API for JavaScript any more.
 const { execFileSync, spawnSync } = require('node:child_process');
 const fs = require('node:fs');
 const path = require('node:path');
 
 const root = path.join(__dirname, '..');
-const dist = path.join(root, 'dist');
+/** The packages: where their sources are, and what tsc makes of them. The server is a package of its own. */
+const PACKAGES = [
+  { name: 'node-chatglm', sources: 'lib', dist: path.join(root, 'dist') },
+  { name: 'node-chatglm-server', sources: 'server/src', dist: path.join(root, 'server', 'dist') },
+];
 const scratch = path.join(root, 'build', 'check-docs');
 /** Pages whose `paths/in/backticks` must exist. A changelog names files that are gone. */
 const PAGES_FOR_DEVELOPERS = ['CONTRIBUTING.md', 'docs/architecture.md'];
@@ -97,24 +101,27 @@ function readMembers(file, lines, first, name) {
   }
 }
 
-const index = fs.readFileSync(path.join(dist, 'index.d.ts'), 'utf8');
-const statements = [...index.matchAll(/^export (type )?\{([^}]*)\} from '(.*)\.js';$/gm)];
-if (statements.length === 0 || /^export (?!type \{|\{)/m.test(index)) {
-  problems.push("dist/index.d.ts: every line of lib/index.ts should be `export { … } from '…'`");
-}
-const names = []; // of all exports
-for (const [, , list, from] of statements) {
-  for (const item of list.split(',')) {
-    const name = item.trim().replace(/^type /, '');
-    if (name === '') continue;
-    names.push(name);
-    readExport(path.join(dist, `${from}.d.ts`), name);
+const packageOf = new Map(); // of every export
+for (const { name, sources, dist } of PACKAGES) {
+  const index = fs.readFileSync(path.join(dist, 'index.d.ts'), 'utf8');
+  const statements = [...index.matchAll(/^export (type )?\{([^}]*)\} from '(.*)\.js';$/gm)];
+  if (statements.length === 0 || /^export (?!type \{|\{)/m.test(index)) {
+    problems.push(`every line of ${sources}/index.ts should be \`export { … } from '…'\``);
+  }
+  for (const [, , list, from] of statements) {
+    for (const item of list.split(',')) {
+      const exported = item.trim().replace(/^type /, '');
+      if (exported === '') continue;
+      packageOf.set(exported, name);
+      readExport(path.join(dist, `${from}.d.ts`), exported);
+    }
   }
 }
 
 const snippets = []; // { where, code, language }
 for (const { what, file, doc, needsExample } of documented) {
-  const where = `lib/${path.relative(dist, file).replace('.d.ts', '.ts')}: ${what}`;
+  const { sources, dist } = PACKAGES.find((each) => file.startsWith(each.dist + path.sep));
+  const where = `${sources}/${path.relative(dist, file).replace('.d.ts', '.ts')}: ${what}`;
   if (doc === undefined || doc === '') {
     problems.push(`${where} has no docstring`);
     continue;
@@ -147,7 +154,7 @@ for (const page of pages) {
   }
   if (!PAGES_FOR_DEVELOPERS.includes(page)) continue;
   for (const [, name] of prose.matchAll(
-    /`((?:lib|native|cuda|scripts|test|benchmark|docs|examples|cmake)\/[^`\s]*)`/g,
+    /`((?:lib|server|deploy|native|cuda|scripts|test|benchmark|docs|examples|cmake)\/[^`\s]*)`/g,
   )) {
     const exists = name.includes('*')
       ? fs.globSync?.(name, { cwd: root }).length !== 0
@@ -167,12 +174,13 @@ function complete(code) {
     ).test(code);
   const uses = (name) => new RegExp(`(?<![.\\w'])${name}\\b(?!\\s*:)`).test(code.replaceAll('...', ''));
   const context = Object.entries(CONTEXT).filter(([name]) => uses(name) && !declares(name));
-  const imported = names.filter((name) => uses(name) && !declares(name));
-  const types = [...new Set(context.map(([, type]) => type))].filter((type) => !imported.includes(type));
+  const imported = [...packageOf.keys()].filter((name) => uses(name) && !declares(name));
+  const wanted = [...new Set([...imported, ...context.map(([, type]) => type)])];
   return [
-    imported.length > 0 || types.length > 0
-      ? `import { ${[...imported, ...types].join(', ')} } from 'node-chatglm';`
-      : '',
+    ...PACKAGES.map(({ name }) => {
+      const own = wanted.filter((each) => packageOf.get(each) === name);
+      return own.length > 0 ? `import { ${own.join(', ')} } from '${name}';` : '';
+    }),
     ...context.map(([name, type]) => `declare const ${name}: ${type};`),
     code,
     'export {};',

@@ -16,7 +16,7 @@ namespace {
 
 // More than grammars of people and schemas need, and less than what exhausts memory or the stack.
 constexpr size_t kMostBytes = size_t{16} << 20;
-constexpr size_t kMostNodes = 500'000;  // 44 MB; a vector of more than 2^19 would take 92 MB at once
+constexpr size_t kMostNodes = 200'000;  // 18 MB, and as much again for their edges
 constexpr int32_t kMostRepetitions = 100'000;
 constexpr int kMostLevels = 256;
 constexpr uint32_t kLastCodePoint = 0x10FFFF;

@@ -6,6 +6,7 @@ import Fastify, { type FastifyBaseLogger, type FastifyInstance, LogController } 
 import { Access } from './access/access.js';
 import type { AnswerUsage, Caller } from './access/caller.js';
 import { isLoopback, OriginGuard } from './access/origins.js';
+import { messagesRoutes } from './anthropic/messages.js';
 import type { EngineOptions, ServerContext } from './context.js';
 import { errorBody, errorHandler } from './http/error-handler.js';
 import { ApiError } from './http/errors.js';
@@ -20,6 +21,8 @@ import { Tracing, tellAll } from './observe/tracing.js';
 import { chatRoutes } from './openai/chat.js';
 import { completionRoutes } from './openai/completions.js';
 import { modelRoutes } from './openai/models.js';
+import { responsesRoutes } from './openai/responses.js';
+import { tokenizeRoutes } from './openai/tokenize.js';
 import { readServerOptions, type ServedModel, type ServerOptions, type ServerSettings } from './options.js';
 import { VERSION } from './version.js';
 
@@ -29,6 +32,9 @@ const PARTS: readonly ((app: FastifyInstance, context: ServerContext) => void)[]
   modelRoutes,
   chatRoutes,
   completionRoutes,
+  tokenizeRoutes,
+  responsesRoutes,
+  messagesRoutes,
 ];
 
 /** What {@link Server.listen} takes. */

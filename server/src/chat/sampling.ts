@@ -39,6 +39,6 @@ export function samplingOptions(fields: SamplingFields): GenerateOptions {
 
 /** OpenAI's seeds are any whole numbers of 64 bits, negative ones included; a model's are whole numbers from 0 that are safe. */
 function seedOf(seed: number): number {
-  const most = 2 ** 53;
-  return ((seed % most) + most) % most;
+  const rest = seed % 2 ** 53;
+  return rest < 0 ? rest + 2 ** 53 : rest;
 }

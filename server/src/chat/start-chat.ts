@@ -1,4 +1,5 @@
 import {
+  type AnswerOptions,
   type Chat,
   type ChatStream,
   type CodeExecutor,
@@ -24,8 +25,8 @@ export interface ChatRequest {
   interpreter?: CodeExecutor | undefined;
   /** Default: free text. */
   responseFormat?: ResponseFormat | undefined;
-  /** Sampling, limits, signal, client. */
-  options: GenerateOptions;
+  /** Sampling, limits, signal, client; and what to do with a conversation that is too long. */
+  options: GenerateOptions & Pick<AnswerOptions, 'contextOverflow'>;
 }
 
 /** A chat that answers. Who has given it an interpreter has to dispose of it. */

@@ -1,7 +1,7 @@
 import { ServerResponse } from 'node:http';
 import type { FastifyReply } from 'fastify';
 
-/** How often a client that waits hears a comment, so that nothing between it and the server gives the connection up. */
+/** How often a client that waits hears something, so that nothing between it and the server gives the connection up. */
 const KEEP_ALIVE_MS = 10_000;
 
 /**
@@ -22,7 +22,8 @@ export class EventStream {
   /** Whether events are written with the chunked encoding's frame around them. */
   #isFramed = false;
 
-  constructor(reply: FastifyReply) {
+  /** @param keepAlive What a client that waits hears. Default: a comment. */
+  constructor(reply: FastifyReply, keepAlive = ': waiting\n\n') {
     this.#reply = reply;
     this.closed = this.#closing.signal;
     const { raw } = reply;
@@ -31,7 +32,7 @@ export class EventStream {
       if (!this.#isOver) this.#closing.abort();
       this.#isOver = true;
     });
-    this.#keepAlive = setInterval(() => this.comment('waiting'), KEEP_ALIVE_MS).unref();
+    this.#keepAlive = setInterval(() => this.write(keepAlive), KEEP_ALIVE_MS).unref();
   }
 
   /** Whether the status and the headers are out: then a failure has to be an event. */

@@ -3,7 +3,7 @@ import type { GenerationResult } from 'node-chatglm';
 import type { Caller } from '../access/caller.js';
 import { inRequestNames } from '../chat/facade-errors.js';
 import { errorBody } from '../http/error-handler.js';
-import { toApiError } from '../http/errors.js';
+import { type ApiError, toApiError } from '../http/errors.js';
 import type { EventStream } from '../http/event-stream.js';
 
 /** The most choices of one request, of all of its prompts together. */
@@ -76,6 +76,8 @@ export interface StreamSetup<Result> {
   requestId: string;
   /** What is sent once all choices are complete. */
   lastEvents(results: Result[]): string;
+  /** What is sent of a failure behind the first event. Default: the error in OpenAI's shape. */
+  failure?: ((error: ApiError) => string) | undefined;
 }
 
 /**
@@ -86,7 +88,7 @@ export interface StreamSetup<Result> {
 export async function streamChoices<Piece, Result>(
   events: EventStream,
   choices: readonly Choice<Piece, Result>[],
-  { gone, field, requestId, lastEvents }: StreamSetup<Result>,
+  { gone, field, requestId, lastEvents, failure = openAIFailure(requestId) }: StreamSetup<Result>,
 ): Promise<void> {
   const flush = () => {
     let text = '';
@@ -116,12 +118,16 @@ export async function streamChoices<Piece, Result>(
       throw inRequestNames(thrown, field);
     }
     const error = toApiError(inRequestNames(thrown, field));
-    events.send(JSON.stringify(errorBody(error, 'openai', requestId)));
+    events.write(failure(error));
     events.end();
     if (error.status >= 500) throw thrown;
   } finally {
     due.delete(flush);
   }
+}
+
+function openAIFailure(requestId: string): (error: ApiError) => string {
+  return (error) => `data: ${JSON.stringify(errorBody(error, 'openai', requestId))}\n\n`;
 }
 
 /** What the choices gave, once all of them are complete. When the client goes, they end. */
