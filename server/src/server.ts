@@ -5,9 +5,10 @@ import { ApiError } from './http/errors.js';
 import { createModelPool } from './models/model-pool.js';
 import { modelRoutes } from './openai/models.js';
 import type { ServerSettings } from './options.js';
+import { webRoutes } from './web.js';
 
 /** Each part adds its routes. */
-const PARTS: readonly ((app: FastifyInstance, context: ServerContext) => void)[] = [modelRoutes];
+const PARTS: readonly ((app: FastifyInstance, context: ServerContext) => void)[] = [modelRoutes, webRoutes];
 
 /** The server as a Fastify application that listens to nothing yet. */
 export function buildApp(settings: ServerSettings): FastifyInstance {
