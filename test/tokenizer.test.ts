@@ -36,6 +36,31 @@ test('deltas of an incremental decoder, joined, are the decoded whole and hold w
   expect.hasAssertions();
 });
 
+test("a text's tokens have the bytes of the text, behind the space that encoding puts before it", () => {
+  for (const { text, ids, decoded } of referenceLines<EncodedText>('encode')) {
+    const bytes = Buffer.concat(ids.map((id) => tokenizer.tokenBytes(id)));
+    if (bytes.toString() !== ` ${decoded}` && text !== '') expect(bytes.toString()).toBe(` ${decoded}`);
+  }
+  const { size, special } = tokenizer;
+  const [, , last] = tokenizer.encode('\u{1f9ff}').map((id) => tokenizer.tokenBytes(id));
+  expect(last).toEqual(Uint8Array.of(0x9f)); // one of the four bytes of a character that no piece has
+  expect(tokenizer.tokenBytes(0).toString()).toBe(
+    Buffer.from(tokenizer.decode([5000, 0]))
+      .subarray(-5)
+      .join(),
+  );
+  for (const id of [1, 2, special.gmask as number, size, 2 ** 32 - 1]) expect(tokenizer.tokenBytes(id)).toHaveLength(0);
+  // What is given away is nobody else's.
+  const own = tokenizer.tokenBytes(5000);
+  const before = tokenizer.decode([5000]);
+  own.fill(0);
+  expect(tokenizer.decode([5000])).toBe(before);
+  expect(tokenizer.tokenBytes(5000)).not.toEqual(own);
+  for (const bad of [-1, 1.5, 2 ** 32, '1', undefined]) {
+    expect(() => tokenizer.tokenBytes(bad as number)).toThrow('id must be a token id');
+  }
+});
+
 test("builds ChatGLM2's prompts as THUDM's code does", () => {
   const lines = referenceLines<{ query: string; history: [string, string][]; ids: number[] }>('chatglm2_prompts');
   expect(lines.length).toBeGreaterThan(50);

@@ -10,8 +10,13 @@ interface Command {
   run(options: OptionValues<CommandSpec['options']>, positionals: readonly string[]): Promise<void>;
 }
 
+/** A command whose arguments another program reads. */
+interface PassedOnCommand {
+  runAsGiven(args: readonly string[]): Promise<void>;
+}
+
 // Loaded when they are used: the list of commands does not need the addon.
-const commands: Readonly<Record<string, { summary: string; load: () => Promise<Command> }>> = {
+const commands: Readonly<Record<string, { summary: string; load: () => Promise<Command | PassedOnCommand> }>> = {
   chat: { summary: 'Talk with a model', load: () => import('./chat.js') },
   generate: { summary: 'Continue a text', load: () => import('./generate.js') },
   tokenize: { summary: 'Show the token ids of a text, or the text of token ids', load: () => import('./tokenize.js') },
@@ -20,6 +25,7 @@ const commands: Readonly<Record<string, { summary: string; load: () => Promise<C
   synth: { summary: 'Write a GGUF file of random weights', load: () => import('./synth.js') },
   bench: { summary: 'Measure speed and memory', load: () => import('./bench.js') },
   system: { summary: 'Show the devices of this machine', load: () => import('./system.js') },
+  serve: { summary: "Serve models to OpenAI's clients and browsers", load: () => import('./serve.js') },
 };
 
 const overview = [
@@ -49,7 +55,9 @@ async function main(args: readonly string[]): Promise<void> {
     const what = name.startsWith('-') ? 'option' : 'command';
     throw new UsageError(`unknown ${what} ${name}${suggestion(name, Object.keys(commands))}`);
   }
-  const { spec, run } = await (commands[name] as NonNullable<(typeof commands)[string]>).load();
+  const command = await (commands[name] as NonNullable<(typeof commands)[string]>).load();
+  if ('runAsGiven' in command) return await command.runAsGiven(rest);
+  const { spec, run } = command;
   const { options, positionals, wantsHelp } = parseArguments(spec, rest);
   if (wantsHelp) print(helpText(spec));
   else await run(options, positionals);

@@ -32,6 +32,7 @@ import { validateMessages } from '../families/messages.js';
 import { type PromptPart, promptIds, promptLength } from '../families/prompt.js';
 import { PieceType, type TokenizerData } from './data.js';
 import { encodeOnThread } from './encoding.js';
+import { FIRST_BYTE_PIECE } from './pieces.js';
 
 /** Options of `tokenizer.decode()`. */
 export interface DecodeOptions {
@@ -74,6 +75,7 @@ export class Tokenizer {
   readonly #native: NativeTokenizer;
   readonly #family: ModelFamily;
   readonly #addsDummyPrefix: boolean;
+  readonly #data: TokenizerData;
   /** UTF-16 units. */
   readonly #longestPiece: number;
 
@@ -96,6 +98,7 @@ export class Tokenizer {
     if (this.special.roles) Object.freeze(this.special.roles);
     this.#longestPiece = longestPiece(data);
     this.#addsDummyPrefix = addDummyPrefix;
+    this.#data = data;
     this.#family = family;
   }
 
@@ -192,6 +195,37 @@ export class Tokenizer {
       begin = index + 1;
     });
     return text + callNative(() => this.#native.decode(all.subarray(begin)));
+  }
+
+  /**
+   * The bytes that a token stands for, in UTF-8. They need not be whole characters: a character that no piece has comes as
+   * one token for each of its bytes. The bytes of a text's tokens, joined, are the text, behind the one space that encoding
+   * puts before it. Special tokens, and ids that no token has, have no bytes. The array is the caller's own.
+   *
+   * @throws {ChatGLMError} ERR_INVALID_ARGUMENT if `id` is no whole number from 0 to 4,294,967,295.
+   *
+   * @example
+   * ```ts
+   * const bytes = tokenizer.encode('你好 👋').map((id) => tokenizer.tokenBytes(id));
+   * console.log(Buffer.concat(bytes).toString()); // ' 你好 👋'
+   * ```
+   */
+  tokenBytes(id: number): Uint8Array {
+    if (typeof id !== 'number' || id >>> 0 !== id) {
+      throw invalidArgument(`id must be a token id from 0 to ${0xffff_ffff}, got ${show(id)}`);
+    }
+    const { pieces, offsets, types } = this.#data;
+    switch (types[id]) {
+      case PieceType.byte:
+        return Uint8Array.of(id - FIRST_BYTE_PIECE);
+      case PieceType.unknown:
+        return Uint8Array.from(UNKNOWN_TEXT);
+      case PieceType.control:
+      case undefined:
+        return new Uint8Array();
+      default:
+        return withSpaces(pieces.subarray(offsets[id], offsets[id + 1]));
+    }
   }
 
   /**
@@ -299,6 +333,21 @@ export class Tokenizer {
       flush: () => callNative(() => decoder.flush()),
     };
   }
+}
+
+/** What SentencePiece writes for its unknown piece. */
+const UNKNOWN_TEXT = new TextEncoder().encode(' \u2047 ');
+
+/** The bytes of a piece, in which U+2581 stands for a space. */
+function withSpaces(piece: Uint8Array): Uint8Array {
+  const bytes = new Uint8Array(piece.length);
+  let length = 0;
+  for (let i = 0; i < piece.length; i++) {
+    const isSpace = piece[i] === 0xe2 && piece[i + 1] === 0x96 && piece[i + 2] === 0x81;
+    bytes[length++] = isSpace ? 0x20 : (piece[i] as number);
+    if (isSpace) i += 2;
+  }
+  return bytes.slice(0, length);
 }
 
 function checkText(text: unknown): void {

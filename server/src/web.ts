@@ -2,6 +2,7 @@ import { readFileSync } from 'node:fs';
 import path from 'node:path';
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import type { ServerContext } from './context.js';
+import type { ServerSettings } from './options.js';
 
 /** Where the bundled page lies, seen from this file as source and as compiled. */
 const PAGE = path.join(__dirname, '..', 'dist', 'web');
@@ -65,6 +66,7 @@ function readPage(): PageFile[] | undefined {
  * request names is compared, and never opened.
  */
 export function webRoutes(app: FastifyInstance, { settings, log }: ServerContext): void {
+  if (!settings.web) return;
   const files = readPage();
   if (!files) {
     log.warn('The web page was not built: the server answers without it.');
@@ -119,14 +121,16 @@ interface ToolFields {
 }
 
 /** What the page tells of the server's tools. */
-function describeTools(settings: object): object {
-  const { tools, interpreter } = settings as { tools?: unknown; interpreter?: { language?: unknown } | undefined };
-  const list = Array.isArray(tools) ? (tools as ToolFields[]) : [];
+function describeTools({ tools, interpreter }: ServerSettings): object {
+  // THUDM's registry has the tools by their names.
+  const list: readonly ToolFields[] = Array.isArray(tools)
+    ? tools
+    : Object.entries(tools ?? {}).map(([name, tool]) => ({ name, description: (tool as ToolFields).description }));
   return {
     tools: list.map((tool) => {
       const { name, description } = tool.function ?? tool;
       return { name: String(name), description: typeof description === 'string' ? description : '' };
     }),
-    interpreter: typeof interpreter?.language === 'string' ? interpreter.language : null,
+    interpreter: interpreter?.language ?? null,
   };
 }

@@ -32,8 +32,13 @@ export function samplingOptions(fields: SamplingFields): GenerateOptions {
   if (fields.presence_penalty != null) options.presencePenalty = fields.presence_penalty;
   if (fields.frequency_penalty != null) options.frequencyPenalty = fields.frequency_penalty;
   if (fields.logit_bias != null) options.logitBias = fields.logit_bias as Record<number, number>;
-  // OpenAI's seeds may be negative; a model's are whole numbers from 0.
-  if (fields.seed != null) options.seed = fields.seed < 0 ? fields.seed + 2 ** 53 : fields.seed;
+  if (fields.seed != null) options.seed = seedOf(fields.seed);
   if (fields.stop != null) options.stop = fields.stop;
   return options;
+}
+
+/** OpenAI's seeds are any whole numbers of 64 bits, negative ones included; a model's are whole numbers from 0 that are safe. */
+function seedOf(seed: number): number {
+  const rest = seed % 2 ** 53;
+  return rest < 0 ? rest + 2 ** 53 : rest;
 }

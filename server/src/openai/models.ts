@@ -1,19 +1,22 @@
 import type { FastifyInstance } from 'fastify';
 import type { ServerContext } from '../context.js';
-import { ApiError } from '../http/errors.js';
+import { noSuchModel } from '../models/model-pool.js';
 import type { ModelCard } from '../models/pool.js';
 
 /** `/v1/models`. */
 export function modelRoutes(app: FastifyInstance, { models }: ServerContext): void {
-  app.get('/v1/models', async () => ({ object: 'list', data: models.list().map(toModel) }));
-  app.get<{ Params: { '*': string } }>('/v1/models/*', async ({ params }) => {
-    const card = models.list().find(({ id }) => id === params['*']);
-    if (card) return toModel(card);
-    throw new ApiError(`The model \`${params['*']}\` does not exist or you do not have access to it.`, {
-      status: 404,
-      code: 'model_not_found',
-      param: 'model',
-    });
+  app.get('/v1/models', async ({ caller }) => ({
+    object: 'list',
+    data: models
+      .list()
+      .filter(({ id }) => caller.allows(id))
+      .map(toModel),
+  }));
+  app.get<{ Params: { '*': string } }>('/v1/models/*', async ({ caller, params }) => {
+    const name = params['*'];
+    const card = models.list().find(({ id, aliases }) => id === name || aliases.includes(name));
+    if (card && caller.allows(card.id)) return toModel(card);
+    throw noSuchModel(name);
   });
 }
 

@@ -56,7 +56,7 @@ export function problemFrom(status: number, error: unknown, retryAfter?: number)
     ...(typeof message === 'string' && { message }),
     ...(retryAfter !== undefined && { retryAfter }),
   };
-  if (status === 401 || status === 403) return { kind: 'key', ...about };
+  if (status === 401) return { kind: 'key', ...about };
   if (code === 'context_length_exceeded') return { kind: 'context', ...about };
   if (code === 'shutting_down') return { kind: 'stopping', ...about };
   if (status === 429 || code === 'queue_full') return { kind: 'busy', ...about };

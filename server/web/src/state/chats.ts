@@ -151,7 +151,9 @@ export async function remove(id: string): Promise<(() => Promise<void>) | undefi
   const chat = await read(id);
   const isCurrent = currentId.value === id;
   forget(id);
-  await (writing = writing.then(() => database.remove(id)));
+  const removing = writing.then(() => database.remove(id));
+  writing = removing.catch(() => {});
+  await removing;
   windows?.postMessage({ what: 'removed', summary: { id, title: '', created: 0, updated: 0 } } satisfies Said);
   if (!chat) return undefined;
   return async () => {
