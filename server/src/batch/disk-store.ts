@@ -131,7 +131,12 @@ export class DiskStore implements Store {
   }
 
   async addFile(file: StoredFile): Promise<void> {
-    this.#insertFile(file);
+    try {
+      this.#insertFile(file);
+    } catch (error) {
+      await this.discard(file);
+      throw error;
+    }
   }
 
   #insertFile(file: StoredFile): void {

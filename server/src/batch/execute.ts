@@ -54,7 +54,7 @@ export async function executeLine(
             signal,
           }),
       );
-    } catch (error) {
+    } catch {
       if (signal.aborted) return undefined;
       return answer(customId, 500, newId('req-'), {
         error: { message: 'The server failed to answer.', type: 'server_error', param: null, code: 'internal_error' },

@@ -1,11 +1,13 @@
 import type { FastifyBaseLogger } from 'fastify';
-import type { LineQueue } from './line-queue.js';
-import type { Store } from './store.js';
+import { BullQueue } from './bull-queue.js';
+import { RedisStore } from './redis-store.js';
 
-export async function openRedis(
-  _url: string,
-  _totalBytes: number,
-  _log: FastifyBaseLogger,
-): Promise<{ store: Store; queue: LineQueue }> {
-  throw new Error('not yet');
+/** Files and batches in Redis, whose lines workers answer. Loaded only where there is a Redis. */
+export function openRedis(
+  url: string,
+  totalBytes: number,
+  log: FastifyBaseLogger,
+): { store: RedisStore; queue: BullQueue } {
+  const store = new RedisStore(url, totalBytes, log);
+  return { store, queue: new BullQueue(url, store, log) };
 }

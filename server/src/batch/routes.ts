@@ -69,8 +69,9 @@ function fileRoutes(app: FastifyInstance, service: BatchService, mostBytes: numb
         'expires_after',
       );
       const stored: StoredFile = { ...file, owner: ownerOf(request), purpose, created, expires: created + keep };
-      await store.addFile(stored);
+      // From here on the file may be there, whatever is heard of it.
       file = undefined;
+      await store.addFile(stored);
       return toFile(stored);
     } finally {
       if (file) await store.discard(file).catch(() => {});

@@ -1,5 +1,6 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
+import { type AddressInfo, createServer } from 'node:net';
 import { createInterface } from 'node:readline';
 import type OpenAI from 'openai';
 import { toFile } from 'openai';
@@ -100,4 +101,34 @@ export async function startProgram(command: string, args: readonly string[], rea
     child.once('exit', () => reject(new Error(`${command} ended: ${output.join('\n')}`)));
   });
   return { process: child, found, kill };
+}
+
+/** A Redis whose data is in a directory, and outlives the process. */
+export interface RedisProcess {
+  url: string;
+  kill(): Promise<void>;
+  start(): Promise<void>;
+}
+
+export async function startRedis(directory: string): Promise<RedisProcess> {
+  const port = await freePort();
+  const args = ['--port', String(port), '--bind', '127.0.0.1', '--dir', directory, '--save', '', '--appendonly', 'yes'];
+  const start = () => startProgram('redis-server', args, /Ready to accept connections/);
+  let program = await start();
+  return {
+    url: `redis://127.0.0.1:${port}`,
+    kill: () => program.kill('SIGKILL'),
+    async start() {
+      program = await start();
+    },
+  };
+}
+
+async function freePort(): Promise<number> {
+  const server = createServer().listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const { port } = server.address() as AddressInfo;
+  server.close();
+  await once(server, 'close');
+  return port;
 }
