@@ -13,7 +13,7 @@ import { Slots } from './slots.js';
 import { parseRequest } from './validate.js';
 
 /** A worker that was not heard of for so long has lost its lines, which others get. */
-const LOCK_MS = 15_000;
+const LOCK_MS = 10_000;
 const LOOK_FOR_LOST_MS = 5_000;
 
 /** Lines that workers ended with so many times are not tried again. */
