@@ -85,6 +85,11 @@ class Reader {
     return taken;
   }
 
+  /** What was taken is to be read once more. */
+  giveBack(taken: Buffer): void {
+    this.#kept = Buffer.concat([taken, this.#kept]);
+  }
+
   /** Text up to a mark. */
   async line(mark: Buffer): Promise<string> {
     const pieces: Buffer[] = [];
@@ -116,7 +121,8 @@ async function isLast(reader: Reader): Promise<boolean> {
   const next = await reader.take(2);
   if (next.toString('latin1') === '--') return true;
   if (next.equals(LINE_END)) return false;
-  const padding = next.toString('latin1') + (await reader.line(LINE_END));
+  reader.giveBack(next);
+  const padding = await reader.line(LINE_END);
   if (padding.trim() !== '') throw malformed('a boundary has something behind it');
   return false;
 }
