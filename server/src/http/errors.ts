@@ -76,6 +76,16 @@ export function toApiError(error: unknown): ApiError {
           retryAfter: 5,
           cause: error,
         });
+      case 'ERR_RUNTIME_CRASHED':
+        return new ApiError('The model failed while it answered. It is being loaded again.', {
+          status: 503,
+          code: 'model_failed',
+          retryAfter: 1,
+          cause: error,
+        });
+      case 'ERR_ABORTED':
+        // Nobody reads this answer; nginx's number tells the log that the server did not fail.
+        return new ApiError('The client has closed the request.', { status: 499, code: 'client_closed', cause: error });
       default:
         break;
     }
