@@ -26,6 +26,7 @@ import { responsesRoutes } from './openai/responses.js';
 import { tokenizeRoutes } from './openai/tokenize.js';
 import { readServerOptions, type ServedModel, type ServerOptions, type ServerSettings } from './options.js';
 import { VERSION } from './version.js';
+import { webRoutes } from './web.js';
 
 /** Each part adds its routes. */
 const PARTS: readonly ((app: FastifyInstance, context: ServerContext) => void)[] = [
@@ -36,6 +37,7 @@ const PARTS: readonly ((app: FastifyInstance, context: ServerContext) => void)[]
   tokenizeRoutes,
   responsesRoutes,
   messagesRoutes,
+  webRoutes,
 ];
 
 /** What {@link Server.listen} takes. */

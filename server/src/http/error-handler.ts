@@ -22,9 +22,10 @@ export function anthropicErrorType({ status, code }: ApiError): string {
 
 /** The error as the API that the request belongs to writes it. */
 export function errorBody(error: ApiError, api: 'openai' | 'anthropic', requestId: string): object {
-  const { message, code, param } = error;
+  const { message, code, param, details } = error;
   if (api === 'anthropic') {
-    return { type: 'error', error: { type: anthropicErrorType(error), message }, request_id: requestId };
+    const told = { type: anthropicErrorType(error), message, ...(details && { details }) };
+    return { type: 'error', error: told, request_id: requestId };
   }
   return { error: { message, type: openAIErrorType(error), param, code } };
 }
@@ -38,5 +39,7 @@ export function errorHandler(thrown: FastifyError | Error, request: FastifyReque
   request.record?.failed(error.code ?? String(error.status));
   if (error.status >= 500) request.log.error({ err: error.cause ?? thrown }, error.message);
   if (error.retryAfter !== undefined) reply.header('retry-after', String(error.retryAfter));
-  reply.status(error.status).send(errorBody(error, request.routeOptions.config.api ?? 'openai', request.id));
+  const { api = 'openai' } = request.routeOptions.config;
+  if (api === 'anthropic') reply.header('request-id', request.id);
+  reply.status(error.status).send(errorBody(error, api, request.id));
 }

@@ -10,6 +10,8 @@ export interface ApiErrorFields {
   param?: string | null | undefined;
   /** Seconds after which the same request may succeed. Default: none is told. */
   retryAfter?: number | undefined;
+  /** What Anthropic's clients are told besides, as `error.details`: programs decide by it. Default: nothing. */
+  details?: object | undefined;
   /** What went wrong underneath, for the log. */
   cause?: unknown;
 }
@@ -20,14 +22,16 @@ export class ApiError extends Error {
   readonly code: string | null;
   readonly param: string | null;
   readonly retryAfter: number | undefined;
+  readonly details: object | undefined;
 
-  constructor(message: string, { status, code, param = null, retryAfter, cause }: ApiErrorFields) {
+  constructor(message: string, { status, code, param = null, retryAfter, details, cause }: ApiErrorFields) {
     super(message, cause === undefined ? undefined : { cause });
     this.name = 'ApiError';
     this.status = status;
     this.code = code;
     this.param = param;
     this.retryAfter = retryAfter;
+    this.details = details;
   }
 }
 

@@ -50,8 +50,11 @@ function flushAll(): void {
   const flushes = [...due];
   due.clear();
   for (const flush of flushes) flush();
-  const endedMs = performance.now();
-  nextMs = endedMs + Math.min(MOST_WAIT_MS, (endedMs - beganMs) / MOST_SHARE);
+  // Node hands what was written to the system once the functions that wrote it are done.
+  process.nextTick(() => {
+    const endedMs = performance.now();
+    nextMs = endedMs + Math.min(MOST_WAIT_MS, (endedMs - beganMs) / MOST_SHARE);
+  });
 }
 
 /**
@@ -172,8 +175,7 @@ export function account(caller: Caller, prompts: readonly (readonly Accountable[
     for (const [index, { usage, finishReason, timings }] of choices.entries()) {
       const prompt = index === 0 ? usage.promptTokens : 0;
       const cached = index === 0 ? usage.cachedTokens : 0;
-      const used = { prompt, cached, generated: usage.generatedTokens, finishReason, timings };
-      caller.used(used);
+      caller.used({ prompt, cached, generated: usage.generatedTokens, finishReason, timings });
     }
   }
 }
