@@ -873,8 +873,9 @@ async function framedWorker({ port, random, counts, check, fail, isOver }) {
       }
       await answered;
       clearTimeout(timer);
+      if (leaves) break;
       // A server may close behind an error; what stood behind that in the pipeline is not answered.
-      if (isClosed && !leaves) {
+      if (isClosed) {
         counts.closedUnanswered += reader.pending.length;
         if (!willClose && reader.pending.length > 0)
           fail('the connection was closed without an answer', Buffer.concat(sent.slice(-reader.pending.length)), '');
