@@ -8,6 +8,7 @@ import type { AnswerUsage, Caller } from './access/caller.js';
 import { isLoopback, OriginGuard } from './access/origins.js';
 import { messagesRoutes } from './anthropic/messages.js';
 import type { EngineOptions, ServerContext } from './context.js';
+import { closeWithSocket } from './http/closing.js';
 import { errorBody, errorHandler } from './http/error-handler.js';
 import { ApiError } from './http/errors.js';
 import { Lifecycle } from './lifecycle.js';
@@ -293,6 +294,7 @@ function build(settings: ServerSettings, { onUnknown }: Mount = {}): Built {
     const gone = new AbortController();
     request.gone = gone.signal;
     if (!isQuiet) lifecycle.enter();
+    closeWithSocket(raw, request.raw.socket);
     raw.once('close', () => {
       if (!isQuiet) lifecycle.leave();
       if (!raw.writableFinished) gone.abort();
@@ -430,7 +432,9 @@ function answerBadRequest(this: FastifyInstance, error: Error & { code?: string 
         ? [408, 'Request Timeout', 'The request did not arrive in time.']
         : [400, 'Bad Request', 'This is no HTTP request that can be read.'];
   const body = JSON.stringify(errorBody(new ApiError(message, { status, code: null }), 'openai', ''));
-  if (socket.writable) {
+  // An answer that is due, or begun, would be mixed up with this one; unless it is for the request that broke off.
+  const { _httpMessage: due } = socket as Socket & { _httpMessage?: ServerResponse | null };
+  if (socket.writable && (!due || (!due.headersSent && !due.req.complete))) {
     socket.end(
       `HTTP/1.1 ${status} ${reason}\r\nContent-Type: application/json; charset=utf-8\r\n` +
         `Content-Length: ${Buffer.byteLength(body)}\r\nConnection: close\r\n\r\n${body}`,
