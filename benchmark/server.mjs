@@ -115,7 +115,7 @@ await Promise.all(clients.map(({ ready }) => ready));
 
 /** No two prompts are the same, or the prefix cache would answer the later one. */
 let prompts = 0;
-const question = () => `[${prompts++}] Tell me a story about a fox and a crow, and what they said to each other.`;
+const question = () => `[${prompts++}] Tell me a story about a fox and a crow.`;
 const sampling = values.sampling === 'greedy' ? { temperature: 0 } : {};
 
 const ways = {

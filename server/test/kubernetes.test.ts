@@ -9,6 +9,7 @@ import { parseAllDocuments } from 'yaml';
 
 const root = path.join(__dirname, '..', '..');
 const manifests = path.join(root, 'deploy', 'kubernetes');
+const types = path.dirname(require.resolve('kubernetes-types/package.json'));
 const overlays = fs.readdirSync(path.join(manifests, 'overlays'));
 
 interface Metadata {
@@ -52,7 +53,7 @@ function typeErrors(resources: readonly Resource[]): string {
     const lines = resources.map((resource, i) => {
       const { apiVersion, kind } = resource;
       const group = (apiVersion.includes('/') ? apiVersion : `core/${apiVersion}`).replace('.k8s.io', '');
-      const from = JSON.stringify(path.join(root, 'node_modules', 'kubernetes-types', group));
+      const from = JSON.stringify(path.join(types, group));
       return `import { ${kind} as Kind${i} } from ${from};\nexport const ${kind}${i}: Kind${i} = ${JSON.stringify(resource)};\n`;
     });
     fs.writeFileSync(path.join(directory, 'manifests.ts'), lines.join(''));
