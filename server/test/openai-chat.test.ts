@@ -510,7 +510,8 @@ describe('tools that the server runs', () => {
       timings: { predicted_n: expect.any(Number), predicted_per_second: expect.any(Number) },
     });
     // The messages go on where the answer ended.
-    const { messages } = steps.at(-1);
+    const { messages, context_tokens: taken } = steps.at(-1);
+    expect(taken).toBeLessThan(events.at(-2).usage.total_tokens);
     expect(messages.map(({ role }: { role: string }) => role)).toEqual(['assistant', 'tool', 'assistant']);
     const next = await own.post('/v1/chat/completions', {
       ...greedy,
@@ -518,6 +519,8 @@ describe('tools that the server runs', () => {
       max_tokens: 20,
     });
     expect(next.status).toBe(200);
+    // The next prompt has what was taken, a question, and what the model is told of the tools.
+    expect(next.body.usage.prompt_tokens).toBeGreaterThan(50);
   });
 
   test('code for the interpreter runs, and its steps are told', async () => {
