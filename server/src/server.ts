@@ -25,6 +25,7 @@ import { responsesRoutes } from './openai/responses.js';
 import { tokenizeRoutes } from './openai/tokenize.js';
 import { readServerOptions, type ServedModel, type ServerOptions, type ServerSettings } from './options.js';
 import { VERSION } from './version.js';
+import { webRoutes } from './web.js';
 
 /** Each part adds its routes. */
 const PARTS: readonly ((app: FastifyInstance, context: ServerContext) => void)[] = [
@@ -35,6 +36,7 @@ const PARTS: readonly ((app: FastifyInstance, context: ServerContext) => void)[]
   tokenizeRoutes,
   responsesRoutes,
   messagesRoutes,
+  webRoutes,
 ];
 
 /** What {@link Server.listen} takes. */
@@ -169,7 +171,7 @@ export class Server implements AsyncDisposable {
   async #close(): Promise<void> {
     const { lifecycle, settings, log } = this.#context;
     log.info({ inFlight: lifecycle.inFlight }, 'shutting down');
-    this.app.server.closeIdleConnections();
+    // Connections without a request stay until the end: what comes on them is refused in words rather than by a reset.
     const isDone = await lifecycle.drain(settings.shutdownMs);
     if (!isDone) log.warn({ inFlight: lifecycle.inFlight }, 'answers are cut off: the time to shut down is over');
     await this.app.close();
@@ -324,7 +326,9 @@ function build(settings: ServerSettings, { onUnknown }: Mount = {}): Built {
     again.receivedEncodedLength = Number.isNaN(length) ? text.length : length;
     done(null, again);
   });
+  const logsContent = logger !== undefined && !isLogger(logger) && logger.content;
   app.addHook('preHandler', (request, _reply, done) => {
+    if (logsContent && request.method === 'POST') request.log.info({ content: contentOf(request.body) }, 'asked');
     const { model } = (request.body ?? {}) as { model?: unknown };
     const { caller } = request;
     if (request.method === 'POST' && (typeof model === 'string' || model == null)) {
@@ -391,6 +395,12 @@ function withRecord(caller: Caller, record: RequestRecord): Caller {
       record.used(usage);
     },
   };
+}
+
+/** What a request says, and not how it is to be answered. */
+function contentOf(body: unknown): unknown {
+  const { messages, system, prompt, input, instructions } = (body ?? {}) as Record<string, unknown>;
+  return { messages, system, prompt, input, instructions };
 }
 
 function resolved(models: ModelPool, name: string | undefined): string | undefined {

@@ -43,8 +43,8 @@ export function messagesRoutes(app: FastifyInstance, { models }: ServerContext):
     async (request, reply) => {
       checkBody(request);
       const { body, caller, gone } = request;
-      const conversation = readConversation(body);
       const sampling = readOptions(body);
+      const conversation = readConversation(body);
       const stops = body.stop_sequences ?? [];
       const lease = await models.acquire(body.model, gone);
       try {

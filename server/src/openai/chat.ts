@@ -8,7 +8,7 @@ import { EventStream } from '../http/event-stream.js';
 import { checkBody } from '../http/validation.js';
 import type { ModelLease } from '../models/pool.js';
 import { ChatChoiceWriter, type ChunkFrame, chatChoice } from './chat-answer.js';
-import { CHAT_SCHEMA, type ChatBody, type ChatOrder, readChatBody } from './chat-request.js';
+import { CHAT_SCHEMA, type ChatBody, type ChatOrder, endlessly, readChatBody } from './chat-request.js';
 import { account, collectChoices, freshId, streamChoices } from './choices.js';
 import { apiTimings, apiUsage, systemFingerprint } from './usage.js';
 
@@ -28,7 +28,9 @@ export function chatRoutes(app: FastifyInstance, context: ServerContext): void {
           const engine = engineOptions(request, lease, order.user);
           const cached = await computePrompt(lease, order, { ...engine, signal: gone });
           for (let i = 0; i < order.choices; i++) {
-            started.push(openChat(lease.model, { ...order, options: { ...order.options(i), ...engine } }));
+            const own = order.options(i);
+            const options = order.isEndless ? endlessly(own, lease.model) : own;
+            started.push(openChat(lease.model, { ...order, options: { ...options, ...engine } }));
           }
           const created = Math.floor(Date.now() / 1000);
           const about = { id: freshId('chatcmpl-'), created, model: lease.id };

@@ -175,8 +175,7 @@ export function account(caller: Caller, prompts: readonly (readonly Accountable[
     for (const [index, { usage, finishReason, timings }] of choices.entries()) {
       const prompt = index === 0 ? usage.promptTokens : 0;
       const cached = index === 0 ? usage.cachedTokens : 0;
-      const used = { prompt, cached, generated: usage.generatedTokens, finishReason, timings };
-      caller.used(used);
+      caller.used({ prompt, cached, generated: usage.generatedTokens, finishReason, timings });
     }
   }
 }

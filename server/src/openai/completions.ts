@@ -10,6 +10,7 @@ import { checkBody, kindOf, optional } from '../http/validation.js';
 import {
   type ChatBody,
   commonOptions,
+  endlessly,
   IGNORED_OF_OTHERS,
   readFormat,
   SAMPLING_SCHEMA,
@@ -62,7 +63,17 @@ const COMPLETION_SCHEMA = {
 
 interface CompletionBody
   extends SamplingFields,
-    Pick<ChatBody, 'response_format' | 'grammar' | 'json_schema' | 'repeat_penalty' | 'user' | 'safety_identifier'> {
+    Pick<
+      ChatBody,
+      | 'response_format'
+      | 'grammar'
+      | 'json_schema'
+      | 'repeat_penalty'
+      | 'ignore_eos'
+      | 'timings_per_token'
+      | 'user'
+      | 'safety_identifier'
+    > {
   model?: string | null;
   prompt: unknown;
   stream?: boolean | null;
@@ -108,10 +119,11 @@ export function completionRoutes(app: FastifyInstance, context: ServerContext): 
         const echoes = body.echo
           ? await Promise.all(prompts.map((prompt) => echoOf(model, prompt, body.logprobs ?? undefined, gone)))
           : [];
+        const options = body.ignore_eos ? endlessly(common, model) : common;
         const engine = engineOptions(request, lease, body.user || body.safety_identifier);
         const cached = n > 1 ? await computePrompts(model, prompts, { ...engine, signal: gone }) : undefined;
         for (const prompt of prompts) {
-          for (let i = 0; i < n; i++) started.push(model.generate(prompt, { ...withSeed(common, i), ...engine }));
+          for (let i = 0; i < n; i++) started.push(model.generate(prompt, { ...withSeed(options, i), ...engine }));
         }
         const done = (results: readonly GenerationResult[]) => {
           const told = prompts.map((_, p) => {
@@ -132,7 +144,7 @@ export function completionRoutes(app: FastifyInstance, context: ServerContext): 
           system_fingerprint: systemFingerprint(lease),
         };
         const timingsOf = ([first]: readonly GenerationResult[]) =>
-          body.chatglm?.timings && first ? { timings: apiTimings(first) } : {};
+          (body.chatglm?.timings || body.timings_per_token) && first ? { timings: apiTimings(first) } : {};
         const writerOf = (index: number) => {
           const logprobs = withLogprobs ? new TextLogprobs(model.tokenizer) : undefined;
           return { index, logprobs, echo: echoes[Math.floor(index / n)] };
@@ -191,7 +203,7 @@ function readPrompts(value: unknown): Prompt[] {
   if (typeof value === 'string') return [value];
   if (isIds(value)) return [value];
   if (Array.isArray(value) && value.length > 0) {
-    if (value.every((each) => typeof each === 'string') || value.every(isIds)) return value as Prompt[];
+    if (value.every((each) => typeof each === 'string' || isIds(each))) return value as Prompt[];
   }
   throw badRequest(
     `Invalid type for 'prompt': expected a string, an array of strings, an array of token ids or an array of such arrays, none of them empty, got ${kindOf(value)}.`,

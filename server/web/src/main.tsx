@@ -1,4 +1,10 @@
 import { render } from 'preact';
+import { connect } from './api/server.js';
+import { start } from './state/chats.js';
+import { App } from './view/app.js';
+import './styles/page.css';
 
-const app = document.getElementById('app');
-if (app) render(<h1>ChatGLM</h1>, app);
+const root = document.getElementById('app');
+if (root) render(<App />, root);
+void start();
+void connect();

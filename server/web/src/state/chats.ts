@@ -1,0 +1,226 @@
+import { batch, computed, type Signal, signal } from '@preact/signals';
+import { type Database, openDatabase, summaryOf } from './database.js';
+import { settings } from './settings.js';
+import { newId, pathOf, textOf } from './tree.js';
+import type { Chat, Summary } from './types.js';
+
+/** All conversations, the newest first. */
+export const summaries = signal<readonly Summary[]>([]);
+/** Whether the list was read. */
+export const isReady = signal(false);
+export const isLasting = signal(true);
+/** '' for a conversation that has not begun. */
+export const currentId = signal('');
+
+/** Conversations that were opened since the page was. */
+const opened = signal<ReadonlyMap<string, Signal<Chat>>>(new Map());
+export const current = computed(() => opened.value.get(currentId.value)?.value);
+/** What the model is to be told in the conversation that has not begun. */
+export const newSystem = signal('');
+
+let database: Database;
+const windows = typeof BroadcastChannel === 'undefined' ? undefined : new BroadcastChannel('chatglm');
+/** Ends what runs for a conversation that was removed. Set by the part that runs answers. */
+export const onRemoved: { call: (id: string) => void; isBusy: (id: string) => boolean } = {
+  call: () => {},
+  isBusy: () => false,
+};
+
+function sorted(list: readonly Summary[]): Summary[] {
+  return [...list].sort((a, b) => b.updated - a.updated);
+}
+
+export async function start(): Promise<void> {
+  database = await openDatabase();
+  isLasting.value = database.isLasting;
+  summaries.value = sorted(await database.list());
+  isReady.value = true;
+  windows?.addEventListener('message', ({ data }) => void hear(data as Said));
+  addEventListener('hashchange', () => void show(idInAddress()));
+  await show(idInAddress());
+}
+
+interface Said {
+  what: 'saved' | 'removed';
+  summary: Summary;
+}
+
+/** What another window tells. */
+async function hear({ what, summary }: Said): Promise<void> {
+  if (what === 'removed') {
+    forget(summary.id);
+    return;
+  }
+  list(summary);
+  if (opened.value.has(summary.id) && !onRemoved.isBusy(summary.id)) {
+    const chat = await database.get(summary.id);
+    const held = opened.value.get(summary.id);
+    // The other window may show another branch; this one keeps its own.
+    if (chat && held) held.value = { ...chat, chosen: { ...chat.chosen, ...held.value.chosen } };
+  }
+}
+
+function list(summary: Summary): void {
+  summaries.value = sorted([summary, ...summaries.value.filter(({ id }) => id !== summary.id)]);
+}
+
+function idInAddress(): string {
+  return /^#\/c\/(\w+)$/.exec(location.hash)?.[1] ?? '';
+}
+
+/** Opens a conversation; '' begins a new one. */
+export async function show(id: string): Promise<void> {
+  if (id !== '' && !opened.value.has(id)) {
+    const chat = await database.get(id);
+    if (chat) hold(chat);
+    else id = '';
+  }
+  currentId.value = id;
+  const hash = id === '' ? '#/' : `#/c/${id}`;
+  if (location.hash !== hash && !(id === '' && location.hash === '')) history.pushState(null, '', hash);
+}
+
+function hold(chat: Chat): Signal<Chat> {
+  const held = opened.value.get(chat.id);
+  if (held) {
+    held.value = chat;
+    return held;
+  }
+  const made = signal(chat);
+  opened.value = new Map(opened.value).set(chat.id, made);
+  return made;
+}
+
+export async function read(id: string): Promise<Chat | undefined> {
+  return opened.value.get(id)?.value ?? (await database.get(id));
+}
+
+export function begin(title: string): Chat {
+  const now = Date.now();
+  const chat: Chat = {
+    id: newId(),
+    title,
+    created: now,
+    updated: now,
+    isNamed: false,
+    system: newSystem.value,
+    model: settings.value.model,
+    turns: {},
+    chosen: {},
+  };
+  newSystem.value = '';
+  hold(chat);
+  return chat;
+}
+
+/** Changes a conversation in memory and in the store. */
+export function alter(id: string, changed: (chat: Chat) => Chat, { isTouched = true } = {}): Chat | undefined {
+  const held = opened.value.get(id);
+  if (!held) return undefined;
+  batch(() => {
+    const chat = changed(held.value);
+    held.value = isTouched ? { ...chat, updated: Date.now() } : chat;
+    list(summaryOf(held.value));
+  });
+  void save(held.value);
+  return held.value;
+}
+
+/** Writes follow one another, so that an older state never overwrites a newer one. */
+let writing: Promise<unknown> = Promise.resolve();
+
+export function save(chat: Chat): Promise<void> {
+  const write = writing.then(async () => {
+    if (!summaries.value.some(({ id }) => id === chat.id)) return;
+    await database.put(chat);
+    windows?.postMessage({ what: 'saved', summary: summaryOf(chat) } satisfies Said);
+  });
+  writing = write.catch((error) => console.warn('The conversation could not be saved:', error));
+  return write;
+}
+
+export async function rename(id: string, title: string): Promise<void> {
+  const chat = await read(id);
+  if (!chat || title.trim() === '') return;
+  hold(chat);
+  alter(id, (each) => ({ ...each, title: title.trim(), isNamed: true }), { isTouched: false });
+}
+
+/** Removes a conversation and gives what brings it back. */
+export async function remove(id: string): Promise<(() => Promise<void>) | undefined> {
+  const chat = await read(id);
+  const isCurrent = currentId.value === id;
+  forget(id);
+  const removing = writing.then(() => database.remove(id));
+  writing = removing.catch(() => {});
+  await removing;
+  windows?.postMessage({ what: 'removed', summary: { id, title: '', created: 0, updated: 0 } } satisfies Said);
+  if (!chat) return undefined;
+  return async () => {
+    await add([chat]);
+    if (isCurrent) await show(chat.id);
+  };
+}
+
+function forget(id: string): void {
+  onRemoved.call(id);
+  batch(() => {
+    summaries.value = summaries.value.filter((each) => each.id !== id);
+    const rest = new Map(opened.value);
+    rest.delete(id);
+    opened.value = rest;
+    if (currentId.value === id) {
+      currentId.value = '';
+      history.replaceState(null, '', '#/');
+    }
+  });
+}
+
+/** Takes conversations in, such as imported ones. */
+export async function add(chats: readonly Chat[]): Promise<void> {
+  for (const chat of chats) {
+    list(summaryOf(chat));
+    if (opened.value.has(chat.id)) hold(chat);
+    await save(chat);
+  }
+}
+
+export async function all(): Promise<Chat[]> {
+  await writing;
+  const chats: Chat[] = [];
+  await database.each((chat) => {
+    chats.push(chat);
+    return true;
+  });
+  return chats.sort((a, b) => b.updated - a.updated);
+}
+
+/** The conversations whose title or texts have the words, with a piece of text around them. */
+export async function search(
+  words: string,
+  isCurrent: () => boolean,
+): Promise<{ summary: Summary; excerpt: string }[]> {
+  const wanted = words.trim().toLocaleLowerCase();
+  const found: { summary: Summary; excerpt: string }[] = [];
+  await database.each((chat) => {
+    const excerpt = excerptOf(chat, wanted);
+    if (excerpt !== undefined) found.push({ summary: summaryOf(chat), excerpt });
+    return isCurrent() && found.length < 200;
+  });
+  return found.sort((a, b) => b.summary.updated - a.summary.updated);
+}
+
+function excerptOf(chat: Chat, wanted: string): string | undefined {
+  for (const turn of Object.values(chat.turns)) {
+    const text = textOf(turn);
+    const at = text.toLocaleLowerCase().indexOf(wanted);
+    if (at < 0) continue;
+    const from = Math.max(0, at - 20);
+    return `${from > 0 ? '…' : ''}${text.slice(from, at + wanted.length + 60).replace(/\s+/g, ' ')}`;
+  }
+  return chat.title.toLocaleLowerCase().includes(wanted) ? '' : undefined;
+}
+
+export function currentPath(): ReturnType<typeof pathOf> {
+  return current.value ? pathOf(current.value) : [];
+}
