@@ -48,9 +48,14 @@ export function chatRoutes(app: FastifyInstance, context: ServerContext): void {
               head: `${head},"choices":[`,
               tail: order.withUsage ? '],"usage":null}' : ']}',
             };
-            const choices = started.map(({ stream }, index) => ({
+            const choices = started.map(({ chat, stream }, index) => ({
               source: stream,
-              writer: new ChatChoiceWriter(index, { frame, order, model: lease.model }),
+              writer: new ChatChoiceWriter(index, {
+                frame,
+                order,
+                model: lease.model,
+                contextTokens: () => chat.countTokens(),
+              }),
             }));
             const lastEvents = (replies: ChatReply[]) => {
               const usage = done(replies);
@@ -77,7 +82,13 @@ export function chatRoutes(app: FastifyInstance, context: ServerContext): void {
           return {
             ...about,
             object: 'chat.completion',
-            choices: replies.map((each, index) => chatChoice(each, index, order, lease.model)),
+            choices: replies.map((each, index) =>
+              chatChoice(each, index, {
+                order,
+                model: lease.model,
+                contextTokens: () => started[index]?.chat.countTokens() ?? 0,
+              }),
+            ),
             usage,
             ...tierOf(order),
             system_fingerprint: fingerprint,
