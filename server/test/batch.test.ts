@@ -3,6 +3,7 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { loadModel, type Model } from 'node-chatglm';
 import OpenAI, { toFile } from 'openai';
+import { DiskStore } from '../src/batch/disk-store';
 import { buildApp } from '../src/server';
 import {
   batchOver,
@@ -335,6 +336,57 @@ test('a batch goes on where it was when its server starts again', async () => {
   const batch = await batchOver(client, id);
   expect(batch.status).toBe('completed');
   expectEchoes(await contentOf(client, batch.output_file_id), 60);
+});
+
+test('a batch whose time is over ends as far as it came', async () => {
+  const first = await serve({}, { concurrency: 2 });
+  const { id } = await startBatch(first.client(), slowLines(60));
+  await until(
+    () => first.client().batches.retrieve(id),
+    ({ request_counts: counts }) => (counts?.completed ?? 0) >= 2,
+  );
+  await first.close();
+  const store = new DiskStore(directory, 1e9);
+  await store.update(id, (batch) => ({ ...batch, expires: batch.created }));
+  await store.close();
+  const client = (await serve()).client();
+  const batch = await batchOver(client, id);
+  expect(batch.status).toBe('expired');
+  expect(batch.expired_at).not.toBeNull();
+  const answered = await contentOf(client, batch.output_file_id);
+  const others = await contentOf(client, batch.error_file_id);
+  expect(answered).toHaveLength(batch.request_counts?.completed ?? 0);
+  expect(answered.length + others.length).toBe(60);
+  expect(others.every(({ error }) => error.code === 'batch_expired')).toBe(true);
+});
+
+test('interactive requests come before lines of batches', async () => {
+  const small = await loadModel(null, { device: 'cpu', maxSequences: 2 });
+  const app = buildApp({ models: [{ id: 'chatglm-tiny', model: small }], batch: { directory, concurrency: 40 } });
+  const served = await listening(app, small);
+  started.push({ close: () => served.close() });
+  const client = served.client();
+  const { id } = await startBatch(client, slowLines(100));
+  const completed = async () => (await client.batches.retrieve(id)).request_counts?.completed ?? 0;
+  await until(completed, (count) => count >= 4);
+  const before = await completed();
+  await client.completions.create({ model: 'chatglm-tiny', prompt: '你好', max_tokens: 1 });
+  // 38 lines wait for one of the two places; without priorities they would all have come first.
+  expect((await completed()) - before).toBeLessThan(20);
+  await client.batches.cancel(id);
+  await batchOver(client, id);
+});
+
+test('an upload that is too large is told so, and the server goes on', async () => {
+  const { client: connect } = await serve({}, { fileBytes: 100_000 });
+  const client = connect();
+  const file = await toFile(Buffer.alloc(50_000_000, 'x'), 'large.jsonl');
+  await expect(client.files.create({ purpose: 'batch', file })).rejects.toMatchObject({
+    status: 413,
+    code: 'file_too_large',
+  });
+  expect(readdirSync(path.join(directory, 'files'))).toEqual([]);
+  expect(await upload(client, lines(1))).toMatch(/^file-/);
 });
 
 test('two servers do not share a directory', async () => {

@@ -162,7 +162,11 @@ function batchesRoutes(app: FastifyInstance, service: BatchService): void {
 
   const shown = async (batch: StoredBatch) => {
     const { store } = await service.open();
-    return toBatch(batch, batch.status === 'in_progress' ? await store.counts(batch.id) : batch.counts);
+    if (isOver(batch)) return toBatch(batch, batch.counts);
+    const counts = await store.counts(batch.id);
+    // It may have ended since it was read, and with it the store's counts.
+    const now = counts.completed + counts.failed === 0 ? ((await store.batch(batch.id)) ?? batch) : batch;
+    return toBatch(now, isOver(now) ? now.counts : counts);
   };
 
   const find = async (request: FastifyRequest<WithId>): Promise<StoredBatch> => {

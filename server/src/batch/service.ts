@@ -81,7 +81,7 @@ export class BatchService {
 
   async #open(): Promise<OpenBatches> {
     const { access, log, settings } = this.#context;
-    const { redis, concurrency, fileBytes, totalBytes } = this.#settings;
+    const { redis, concurrency, totalBytes } = this.#settings;
     let store: Store;
     if (redis !== undefined) {
       // Loaded where it is needed: it takes a fifth of a second.
@@ -96,8 +96,6 @@ export class BatchService {
       queue: this.#queue,
       log,
       limits: { lines: MOST_LINES, lineBytes: settings.limits.bodyBytes },
-      // Answers may be longer than questions, and have a place of their own.
-      outputBytes: Math.max(fileBytes * 8, 2 ** 30),
       refuse: (owner, model, others) => this.#refuse(owner, model, others),
       pollMs: redis === undefined ? undefined : POLL_MS,
     });
