@@ -215,9 +215,11 @@ async function run(number) {
       const onEvent = () => {
         if (++events === leavesAt) controller.abort();
       };
-      const [answer, usage] = isStream
-        ? await streamed(request, controller.signal, onEvent)
-        : await whole(request, controller.signal);
+      const { signal } = controller;
+      const asked = isStream ? streamed(request, signal, onEvent) : whole(request, signal);
+      // Node's fetch may wait for ever where a stream is left just as its last bytes come, which are then nobody's.
+      const isLeft = once(signal, 'abort').then(() => Promise.reject(new OpenAI.APIUserAbortError()));
+      const [answer, usage] = await Promise.race([asked, isLeft]);
       counts.complete++;
       counts.tokens += usage?.completion_tokens ?? 0;
       if (answer !== expected) {

@@ -58,16 +58,19 @@ test('the places are all there', () => {
   ]);
 });
 
-test.each(commands.filter(([name]) => !name.endsWith('worker')))(
-  'the server takes the options that it gets from %s',
-  (_name, args) => {
-    // Options are read before the help is shown.
-    const main = path.join(root, 'server', 'dist', 'cli', 'main.js');
-    const run = (given: string[]) => spawnSync(process.execPath, [main, ...given, '--help'], { encoding: 'utf8' });
-    expect(run(args)).toMatchObject({ status: 0, stderr: '' });
-    expect(run([...args, '--no-such-option'])).toMatchObject({ status: 2 });
-  },
-);
+/** Options are read before the help is shown. */
+function help(args: readonly string[]): { status: number | null; stderr: string } {
+  const main = path.join(root, 'server', 'dist', 'cli', 'main.js');
+  return spawnSync(process.execPath, [main, ...args, '--help'], { encoding: 'utf8' });
+}
+
+test.each(commands)('the server takes the options that it gets from %s', (_name, args) => {
+  expect(help(args)).toMatchObject({ status: 0, stderr: '' });
+});
+
+test.each([[[]], [['worker']]])('an option that there is not is refused behind %j', (args) => {
+  expect(help([...args, '--no-such-option'])).toMatchObject({ status: 2 });
+});
 
 test('probes, checks and autoscaling ask for what the server has', async () => {
   const { app } = createServer({ logger: false, preload: false });
