@@ -38,6 +38,7 @@ function Question({ chat, turn }: { chat: Chat; turn: Turn }) {
   if (editing.value === turn.id) return <EditQuestion chat={chat} turn={turn} />;
   return (
     <article aria-label={t('you')} class="question">
+      <h2 class="unseen">{t('you')}</h2>
       {turn.files && <FileChips files={turn.files} />}
       {text !== '' && <div class="bubble">{text}</div>}
       <div class="actions">
@@ -122,6 +123,7 @@ function Answer({ chat, turn: stored, isLast }: { chat: Chat; turn: Turn; isLast
   const isEmpty = parts.length === 0;
   return (
     <article aria-label={t('assistant')} class="answer" aria-busy={isLive}>
+      <h2 class="unseen">{t('assistant')}</h2>
       {parts.map((part, index) => {
         const isRunning = isLive && index === parts.length - 1;
         // Parts only ever come behind one another.
