@@ -135,6 +135,21 @@ describe('conversations with the model', () => {
     await page.getByText('You stopped this answer.').waitFor();
   });
 
+  it('keeps a question whose answer a reload cuts off', async () => {
+    const page = await visit();
+    close();
+    await page.fill('#question', '现在北京几点了？');
+    await page.press('#question', 'Enter');
+    await page.locator('.step.is-running').waitFor();
+    await page.reload();
+    await page.getByText('This answer was cut off.').waitFor();
+    expect(await page.locator('.bubble').innerText()).toBe('现在北京几点了？');
+    openGate();
+    await page.getByRole('button', { name: 'Answer again' }).click();
+    await page.getByRole('group', { name: 'Version 2 of 2' }).waitFor();
+    expect(await answered(page)).toContain('15:42');
+  });
+
   it('answers again beside the answer that there is', async () => {
     const page = await visit({}, { temperature: 1.2, topP: 1, seed: 7 });
     const first = await ask(page, 'Tell me a story');

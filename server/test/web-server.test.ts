@@ -447,5 +447,7 @@ describe('when something is wrong', () => {
     await ask(page, 'word '.repeat(2000));
     await page.getByText('This question alone is too long').waitFor();
     expect(await drop.count()).toBe(0);
+    // It does not stand in the way of the next one.
+    expect(await ask(page, 'What is the capital of France?')).toContain('Paris');
   });
 });

@@ -191,6 +191,8 @@ describe('languages, themes and sizes', () => {
 
   it('fits a phone: conversations are a drawer', async () => {
     const page = await visit({ viewport: { width: 360, height: 740 }, hasTouch: true, isMobile: true });
+    // Enter is for a new line there.
+    await page.locator('#question').press('Enter');
     await ask(page, 'What is the capital of France?');
     const sidebar = page.getByRole('complementary', { name: 'Conversations' });
     expect(await sidebar.isVisible()).toBe(false);

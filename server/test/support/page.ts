@@ -68,7 +68,7 @@ export class Visitor {
 export async function ask(page: Page, question: string): Promise<string> {
   const count = await page.locator('.answer').count();
   await page.fill('#question', question);
-  await page.press('#question', 'Enter');
+  await page.getByRole('button', { name: /^(Send|发送)$/ }).click();
   await page.locator('.answer').nth(count).waitFor();
   return await answered(page);
 }

@@ -139,12 +139,13 @@ function Answer({ chat, turn: stored, isLast }: { chat: Chat; turn: Turn; isLast
         </p>
       )}
       {finish === 'stopped' && !isLive && <p class="note">{t('stopped')}</p>}
+      {finish === 'cut' && !isLive && <p class="note">{t('cutOff')}</p>}
       {finish === 'length' && !isLive && <p class="note">{t('lengthReached')}</p>}
       {problem && !isLive && <ProblemNote chat={chat} turn={turn} problem={problem} />}
       {!isLive && (
         <div class={`actions ${isLast ? 'is-last' : ''}`}>
           {textOf(turn).trim() !== '' && <CopyButton text={() => textOf(turn).trim()} />}
-          {!runs.value.has(chat.id) && (
+          {!runs.value.has(chat.id) && !(problem && isEmpty) && (
             <IconButton icon="again" label={t('regenerate')} onClick={() => regenerate(chat, turn)} />
           )}
           <Branches chat={chat} turn={turn} />
