@@ -9,7 +9,7 @@ import { checkBody } from '../http/validation.js';
 import type { ModelLease } from '../models/pool.js';
 import { ChatChoiceWriter, type ChunkFrame, chatChoice } from './chat-answer.js';
 import { CHAT_SCHEMA, type ChatBody, type ChatOrder, endlessly, readChatBody } from './chat-request.js';
-import { account, collectChoices, freshId, streamChoices } from './choices.js';
+import { account, checkChoices, collectChoices, freshId, streamChoices } from './choices.js';
 import { apiTimings, apiUsage, systemFingerprint } from './usage.js';
 
 /** `/v1/chat/completions`. */
@@ -25,6 +25,7 @@ export function chatRoutes(app: FastifyInstance, context: ServerContext): void {
         const lease = await context.models.acquire(order.model, gone);
         const started: StartedChat[] = [];
         try {
+          checkChoices(order.choices, lease, context.settings);
           const engine = engineOptions(request, lease, order.user);
           const cached = await computePrompt(lease, order, { ...engine, signal: gone });
           for (let i = 0; i < order.choices; i++) {

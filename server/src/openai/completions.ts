@@ -16,7 +16,7 @@ import {
   SAMPLING_SCHEMA,
   withSeed,
 } from './chat-request.js';
-import { account, collectChoices, freshId, MOST_CHOICES, streamChoices } from './choices.js';
+import { account, checkChoices, collectChoices, freshId, MOST_CHOICES, streamChoices } from './choices.js';
 import { CompletionWriter, type Echo, finishReason, TextLogprobs } from './completion-answer.js';
 import { apiTimings, apiUsage, systemFingerprint } from './usage.js';
 
@@ -116,6 +116,7 @@ export function completionRoutes(app: FastifyInstance, context: ServerContext): 
       const { model } = lease;
       const started: Generation[] = [];
       try {
+        checkChoices(n * prompts.length, lease, context.settings);
         const echoes = body.echo
           ? await Promise.all(prompts.map((prompt) => echoOf(model, prompt, body.logprobs ?? undefined, gone)))
           : [];
