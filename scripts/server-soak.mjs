@@ -117,6 +117,8 @@ const cases = Array.from({ length: 80 }, () => ({ body: makeCase(random), expect
   await model.dispose();
 }
 
+console.error(`${cases.length} answers are known`);
+
 // --- The server, in a process of its own.
 
 const main = fileURLToPath(new URL('../server/dist/cli/main.js', import.meta.url));
@@ -238,6 +240,7 @@ const sample = async () => {
   // Timers of 10 ms: what they are late by.
   loopMs.push(of('nodejs_eventloop_lag_p99_seconds') * 1000 - 10);
 };
+console.error(`${streams} streams for ${minutes} minutes`);
 const sampler = setInterval(() => void sample().catch(() => {}), 2000);
 await Promise.all(Array.from({ length: streams }, (_, i) => run(i)));
 clearInterval(sampler);

@@ -100,6 +100,8 @@ export const fastifyChatGLM: FastifyPluginAsync<ServerOptions> = async (app, giv
   app.addContentTypeParser('*', (_request, _payload, done) => done(null));
   const { prefix } = app;
   const answer = (raw: IncomingMessage, response: ServerResponse) => {
+    // As Express does: the page wants to know by which address it is asked for.
+    (raw as { originalUrl?: string | undefined }).originalUrl ??= raw.url;
     if (prefix !== '' && raw.url?.startsWith(prefix)) raw.url = raw.url.slice(prefix.length).replace(/^(?!\/)/, '/');
     server.app.routing(raw, response);
   };

@@ -1,8 +1,8 @@
 import type { ChatChunk, ChatReply, ExecutionResult, Model, ToolCall } from 'node-chatglm';
 import { toOpenAI } from 'node-chatglm';
+import type { ChoiceWriter } from '../chat/choices.js';
+import { freshId } from '../chat/choices.js';
 import type { ChatOrder } from './chat-request.js';
-import type { ChoiceWriter } from './choices.js';
-import { freshId } from './choices.js';
 import { chatLogprobs, TokenAligner } from './token-texts.js';
 
 /** OpenAI's reason for the end of an answer. */

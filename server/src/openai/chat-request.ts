@@ -1,11 +1,11 @@
 import type { CodeExecutor, GenerateOptions, Model, ResponseFormat, ToolChoice, ToolsInput } from 'node-chatglm';
+import { MOST_CHOICES } from '../chat/choices.js';
 import { type SamplingFields, samplingOptions } from '../chat/sampling.js';
 import { checkToolMessages } from '../chat/tool-messages.js';
 import type { ServerContext } from '../context.js';
 import { badRequest } from '../http/errors.js';
 import { kindOf, optional, shown } from '../http/validation.js';
 import type { ServerSettings } from '../options.js';
-import { MOST_CHOICES } from './choices.js';
 
 /** Fields for sampling, which chat completions and completions share. */
 export const SAMPLING_SCHEMA = {

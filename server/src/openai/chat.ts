@@ -1,5 +1,6 @@
 import type { FastifyInstance } from 'fastify';
 import type { ChatReply, GenerateOptions } from 'node-chatglm';
+import { account, checkChoices, collectChoices, freshId, streamChoices } from '../chat/choices.js';
 import { engineOptions } from '../chat/engine-options.js';
 import { inRequestNames } from '../chat/facade-errors.js';
 import { openChat, type StartedChat } from '../chat/start-chat.js';
@@ -9,7 +10,6 @@ import { checkBody } from '../http/validation.js';
 import type { ModelLease } from '../models/pool.js';
 import { ChatChoiceWriter, type ChunkFrame, chatChoice } from './chat-answer.js';
 import { CHAT_SCHEMA, type ChatBody, type ChatOrder, endlessly, readChatBody } from './chat-request.js';
-import { account, checkChoices, collectChoices, freshId, streamChoices } from './choices.js';
 import { apiTimings, apiUsage, systemFingerprint } from './usage.js';
 
 /** `/v1/chat/completions`. */

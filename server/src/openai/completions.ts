@@ -1,5 +1,6 @@
 import type { FastifyInstance } from 'fastify';
 import type { GenerateOptions, Generation, GenerationResult, Model, TokenLogprobs } from 'node-chatglm';
+import { account, checkChoices, collectChoices, freshId, MOST_CHOICES, streamChoices } from '../chat/choices.js';
 import { engineOptions } from '../chat/engine-options.js';
 import { inRequestNames } from '../chat/facade-errors.js';
 import type { SamplingFields } from '../chat/sampling.js';
@@ -16,7 +17,6 @@ import {
   SAMPLING_SCHEMA,
   withSeed,
 } from './chat-request.js';
-import { account, checkChoices, collectChoices, freshId, MOST_CHOICES, streamChoices } from './choices.js';
 import { CompletionWriter, type Echo, finishReason, TextLogprobs } from './completion-answer.js';
 import { apiTimings, apiUsage, systemFingerprint } from './usage.js';
 

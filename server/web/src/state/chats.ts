@@ -215,8 +215,8 @@ function excerptOf(chat: Chat, wanted: string): string | undefined {
     const text = textOf(turn);
     const at = text.toLocaleLowerCase().indexOf(wanted);
     if (at < 0) continue;
-    const from = Math.max(0, at - 20);
-    return `${from > 0 ? '…' : ''}${text.slice(from, at + wanted.length + 60).replace(/\s+/g, ' ')}`;
+    const before = at > 24 ? `…${text.slice(at - 24, at).replace(/^\S*\s/, '')}` : text.slice(0, at);
+    return `${before}${text.slice(at, at + wanted.length + 60)}`.replace(/\s+/g, ' ');
   }
   return chat.title.toLocaleLowerCase().includes(wanted) ? '' : undefined;
 }

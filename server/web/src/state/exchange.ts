@@ -124,7 +124,8 @@ function readTurn(fields: Fields): Turn | undefined {
       finish: finish === 'length' || finish === 'stopped' ? finish : ('stop' as const),
     }),
     ...(model !== '' && { model }),
-    ...(prompt !== undefined && generated !== undefined && { usage: { prompt, generated } }),
+    ...(prompt !== undefined &&
+      generated !== undefined && { usage: { prompt, generated, cached: number(usage.cached) } }),
     ...(Object.keys(timings).length > 0 && {
       timings: {
         firstTokenMs: number(timings.firstTokenMs),

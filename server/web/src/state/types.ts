@@ -49,7 +49,7 @@ export interface Timings {
 
 /** What went wrong. The texts for people are made from it where it is shown. */
 export interface Problem {
-  kind: 'offline' | 'broken' | 'key' | 'context' | 'busy' | 'model' | 'stopping' | 'request' | 'server';
+  kind: 'offline' | 'broken' | 'key' | 'context' | 'busy' | 'limit' | 'model' | 'stopping' | 'request' | 'server';
   /** The server's own words. */
   message?: string | undefined;
   /** Seconds after which another try may succeed. */

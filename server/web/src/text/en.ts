@@ -84,6 +84,7 @@ export const en = {
     context: 'This conversation is too long for the model’s context.',
     contextAlone: 'This question alone is too long for the model’s context. Shorten it, or attach less.',
     busy: 'The server is busy: too many requests wait already.',
+    limit: 'This key has reached its limit for now.',
     model: 'The server does not have this model. Choose another one above.',
     stopping: 'The server is shutting down.',
     request: 'The server refused the request.',

@@ -28,6 +28,7 @@ export function App() {
   const isOpen = settings.value.isSidebarOpen;
   return (
     <div class={`app ${isOpen ? 'has-sidebar' : ''} ${isDrawerOpen.value ? 'has-drawer' : ''}`}>
+      {/* biome-ignore lint/a11y/useValidAnchor: where it leads is a field, which is focused. */}
       <a
         class="skip"
         href="#question"
@@ -172,10 +173,9 @@ function Conversation() {
   if (!chat) return null;
   return (
     <div class="conversation">
-      <div
+      <section
         class="scroller"
         ref={scroller}
-        role="region"
         aria-label={chat.title}
         // biome-ignore lint/a11y/noNoninteractiveTabindex: what can be scrolled can be reached with the keyboard.
         tabIndex={0}
@@ -185,7 +185,7 @@ function Conversation() {
         }}
       >
         <Turns chat={chat} />
-      </div>
+      </section>
       {isAway.value && (
         <IconButton
           icon="down"
@@ -248,7 +248,6 @@ function Notice() {
   return (
     <div class="notices" role="status">
       {shown && (
-        // biome-ignore lint/a11y/noStaticElementInteractions: pointing at a notice only keeps it.
         <div
           class="notice"
           onPointerEnter={() => holdNotice(true)}

@@ -64,7 +64,9 @@ export function SettingsDialog() {
         </section>
         <section>
           <h3>{t('access')}</h3>
-          <KeyField />
+          <form onSubmit={(event) => event.preventDefault()}>
+            <KeyField />
+          </form>
         </section>
         <section>
           <h3>{t('data')}</h3>

@@ -208,7 +208,7 @@ function ProblemNote({ chat, turn, problem }: { chat: Chat; turn: Turn; problem:
     .filter(({ role }) => role === 'user');
   const isAlone = kind === 'context' && (questions.length < 2 || questions.at(-1)?.id === chat.from);
   const { problems } = texts();
-  const showsMessage = message !== undefined && (kind === 'request' || kind === 'server' || kind === 'model');
+  const showsMessage = message !== undefined && ['request', 'server', 'model', 'limit'].includes(kind);
   return (
     <div class="problem" role="alert">
       <p>{isAlone ? problems.contextAlone : problems[kind]}</p>

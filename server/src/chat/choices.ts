@@ -1,12 +1,12 @@
 import { randomBytes } from 'node:crypto';
 import type { GenerationResult } from 'node-chatglm';
 import type { Caller } from '../access/caller.js';
-import { inRequestNames } from '../chat/facade-errors.js';
 import { errorBody } from '../http/error-handler.js';
 import { type ApiError, badRequest, toApiError } from '../http/errors.js';
 import type { EventStream } from '../http/event-stream.js';
 import type { ModelLease } from '../models/pool.js';
 import type { ServerSettings } from '../options.js';
+import { inRequestNames } from './facade-errors.js';
 
 /** The most choices of one request, of all of its prompts together. */
 export const MOST_CHOICES = 128;
