@@ -332,8 +332,8 @@ stage_engine() {
 }
 stage_server() {
   unpack_tokenizer &&
-    node benchmark/server.mjs --shape 6b --tokenizer build/tokenizer.model --device cuda --streams 64,256 --tokens 128 \
-      --rounds 5 --idle 2000 2>&1 | both
+    node benchmark/server.mjs --shape 6b --tokenizer build/tokenizer.model --device cuda --streams 64,256 --tokens 512 \
+      --rounds 4 --idle 2000 2>&1 | both
 }
 stage_soak() {
   node scripts/soak.mjs --device cuda --minutes 1 2>&1 | both

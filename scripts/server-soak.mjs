@@ -117,6 +117,8 @@ const cases = Array.from({ length: 80 }, () => ({ body: makeCase(random), expect
   await model.dispose();
 }
 
+console.error(`${cases.length} answers are known`);
+
 // --- The server, in a process of its own.
 
 const main = fileURLToPath(new URL('../server/dist/cli/main.js', import.meta.url));
@@ -213,9 +215,11 @@ async function run(number) {
       const onEvent = () => {
         if (++events === leavesAt) controller.abort();
       };
-      const [answer, usage] = isStream
-        ? await streamed(request, controller.signal, onEvent)
-        : await whole(request, controller.signal);
+      const { signal } = controller;
+      const asked = isStream ? streamed(request, signal, onEvent) : whole(request, signal);
+      // Node's fetch may wait for ever where a stream is left just as its last bytes come, which are then nobody's.
+      const isLeft = once(signal, 'abort').then(() => Promise.reject(new OpenAI.APIUserAbortError()));
+      const [answer, usage] = await Promise.race([asked, isLeft]);
       counts.complete++;
       counts.tokens += usage?.completion_tokens ?? 0;
       if (answer !== expected) {
@@ -238,6 +242,7 @@ const sample = async () => {
   // Timers of 10 ms: what they are late by.
   loopMs.push(of('nodejs_eventloop_lag_p99_seconds') * 1000 - 10);
 };
+console.error(`${streams} streams for ${minutes} minutes`);
 const sampler = setInterval(() => void sample().catch(() => {}), 2000);
 await Promise.all(Array.from({ length: streams }, (_, i) => run(i)));
 clearInterval(sampler);

@@ -6,13 +6,13 @@ import { Server } from './server.js';
 type Next = (error?: unknown) => void;
 
 /** A handler of an Express or Connect application, which has to be closed. */
-export interface RequestHandler extends AsyncDisposable {
-  (request: IncomingMessage, response: ServerResponse, next?: Next): void;
-  /** What answers: its models, its metrics. */
-  readonly server: Server;
-  /** As `server.close()`. */
-  close(): Promise<void>;
-}
+export type RequestHandler = ((request: IncomingMessage, response: ServerResponse, next?: Next) => void) &
+  AsyncDisposable & {
+    /** What answers: its models, its metrics. */
+    readonly server: Server;
+    /** As `server.close()`. */
+    close(): Promise<void>;
+  };
 
 /**
  * The server as a part of an existing Express or Connect application, or of a plain `http.createServer()`. It answers the
@@ -100,6 +100,8 @@ export const fastifyChatGLM: FastifyPluginAsync<ServerOptions> = async (app, giv
   app.addContentTypeParser('*', (_request, _payload, done) => done(null));
   const { prefix } = app;
   const answer = (raw: IncomingMessage, response: ServerResponse) => {
+    // As Express does: the page wants to know by which address it is asked for.
+    (raw as { originalUrl?: string | undefined }).originalUrl ??= raw.url;
     if (prefix !== '' && raw.url?.startsWith(prefix)) raw.url = raw.url.slice(prefix.length).replace(/^(?!\/)/, '/');
     server.app.routing(raw, response);
   };

@@ -10,6 +10,7 @@ import { isLoopback, OriginGuard } from './access/origins.js';
 import { messagesRoutes } from './anthropic/messages.js';
 import { batchRoutes } from './batch/routes.js';
 import type { EngineOptions, ServerContext } from './context.js';
+import { closeWithSocket } from './http/closing.js';
 import { errorBody, errorHandler } from './http/error-handler.js';
 import { ApiError } from './http/errors.js';
 import { Lifecycle } from './lifecycle.js';
@@ -297,6 +298,7 @@ function build(settings: ServerSettings, { onUnknown }: Mount = {}): Built {
     const gone = new AbortController();
     request.gone = gone.signal;
     if (!isQuiet) lifecycle.enter();
+    closeWithSocket(raw, request.raw.socket);
     raw.once('close', () => {
       if (!isQuiet) lifecycle.leave();
       if (!raw.writableFinished) gone.abort();
@@ -429,6 +431,11 @@ function countConnections(app: FastifyInstance): () => number {
 /** What is no HTTP, or too slow, or too much of it: answered in the shape of other errors, and the connection is closed. */
 function answerBadRequest(this: FastifyInstance, error: Error & { code?: string }, socket: Socket): void {
   if (error.code === 'ECONNRESET' || socket.destroyed) return;
+  // What comes behind a request that cannot be read is no request either.
+  if (socket.writableEnded) {
+    socket.destroy();
+    return;
+  }
   const [status, reason, message] =
     error.code === 'HPE_HEADER_OVERFLOW'
       ? [431, 'Request Header Fields Too Large', 'The headers of the request are too large.']
@@ -436,7 +443,9 @@ function answerBadRequest(this: FastifyInstance, error: Error & { code?: string 
         ? [408, 'Request Timeout', 'The request did not arrive in time.']
         : [400, 'Bad Request', 'This is no HTTP request that can be read.'];
   const body = JSON.stringify(errorBody(new ApiError(message, { status, code: null }), 'openai', ''));
-  if (socket.writable) {
+  // An answer that is due, or begun, would be mixed up with this one; unless it is for the request that broke off.
+  const { _httpMessage: due } = socket as Socket & { _httpMessage?: ServerResponse | null };
+  if (socket.writable && (!due || (!due.headersSent && !due.req.complete))) {
     socket.end(
       `HTTP/1.1 ${status} ${reason}\r\nContent-Type: application/json; charset=utf-8\r\n` +
         `Content-Length: ${Buffer.byteLength(body)}\r\nConnection: close\r\n\r\n${body}`,

@@ -4,7 +4,7 @@ import { Gauge } from 'prom-client';
 import type { ServerContext } from '../context.js';
 import { ApiError, badRequest } from '../http/errors.js';
 import { nameAt, objectAt, optionalAt, stringAt, wrongValue } from '../http/fields.js';
-import { partsOf, textOf } from './multipart.js';
+import { readForm } from './multipart.js';
 import { inStatus, isOver, newId, nowSeconds, type StoredBatch, type StoredFile, toBatch, toFile } from './records.js';
 import { BatchService } from './service.js';
 import type { PageQuery, Staged } from './store.js';
@@ -67,20 +67,15 @@ function fileRoutes(app: FastifyInstance, service: BatchService, mostBytes: numb
     if (!(request.body instanceof Readable) || !/^multipart\/form-data/i.test(type)) {
       throw badRequest('Files are uploaded as multipart/form-data with the fields purpose and file.');
     }
-    const fields = new Map<string, string>();
     let file: (Staged & { filename: string }) | undefined;
     try {
-      for await (const part of partsOf(request.body, type)) {
-        if (part.filename === undefined) {
-          fields.set(part.name, await textOf(part));
-        } else if (part.name !== 'file') {
-          throw badRequest(`The form has a file '${part.name.slice(0, 100)}': there is only 'file'.`, 'file');
-        } else if (file) {
-          throw badRequest("The form has more than one 'file'.", 'file');
-        } else {
-          file = { ...(await store.stage(part.body, mostBytes)), filename: shownName(part.filename) };
+      const fields = await readForm(request.body, type, async ({ name, filename, body }) => {
+        if (name !== 'file') {
+          throw badRequest(`The form has a file '${name.slice(0, 100)}': there is only 'file'.`, 'file');
         }
-      }
+        if (file) throw badRequest("The form has more than one 'file'.", 'file');
+        file = { ...(await store.stage(body, mostBytes)), filename: shownName(filename) };
+      });
       const purpose = fields.get('purpose');
       if (purpose === undefined) throw missing('purpose');
       if (purpose !== 'batch') throw wrongValue('purpose', purpose, ['batch']);

@@ -62,7 +62,8 @@ export class EventStream {
 
   /** Sends whole events as they are, each with the empty line at its end. */
   write(events: string): void {
-    if (this.#isOver) return;
+    // A frame of nothing is the end of the answer.
+    if (this.#isOver || events === '') return;
     this.#begin();
     this.#reply.raw.write(this.#isFramed ? `${Buffer.byteLength(events).toString(16)}\r\n${events}\r\n` : events);
   }

@@ -1,5 +1,6 @@
 import type { FastifyInstance, FastifyRequest } from 'fastify';
 import type { ChatReply } from 'node-chatglm';
+import { account, collectChoices, streamChoices } from '../chat/choices.js';
 import { countTokens } from '../chat/count-tokens.js';
 import { engineOptions } from '../chat/engine-options.js';
 import { startChat } from '../chat/start-chat.js';
@@ -8,7 +9,6 @@ import { ApiError, badRequest, toApiError } from '../http/errors.js';
 import { EventStream } from '../http/event-stream.js';
 import { cut, wrongValue } from '../http/fields.js';
 import { checkBody } from '../http/validation.js';
-import { account, collectChoices, streamChoices } from './choices.js';
 import {
   newAnswerIds,
   outputItems,

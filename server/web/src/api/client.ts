@@ -59,7 +59,8 @@ export function problemFrom(status: number, error: unknown, retryAfter?: number)
   if (status === 401) return { kind: 'key', ...about };
   if (code === 'context_length_exceeded') return { kind: 'context', ...about };
   if (code === 'shutting_down') return { kind: 'stopping', ...about };
-  if (status === 429 || code === 'queue_full') return { kind: 'busy', ...about };
+  if (code === 'queue_full') return { kind: 'busy', ...about };
+  if (status === 429) return { kind: 'limit', ...about };
   if (code === 'model_not_found') return { kind: 'model', ...about };
   if (status >= 400 && status < 500) return { kind: 'request', ...about };
   return { kind: 'server', ...about };

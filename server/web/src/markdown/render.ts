@@ -26,12 +26,12 @@ const blockMath: TokenizerAndRendererExtension = {
   level: 'block',
   start: (source) => source.match(/(?:^|\n) {0,3}(?:\$\$|\\\[)/)?.index,
   tokenizer(source) {
-    const match = /^ {0,3}(?:\$\$([\s\S]+?)\$\$|\\\[([\s\S]+?)\\\])[^\S\n]*(?:\n|$)/.exec(source);
+    const match = /^ {0,3}(?:\$\$([\s\S]{1,4000}?)\$\$|\\\[([\s\S]{1,4000}?)\\\])[^\S\n]*(?:\n|$)/.exec(source);
     const text = match?.[1] ?? match?.[2];
     if (!match || text === undefined || text.trim() === '' || /\n\s*\n/.test(text)) return undefined;
-    return { type: 'blockMath', raw: match[0], text: text.trim() };
+    return { type: 'blockMath', raw: match[0] };
   },
-  renderer: ({ text }) => `<div class="math" data-display="true">${escapeHtml(text)}</div>`,
+  renderer: ({ raw }) => `<div class="math" data-display="true">${escapeHtml(raw.trim())}</div>`,
 };
 
 const inlineMath: TokenizerAndRendererExtension = {
@@ -39,17 +39,17 @@ const inlineMath: TokenizerAndRendererExtension = {
   level: 'inline',
   start: (source) => source.match(/\$|\\[([]/)?.index,
   tokenizer(source) {
-    const display = /^(?:\$\$([^$]+?)\$\$|\\\[([\s\S]+?)\\\])/.exec(source);
-    if (display) return { type: 'inlineMath', raw: display[0], text: display[1] ?? display[2], isDisplay: true };
-    // Amounts of money are no formulas: no space inside of the signs, and no digit behind them.
-    const match = /^(?:\$(?![\s$])((?:\\[\s\S]|[^$\\\n])*?(?:\\[\s\S]|[^\s$\\]))\$(?!\d)|\\\(([\s\S]+?)\\\))/.exec(
-      source,
-    );
-    if (!match) return undefined;
-    return { type: 'inlineMath', raw: match[0], text: (match[1] ?? match[2] ?? '').trim() };
+    const display = /^(?:\$\$[^$]{1,4000}?\$\$|\\\[[\s\S]{1,4000}?\\\])/.exec(source);
+    if (display) return { type: 'inlineMath', raw: display[0], isDisplay: true };
+    // Amounts of money are no formulas: no space inside of the signs, no digit behind them, and no code between them.
+    const match =
+      /^(?:\$(?![\s$])(?:\\[\s\S]|[^$\\\n`]){0,2000}?(?:\\[\s\S]|[^\s$\\`])\$(?!\d)|\\\([\s\S]{1,2000}?\\\))/.exec(
+        source,
+      );
+    return match ? { type: 'inlineMath', raw: match[0] } : undefined;
   },
-  renderer: ({ text, isDisplay }) =>
-    `<span class="math"${isDisplay ? ' data-display="true"' : ''}>${escapeHtml(text)}</span>`,
+  renderer: ({ raw, isDisplay }) =>
+    `<span class="math"${isDisplay ? ' data-display="true"' : ''}>${escapeHtml(raw)}</span>`,
 };
 
 /**
@@ -78,7 +78,10 @@ const rules: MarkedExtension = {
   extensions: [blockMath, inlineMath, chineseStrong],
   renderer: {
     // HTML that the model wrote is text, but for line breaks, which tables have no other form of.
-    html: ({ text }) => (/^<br\s*\/?>$/i.test(text.trim()) ? '<br>' : escapeHtml(text)),
+    html({ text, block }) {
+      if (block) return `<p>${escapeHtml(text.trim()).replaceAll('\n', '<br>')}</p>\n`;
+      return /^<br\s*\/?>$/i.test(text.trim()) ? '<br>' : escapeHtml(text);
+    },
     heading({ tokens, depth }) {
       // The page has headings of its own above these.
       const level = Math.min(6, depth + 2);
@@ -95,6 +98,10 @@ const rules: MarkedExtension = {
       if (IMAGE.test(href)) return `<img src="${href}" alt="${escapeHtml(text)}">`;
       if (!isSafeLink(href)) return escapeHtml(text);
       return `<a href="${escapeHtml(href)}" target="_blank" rel="noopener noreferrer nofollow">${escapeHtml(text || href)}</a>`;
+    },
+    listitem(item) {
+      const body = this.parser.parse(item.tokens);
+      return `<li${item.task ? ' class="task"' : ''}>${body}</li>\n`;
     },
     checkbox: ({ checked }) => (checked ? '☑ ' : '☐ '),
   },
@@ -115,6 +122,8 @@ export function sanitize(html: string): DocumentFragment {
     ALLOWED_ATTR: ATTRIBUTES,
     ALLOW_DATA_ATTR: false,
     ALLOW_ARIA_ATTR: false,
+    // The pattern below is for addresses, and DOMPurify holds every attribute against it that is not said to have none.
+    ADD_URI_SAFE_ATTR: ['align', 'data-display', 'rel', 'start', 'target'],
     ALLOWED_URI_REGEXP: /^(?:https?:|mailto:|data:image\/(?:png|jpeg|gif|webp);base64,)/i,
     RETURN_DOM_FRAGMENT: true,
   });
@@ -134,12 +143,20 @@ export type Links = Record<string, Pick<Tokens.Link, 'href' | 'title'>>;
 /** A block is shown as it was written where it is longer than this: no answer is, and the parser's time is not linear. */
 const MOST_LETTERS = 60_000;
 const MOST_NESTING = 24;
+/** As many signs that may begin or end something as one paragraph or cell has at most; with more it is shown as written. */
+const MOST_MARKERS = 1000;
 
 /** The blocks of a text, each with what it was written as. */
 export function blocksOf(text: string, links: Links): Token[] {
   const lexer = new marked.Lexer(marked.defaults);
   Object.assign(lexer.tokens.links, links);
-  const tokens = lexer.lex(tamed(text));
+  // As lexer.lex() does it, but for texts whose signs would take seconds: each is looked at against all others.
+  const tokens = lexer.blockTokens(tamed(text).replace(/\r\n?/g, '\n'), lexer.tokens);
+  for (const { src, tokens: inline } of lexer.inlineQueue) {
+    if ((src.match(/[*_~`[\]!<\\$]/g)?.length ?? 0) > MOST_MARKERS) {
+      inline.push({ type: 'text', raw: src, text: src, escaped: false } satisfies Tokens.Text);
+    } else lexer.inlineTokens(src, inline);
+  }
   Object.assign(links, lexer.tokens.links);
   return tokens;
 }

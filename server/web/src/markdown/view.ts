@@ -73,8 +73,9 @@ export class MarkdownView {
   #append(token: Token, isSettled: boolean): HTMLElement[] {
     const made =
       token.type === 'code' ? this.#codeBlock(token as Tokens.Code, isSettled) : finished(blockToNodes(token));
+    // Between the elements there are line breaks only.
     const elements = made instanceof DocumentFragment ? ([...made.children] as HTMLElement[]) : [made];
-    this.#root.append(made);
+    this.#root.append(...elements);
     return elements;
   }
 

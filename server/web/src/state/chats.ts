@@ -2,13 +2,15 @@ import { batch, computed, type Signal, signal } from '@preact/signals';
 import { type Database, openDatabase, summaryOf } from './database.js';
 import { settings } from './settings.js';
 import { newId, pathOf, textOf } from './tree.js';
-import type { Chat, Summary } from './types.js';
+import type { Chat, Summary, Turn } from './types.js';
 
 /** All conversations, the newest first. */
 export const summaries = signal<readonly Summary[]>([]);
 /** Whether the list was read. */
 export const isReady = signal(false);
 export const isLasting = signal(true);
+/** Whether the last attempt to save has failed. */
+export const isUnsaved = signal(false);
 /** '' for a conversation that has not begun. */
 export const currentId = signal('');
 
@@ -72,12 +74,21 @@ function idInAddress(): string {
 export async function show(id: string): Promise<void> {
   if (id !== '' && !opened.value.has(id)) {
     const chat = await database.get(id);
-    if (chat) hold(chat);
+    if (chat) hold(withoutOpenEnds(chat));
     else id = '';
   }
   currentId.value = id;
   const hash = id === '' ? '#/' : `#/c/${id}`;
   if (location.hash !== hash && !(id === '' && location.hash === '')) history.pushState(null, '', hash);
+}
+
+/** An answer that has no end was being written when the page was closed. */
+function withoutOpenEnds(chat: Chat): Chat {
+  const turns = Object.entries(chat.turns).map(([id, turn]): [string, Turn] => {
+    const isOpen = turn.role === 'assistant' && turn.finish === undefined;
+    return [id, isOpen ? { ...turn, finish: 'cut' } : turn];
+  });
+  return { ...chat, turns: Object.fromEntries(turns) };
 }
 
 function hold(chat: Chat): Signal<Chat> {
@@ -127,16 +138,19 @@ export function alter(id: string, changed: (chat: Chat) => Chat, { isTouched = t
 }
 
 /** Writes follow one another, so that an older state never overwrites a newer one. */
-let writing: Promise<unknown> = Promise.resolve();
+let writing: Promise<void> = Promise.resolve();
 
 export function save(chat: Chat): Promise<void> {
   const write = writing.then(async () => {
     if (!summaries.value.some(({ id }) => id === chat.id)) return;
     await database.put(chat);
+    isUnsaved.value = false;
     windows?.postMessage({ what: 'saved', summary: summaryOf(chat) } satisfies Said);
   });
-  writing = write.catch((error) => console.warn('The conversation could not be saved:', error));
-  return write;
+  writing = write.catch(() => {
+    isUnsaved.value = true;
+  });
+  return writing;
 }
 
 export async function rename(id: string, title: string): Promise<void> {
@@ -215,8 +229,8 @@ function excerptOf(chat: Chat, wanted: string): string | undefined {
     const text = textOf(turn);
     const at = text.toLocaleLowerCase().indexOf(wanted);
     if (at < 0) continue;
-    const from = Math.max(0, at - 20);
-    return `${from > 0 ? '…' : ''}${text.slice(from, at + wanted.length + 60).replace(/\s+/g, ' ')}`;
+    const before = at > 24 ? `…${text.slice(at - 24, at).replace(/^\S*\s/, '')}` : text.slice(0, at);
+    return `${before}${text.slice(at, at + wanted.length + 60)}`.replace(/\s+/g, ' ');
   }
   return chat.title.toLocaleLowerCase().includes(wanted) ? '' : undefined;
 }

@@ -121,10 +121,12 @@ function readTurn(fields: Fields): Turn | undefined {
       }),
     }),
     ...(role === 'assistant' && {
-      finish: finish === 'length' || finish === 'stopped' ? finish : ('stop' as const),
+      finish: finish === 'length' || finish === 'stopped' || finish === 'cut' ? finish : ('stop' as const),
     }),
     ...(model !== '' && { model }),
-    ...(prompt !== undefined && generated !== undefined && { usage: { prompt, generated } }),
+    ...(role === 'assistant' && Array.isArray(fields.messages) && { messages: fields.messages }),
+    ...(prompt !== undefined &&
+      generated !== undefined && { usage: { prompt, generated, cached: number(usage.cached) } }),
     ...(Object.keys(timings).length > 0 && {
       timings: {
         firstTokenMs: number(timings.firstTokenMs),

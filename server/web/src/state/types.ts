@@ -49,7 +49,7 @@ export interface Timings {
 
 /** What went wrong. The texts for people are made from it where it is shown. */
 export interface Problem {
-  kind: 'offline' | 'broken' | 'key' | 'context' | 'busy' | 'model' | 'stopping' | 'request' | 'server';
+  kind: 'offline' | 'broken' | 'key' | 'context' | 'busy' | 'limit' | 'model' | 'stopping' | 'request' | 'server';
   /** The server's own words. */
   message?: string | undefined;
   /** Seconds after which another try may succeed. */
@@ -67,7 +67,9 @@ export interface Turn {
   files?: TextFile[] | undefined;
   model?: string | undefined;
   /** Why the answer ended; none while it is written. */
-  finish?: 'stop' | 'length' | 'stopped' | 'failed' | undefined;
+  finish?: 'stop' | 'length' | 'stopped' | 'failed' | 'cut' | undefined;
+  /** What a later question tells the model of an answer with steps, as the server wrote it. */
+  messages?: unknown[] | undefined;
   usage?: Usage | undefined;
   timings?: Timings | undefined;
   problem?: Problem | undefined;

@@ -2,7 +2,7 @@ import { useSignal } from '@preact/signals';
 import { useEffect, useLayoutEffect, useRef } from 'preact/hooks';
 import { connection, modelFor, models, needsKey, serverInfo } from '../api/server.js';
 import { announced, ask, runs, stop } from '../state/answers.js';
-import { alter, current, isLasting, isReady } from '../state/chats.js';
+import { alter, current, isLasting, isReady, isUnsaved } from '../state/chats.js';
 import { change, settings } from '../state/settings.js';
 import { t, texts } from '../text/index.js';
 import { Composer } from './composer.js';
@@ -28,12 +28,13 @@ export function App() {
   const isOpen = settings.value.isSidebarOpen;
   return (
     <div class={`app ${isOpen ? 'has-sidebar' : ''} ${isDrawerOpen.value ? 'has-drawer' : ''}`}>
+      {/* biome-ignore lint/a11y/useValidAnchor: where it leads is a field, which is focused. */}
       <a
         class="skip"
         href="#question"
         onClick={(event) => {
           event.preventDefault();
-          focusComposer();
+          document.getElementById('question')?.focus();
         }}
       >
         {t('skip')}
@@ -53,6 +54,11 @@ export function App() {
         {connection.value === 'offline' && (
           <p class="banner" role="status">
             {t('offline')}
+          </p>
+        )}
+        {isUnsaved.value && (
+          <p class="banner" role="alert">
+            {t('notSaved')}
           </p>
         )}
         {isReady.value && !isLasting.value && <p class="banner">{t('notLasting')}</p>}
@@ -172,10 +178,9 @@ function Conversation() {
   if (!chat) return null;
   return (
     <div class="conversation">
-      <div
+      <section
         class="scroller"
         ref={scroller}
-        role="region"
         aria-label={chat.title}
         // biome-ignore lint/a11y/noNoninteractiveTabindex: what can be scrolled can be reached with the keyboard.
         tabIndex={0}
@@ -185,7 +190,7 @@ function Conversation() {
         }}
       >
         <Turns chat={chat} />
-      </div>
+      </section>
       {isAway.value && (
         <IconButton
           icon="down"
@@ -248,7 +253,6 @@ function Notice() {
   return (
     <div class="notices" role="status">
       {shown && (
-        // biome-ignore lint/a11y/noStaticElementInteractions: pointing at a notice only keeps it.
         <div
           class="notice"
           onPointerEnter={() => holdNotice(true)}

@@ -64,7 +64,9 @@ export function SettingsDialog() {
         </section>
         <section>
           <h3>{t('access')}</h3>
-          <KeyField />
+          <form onSubmit={(event) => event.preventDefault()}>
+            <KeyField />
+          </form>
         </section>
         <section>
           <h3>{t('data')}</h3>
@@ -104,6 +106,11 @@ export function SettingsDialog() {
               </div>
             ))}
           </dl>
+          <p class="hint">
+            <a href="licenses.txt" target="_blank" rel="noopener">
+              {t('licenses')}
+            </a>
+          </p>
         </section>
       </div>
     </Dialog>
