@@ -32,8 +32,9 @@ export async function readForm(
   const parser = open(contentType);
   let files = Promise.resolve();
   parser.on('file', (name: string, body: BusboyFileStream, filename: string) => {
-    // Where the form ends too early, the parser tells it of the form as a whole.
+    // Where the form ends too early, the parser tells it of the form as a whole; whoever reads the file has to hear of it.
     body.on('error', () => {});
+    failed.signal.addEventListener('abort', () => body.destroy(failed.signal.reason as Error), { once: true });
     files = files.then(() => onFile({ name, filename, body })).catch(fail);
   });
   parser.on('field', (name: string, value: string, isNameCut: boolean, isValueCut: boolean) => {
