@@ -1,3 +1,4 @@
+import { once } from 'node:events';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
@@ -127,6 +128,21 @@ test('a batch that nobody answers is cancelled, or waits for a worker', async ()
   await startWorker();
   const batch = await batchOver(client, waiting.id);
   expectEchoes(await contentOf(client, batch.output_file_id), 40);
+});
+
+test('a worker that is asked to end leaves the rest to others', async () => {
+  const client = await serve();
+  const worker = await startWorker();
+  const { id } = await startBatch(client, lines(150, { max_tokens: 24, logit_bias: { 2: -100 } }));
+  await answeredAtLeast(client, id, 10);
+  const exited = once(worker.process, 'exit');
+  worker.process.kill('SIGTERM');
+  expect(await exited).toEqual([0, null]);
+  const { request_counts: counts } = await client.batches.retrieve(id);
+  expect(counts?.completed).toBeLessThan(150);
+  await startWorker();
+  const batch = await batchOver(client, id);
+  expectEchoes(await contentOf(client, batch.output_file_id), 150);
 });
 
 test('a batch survives kill -9 of a worker, of Redis and of the server that took it', async () => {
