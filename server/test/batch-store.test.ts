@@ -1,10 +1,11 @@
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
+import { Readable } from 'node:stream';
 import { pino } from 'pino';
 import { DiskStore } from '../src/batch/disk-store';
 import { linesOf } from '../src/batch/lines';
-import { type Part, partsOf } from '../src/batch/multipart';
+import { readForm } from '../src/batch/multipart';
 import { inStatus, newId, nowSeconds, type StoredBatch, type StoredFile } from '../src/batch/records';
 import { RedisStore } from '../src/batch/redis-store';
 import { Slots } from '../src/batch/slots';
@@ -213,55 +214,56 @@ describe.each(['disk', 'Redis'])('the store on %s', (kind) => {
   });
 });
 
-/** A form's parts with their texts, from bytes that come in pieces of a size. */
-async function partsIn(body: Buffer, size: number, type: string): Promise<[Omit<Part, 'body'>, string][]> {
+/** The fields of a form that comes in pieces of so many bytes, and its files. */
+async function formIn(body: Buffer, size: number, type: string): Promise<[Record<string, string>, string[][]]> {
   const cut: Buffer[] = [];
   for (let i = 0; i < body.length; i += size) cut.push(body.subarray(i, i + size));
-  const parts: [Omit<Part, 'body'>, string][] = [];
-  for await (const { body: content, ...about } of partsOf(pieces(...cut), type))
-    parts.push([about, await textOf(content)]);
-  return parts;
+  const files: string[][] = [];
+  const fields = await readForm(Readable.from(cut), type, async ({ name, filename, body: content }) => {
+    files.push([name, filename, await textOf(content)]);
+  });
+  return [Object.fromEntries(fields), files];
 }
 
 test('a form is read however it is cut', async () => {
   const data = new FormData();
   data.append('purpose', 'batch');
-  data.append('file', new Blob(['\r\n--\r\n-----', '\r', '三\r\n']), 'a "quoted" 名.jsonl');
+  data.append('file', new Blob(['\r\n--\r\n-----', '\r', '三\r\n']), 'a 名.jsonl');
   data.append('empty', new Blob([]), 'e');
   const request = new Request('http://localhost', { method: 'POST', body: data });
   const type = request.headers.get('content-type') as string;
   const body = Buffer.from(await request.arrayBuffer());
   for (let size = 1; size < 80; size++) {
-    expect(await partsIn(body, size, type)).toEqual([
-      [{ name: 'purpose', filename: undefined }, 'batch'],
-      [{ name: 'file', filename: 'a "quoted" 名.jsonl' }, '\r\n--\r\n-----\r三\r\n'],
-      [{ name: 'empty', filename: 'e' }, ''],
+    expect(await formIn(body, size, type)).toEqual([
+      { purpose: 'batch' },
+      [
+        ['file', 'a 名.jsonl', '\r\n--\r\n-----\r三\r\n'],
+        ['empty', 'e', ''],
+      ],
     ]);
   }
-  const plain =
-    "preamble\r\n--b c\t\r\nContent-Disposition: form-data; name=x; filename*=UTF-8''%E4%B8%AD\r\n\r\n1\r\n--b c--epilogue";
-  expect(await partsIn(Buffer.from(plain), 5, 'multipart/form-data; boundary="b c"')).toEqual([
-    [{ name: 'x', filename: '中' }, '1'],
-  ]);
 });
 
-test('what is no form is refused', async () => {
+test('what is no form, or too much of one, is refused', async () => {
   const type = 'multipart/form-data; boundary=b';
-  const head = '--b\r\ncontent-disposition: form-data; name="x"\r\n\r\n';
-  for (const [body, contentType] of [
-    ['', type],
-    ['no boundary', type],
-    [`${head}1`, type],
-    [`${head}1\r\n--b`, type],
-    [`${head}1\r\n--bother\r\n`, type],
-    ['--b\r\n\r\n1\r\n--b--', type],
-    ['--b\r\ncontent-disposition: attachment; name="x"\r\n\r\n1\r\n--b--', type],
-    [`--b\r\n${'a: b\r\n'.repeat(10_000)}\r\n1\r\n--b--`, type],
-    [`${`${head}1\r\n`.repeat(100)}--b--`, type],
-    [`${head}1\r\n--b--`, 'multipart/form-data'],
+  const field = (name: string, value: string) =>
+    `--b\r\ncontent-disposition: form-data; name="${name}"\r\n\r\n${value}\r\n`;
+  const file = '--b\r\ncontent-disposition: form-data; name="file"; filename="f"\r\n\r\n';
+  for (const [text, message, given = type] of [
+    ['', /no multipart/],
+    ['x', /no multipart/],
+    [`${field('a', '1')}--b--`, /no multipart/, 'multipart/form-data'],
+    [`${file}half`, /no multipart/],
+    [`${file}half\r\n--b`, /no multipart/],
+    [`${file}half\r\n--bother\r\n`, /no multipart/],
+    [`${field('a', 'x'.repeat(20_000))}--b--`, /'a' is too long/],
+    [`${field('a', '1').repeat(40)}--b--`, /more than 32 parts/],
   ] as const) {
-    await expect(partsIn(Buffer.from(body), 7, contentType)).rejects.toMatchObject({ status: 400 });
+    await expect(formIn(Buffer.from(text), 1000, given)).rejects.toThrow(message);
   }
+  const thrown = new Error('no room');
+  const whole = Readable.from([Buffer.from(`${file}${'x'.repeat(200_000)}\r\n--b--`)]);
+  await expect(readForm(whole, type, () => Promise.reject(thrown))).rejects.toBe(thrown);
 });
 
 test('lines are found however a file is cut', async () => {

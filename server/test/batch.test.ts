@@ -1,4 +1,6 @@
+import { once } from 'node:events';
 import { existsSync, mkdtempSync, readdirSync, rmSync, statSync } from 'node:fs';
+import { createConnection } from 'node:net';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { loadModel, type Model } from 'node-chatglm';
@@ -294,7 +296,7 @@ test('what a key made is there for that key alone', async () => {
 });
 
 test('a batch is cancelled; what was answered until then stays', async () => {
-  const { client: connect } = await serve({}, { concurrency: 4 });
+  const { client: connect, url } = await serve({}, { concurrency: 4 });
   const client = connect();
   const { id, input_file_id: input } = await startBatch(client, slowLines(300));
   await until(
@@ -302,6 +304,9 @@ test('a batch is cancelled; what was answered until then stays', async () => {
     ({ request_counts: counts }) => (counts?.completed ?? 0) >= 4,
   );
   await expect(client.files.delete(input)).rejects.toMatchObject({ status: 409 });
+  const metrics = await (await fetch(`${url}/metrics`)).text();
+  expect(metrics).toMatch(/^chatglm_batches_unfinished 1$/m);
+  expect(Number(/^chatglm_batch_lines_left (\d+)$/m.exec(metrics)?.[1])).toBeGreaterThan(100);
   expect((await client.batches.cancel(id)).status).toBe('cancelling');
   const batch = await batchOver(client, id);
   expect(batch.status).toBe('cancelled');
@@ -387,6 +392,19 @@ test('an upload that is too large is told so, and the server goes on', async () 
   });
   expect(readdirSync(path.join(directory, 'files'))).toEqual([]);
   expect(await upload(client, lines(1))).toMatch(/^file-/);
+});
+
+test('an upload whose client goes away leaves nothing', async () => {
+  const { url } = await serve();
+  const socket = createConnection(Number(new URL(url).port), '127.0.0.1');
+  await once(socket, 'connect');
+  const head = 'POST /v1/files HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000000\r\n';
+  const part = 'content-disposition: form-data; name="file"; filename="a"';
+  socket.write(`${head}content-type: multipart/form-data; boundary=b\r\n\r\n--b\r\n${part}\r\n\r\n{"half": `);
+  const left = async () => readdirSync(path.join(directory, 'files')).length;
+  await until(left, (count) => count === 1);
+  socket.destroy();
+  await until(left, (count) => count === 0);
 });
 
 test('two servers do not share a directory', async () => {

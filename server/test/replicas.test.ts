@@ -1,3 +1,6 @@
+import { once } from 'node:events';
+import http from 'node:http';
+import type { AddressInfo } from 'node:net';
 import { embeddedModelPath, loadTokenizer } from 'node-chatglm';
 import OpenAI from 'openai';
 import { Nginx, Replica } from './support/replicas';
@@ -102,7 +105,34 @@ describe('conversations', () => {
   });
 });
 
-test('events come as they are made', async () => {
+test('no event is held back, whatever the replica says of buffering', async () => {
+  // In place of a replica: one whose second event comes only once the first has arrived.
+  let goOn = () => {};
+  const hasArrived = new Promise<void>((resolve) => {
+    goOn = resolve;
+  });
+  const origin = http.createServer(async (_request, response) => {
+    response.writeHead(200, { 'content-type': 'text/event-stream' }).write('data: 1\n\n');
+    await hasArrived;
+    response.end('data: 2\n\n');
+  });
+  origin.listen(0, '127.0.0.1');
+  await once(origin, 'listening');
+  const { port } = origin.address() as AddressInfo;
+  const proxy = await Nginx.start([port, port, port]);
+  const pieces: string[] = [];
+  const response = await fetch(`${proxy.url}/v1/chat/completions`, { method: 'POST', body: '{}' });
+  const decoder = new TextDecoder();
+  for await (const piece of response.body as unknown as AsyncIterable<Uint8Array>) {
+    pieces.push(decoder.decode(piece));
+    goOn();
+  }
+  expect(pieces).toEqual(['data: 1\n\n', 'data: 2\n\n']);
+  await proxy.stop();
+  origin.close();
+});
+
+test('who leaves a stream ends it in the replica', async () => {
   const sum = async (name: string) => {
     const each = await Promise.all(replicas.map((replica) => replica.metric(name)));
     return each.reduce((total, value) => total + value, 0);
@@ -116,7 +146,6 @@ test('events come as they are made', async () => {
     messages: [{ role: 'user', content: 'Tell me a story about a fox.' }],
   });
   let events = 0;
-  // Through a proxy that collects, the first events would come with the last ones, of 900 tokens.
   for await (const _ of stream) if (++events === 3) break;
   while ((await sum('chatglm_active_sequences')) > 0) await new Promise(setImmediate);
   const tokens = (await sum('chatglm_generated_tokens_total')) - before;

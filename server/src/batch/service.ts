@@ -54,6 +54,25 @@ export class BatchService {
     }
   }
 
+  /** What is left to be done, of all servers that share the store; undefined where that is not known. */
+  async backlog(): Promise<{ batches: number; lines: number } | undefined> {
+    try {
+      const { store } = (await this.#opening) ?? {};
+      if (!store) return { batches: 0, lines: 0 };
+      const ids = await store.unfinished();
+      let lines = 0;
+      for (const id of ids) {
+        const batch = await store.batch(id);
+        if (batch?.status !== 'in_progress') continue;
+        const { completed, failed } = await store.counts(id);
+        lines += Math.max(0, batch.total - completed - failed);
+      }
+      return { batches: ids.length, lines };
+    } catch {
+      return undefined;
+    }
+  }
+
   get #isDefault(): boolean {
     return this.#settings.directory === defaultDataDirectory();
   }
