@@ -130,9 +130,9 @@ let isOver = false;
 /** Kills something every few seconds. */
 async function makeChaos() {
   for (let round = 1; !isOver; round++) {
-    await sleep(2000 + random() * 4000);
+    await sleep(1000 + random() * 3000);
     if (isOver) return;
-    const victim = round % 6 === 0 ? redis : random() < 0.6 ? pick(workers) : pick(servers);
+    const victim = round % 5 === 0 ? redis : random() < 0.6 ? pick(workers) : pick(servers);
     await victim.kill();
     kills[victim.kind]++;
     await sleep(random() * 2000);
@@ -164,12 +164,15 @@ try {
   let told = 0;
   let moved = { count: 0, at: seconds() };
   let longestPause = 0;
+  let wentBack = 0;
   while (!['completed', 'failed', 'expired', 'cancelled'].includes(batch.status)) {
     await sleep(500);
     batch = await (await ask(`/v1/batches/${batch.id}`)).json();
     const { completed, failed } = batch.request_counts;
-    if (completed + failed < moved.count)
+    if (completed + failed < moved.count) {
+      wentBack++;
       console.log(`progress went back from ${moved.count} to ${completed + failed}`);
+    }
     if (completed + failed !== moved.count) {
       longestPause = Math.max(longestPause, seconds() - moved.at);
       moved = { count: completed + failed, at: seconds() };
@@ -218,7 +221,8 @@ try {
     answers.length === lineCount &&
     ids.size === lineCount &&
     inOrder &&
-    wrong === 0;
+    wrong === 0 &&
+    wentBack === 0;
   console.log(
     `${answers.length} answers, ${ids.size} distinct, ${inOrder ? 'in order' : 'NOT in order'}, ${wrong} wrong: ` +
       `${isRight ? 'as it should be' : 'FAILED'} (${seconds().toFixed(0)} s altogether)`,

@@ -23,10 +23,16 @@ const root = path.dirname(path.dirname(script));
 /** The server's side: it tells its address, and at each message what it holds. */
 async function serve() {
   const { createServer } = await import(path.join(root, 'server', 'dist', 'index.js'));
-  const load = { device: 'cpu', contextLength: 512, maxSequences: 16, maxQueue: 64 };
+  const load = { device: 'cpu', contextLength: 192, maxSequences: 16, maxQueue: 64 };
   const server = createServer({
     model: { 'chatglm-tiny': { load }, second: { load } },
-    limits: { headersTimeoutMs: 2000, requestTimeoutMs: 4000, checkIntervalMs: 500, bodyBytes: 2 ** 20 },
+    limits: {
+      headersTimeoutMs: 2000,
+      requestTimeoutMs: 4000,
+      checkIntervalMs: 500,
+      bodyBytes: 2 ** 20,
+      answerTimeoutMs: 15_000,
+    },
     logger: { level: 'error', pretty: false },
     metrics: true,
   });
@@ -972,7 +978,7 @@ async function looseWorker({ port, random, counts, check, isOver }) {
     socket.write(Buffer.from(text, 'latin1'));
     if (random.chance(0.3)) socket.end();
     // The server may wait for more; that is not waited for.
-    const timer = setTimeout(() => socket.destroy(), 5 + random.below(60));
+    const timer = setTimeout(() => socket.destroy(), 20 + random.below(200));
     socket.once('end', () => socket.destroy());
     await closed;
     clearTimeout(timer);

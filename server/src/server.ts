@@ -431,6 +431,11 @@ function countConnections(app: FastifyInstance): () => number {
 /** What is no HTTP, or too slow, or too much of it: answered in the shape of other errors, and the connection is closed. */
 function answerBadRequest(this: FastifyInstance, error: Error & { code?: string }, socket: Socket): void {
   if (error.code === 'ECONNRESET' || socket.destroyed) return;
+  // What comes behind a request that cannot be read is no request either.
+  if (socket.writableEnded) {
+    socket.destroy();
+    return;
+  }
   const [status, reason, message] =
     error.code === 'HPE_HEADER_OVERFLOW'
       ? [431, 'Request Header Fields Too Large', 'The headers of the request are too large.']

@@ -80,7 +80,8 @@ export function webRoutes(app: FastifyInstance, { settings, log }: ServerContext
       if (isIndex && !address.endsWith('/')) {
         return reply.redirect(`./${address.slice(address.lastIndexOf('/') + 1)}/`, 308);
       }
-      return send(file, request, reply, isIndex ? 'no-cache' : 'public, max-age=31536000, immutable');
+      const isHashed = file.name.startsWith('assets/');
+      return send(file, request, reply, isHashed ? 'public, max-age=31536000, immutable' : 'no-cache');
     });
   }
   const config = describeTools(settings);

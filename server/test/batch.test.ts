@@ -1,8 +1,11 @@
+import { once } from 'node:events';
 import { existsSync, mkdtempSync, readdirSync, rmSync, statSync } from 'node:fs';
+import { createConnection } from 'node:net';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { loadModel, type Model } from 'node-chatglm';
 import OpenAI, { toFile } from 'openai';
+import { DiskStore } from '../src/batch/disk-store';
 import { buildApp } from '../src/server';
 import {
   batchOver,
@@ -293,7 +296,7 @@ test('what a key made is there for that key alone', async () => {
 });
 
 test('a batch is cancelled; what was answered until then stays', async () => {
-  const { client: connect } = await serve({}, { concurrency: 4 });
+  const { client: connect, url } = await serve({}, { concurrency: 4 });
   const client = connect();
   const { id, input_file_id: input } = await startBatch(client, slowLines(300));
   await until(
@@ -301,6 +304,9 @@ test('a batch is cancelled; what was answered until then stays', async () => {
     ({ request_counts: counts }) => (counts?.completed ?? 0) >= 4,
   );
   await expect(client.files.delete(input)).rejects.toMatchObject({ status: 409 });
+  const metrics = await (await fetch(`${url}/metrics`)).text();
+  expect(metrics).toMatch(/^chatglm_batches_unfinished 1$/m);
+  expect(Number(/^chatglm_batch_lines_left (\d+)$/m.exec(metrics)?.[1])).toBeGreaterThan(100);
   expect((await client.batches.cancel(id)).status).toBe('cancelling');
   const batch = await batchOver(client, id);
   expect(batch.status).toBe('cancelled');
@@ -335,6 +341,70 @@ test('a batch goes on where it was when its server starts again', async () => {
   const batch = await batchOver(client, id);
   expect(batch.status).toBe('completed');
   expectEchoes(await contentOf(client, batch.output_file_id), 60);
+});
+
+test('a batch whose time is over ends as far as it came', async () => {
+  const first = await serve({}, { concurrency: 2 });
+  const { id } = await startBatch(first.client(), slowLines(60));
+  await until(
+    () => first.client().batches.retrieve(id),
+    ({ request_counts: counts }) => (counts?.completed ?? 0) >= 2,
+  );
+  await first.close();
+  const store = new DiskStore(directory, 1e9);
+  await store.update(id, (batch) => ({ ...batch, expires: batch.created }));
+  await store.close();
+  const client = (await serve()).client();
+  const batch = await batchOver(client, id);
+  expect(batch.status).toBe('expired');
+  expect(batch.expired_at).not.toBeNull();
+  const answered = await contentOf(client, batch.output_file_id);
+  const others = await contentOf(client, batch.error_file_id);
+  expect(answered).toHaveLength(batch.request_counts?.completed ?? 0);
+  expect(answered.length + others.length).toBe(60);
+  expect(others.every(({ error }) => error.code === 'batch_expired')).toBe(true);
+});
+
+test('interactive requests come before lines of batches', async () => {
+  const small = await loadModel(null, { device: 'cpu', maxSequences: 2 });
+  const app = buildApp({ models: [{ id: 'chatglm-tiny', model: small }], batch: { directory, concurrency: 40 } });
+  const served = await listening(app, small);
+  started.push({ close: () => served.close() });
+  const client = served.client();
+  const { id } = await startBatch(client, slowLines(100));
+  const completed = async () => (await client.batches.retrieve(id)).request_counts?.completed ?? 0;
+  await until(completed, (count) => count >= 4);
+  const before = await completed();
+  await client.completions.create({ model: 'chatglm-tiny', prompt: '你好', max_tokens: 1 });
+  // 38 lines wait for one of the two places; without priorities they would all have come first.
+  expect((await completed()) - before).toBeLessThan(20);
+  await client.batches.cancel(id);
+  await batchOver(client, id);
+});
+
+test('an upload that is too large is told so, and the server goes on', async () => {
+  const { client: connect } = await serve({}, { fileBytes: 100_000 });
+  const client = connect();
+  const file = await toFile(Buffer.alloc(50_000_000, 'x'), 'large.jsonl');
+  await expect(client.files.create({ purpose: 'batch', file })).rejects.toMatchObject({
+    status: 413,
+    code: 'file_too_large',
+  });
+  expect(readdirSync(path.join(directory, 'files'))).toEqual([]);
+  expect(await upload(client, lines(1))).toMatch(/^file-/);
+});
+
+test('an upload whose client goes away leaves nothing', async () => {
+  const { url } = await serve();
+  const socket = createConnection(Number(new URL(url).port), '127.0.0.1');
+  await once(socket, 'connect');
+  const head = 'POST /v1/files HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000000\r\n';
+  const part = 'content-disposition: form-data; name="file"; filename="a"';
+  socket.write(`${head}content-type: multipart/form-data; boundary=b\r\n\r\n--b\r\n${part}\r\n\r\n{"half": `);
+  const left = async () => readdirSync(path.join(directory, 'files')).length;
+  await until(left, (count) => count === 1);
+  socket.destroy();
+  await until(left, (count) => count === 0);
 });
 
 test('two servers do not share a directory', async () => {

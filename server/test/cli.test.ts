@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { spawn } from '@lydell/node-pty';
 import { embeddedModelPath } from 'node-chatglm';
-import { MAIN, post, run, type ServerProcess, startProcess, until } from './support/infra';
+import { json, MAIN, post, run, type ServerProcess, startProcess, until } from './support/infra';
 
 const root = path.join(__dirname, '..', '..');
 let directory: string;
@@ -29,7 +29,7 @@ async function start(args: readonly string[], env: NodeJS.ProcessEnv = {}): Prom
 }
 
 const models = async (url: string, headers: Record<string, string> = {}) => {
-  const { data } = await (await fetch(`${url}/v1/models`, { headers })).json();
+  const { data } = await json(await fetch(`${url}/v1/models`, { headers }));
   return data.map(({ id }: { id: string }) => id);
 };
 

@@ -7,7 +7,7 @@ import { Bucket } from '../src/access/bucket';
 import { createKey, hashOfKey } from '../src/access/key';
 import { keyLine, parseKeys } from '../src/access/key-file';
 import { createServer, type KeyOptions, type Server, type ServerOptions } from '../src/index';
-import { addGenerateRoute, GENERATE, post } from './support/infra';
+import { addGenerateRoute, GENERATE, json, post } from './support/infra';
 
 let model: Model;
 let directory: string;
@@ -36,9 +36,9 @@ async function start(options: ServerOptions) {
 }
 
 const keyed = (name: string, limits: Partial<KeyOptions> = {}): KeyOptions & { key: string } => ({
+  ...limits,
   name,
   key: createKey(),
-  ...limits,
 });
 
 test('a key is asked for, in either header, and health is for everybody', async () => {
@@ -57,7 +57,7 @@ test('a key is asked for, in either header, and health is for everybody', async 
   expect(await statusOf({}, '/ready')).toBe(200);
   expect(await statusOf({}, '/metrics')).toBe(401);
   expect(await statusOf({}, '/v1/nothing')).toBe(401);
-  const refused = await (await fetch(`${url}/v1/models`)).json();
+  const refused = await json(await fetch(`${url}/v1/models`));
   expect(refused.error).toMatchObject({ type: 'authentication_error', code: 'invalid_api_key' });
 });
 
@@ -80,7 +80,7 @@ test('a key ends, and is for some models only', async () => {
     const { status, body: answer } = await generate(other.key, body);
     expect([status, answer.error.code]).toEqual([403, 'model_not_found']);
   }
-  const list = await (await fetch(`${url}/v1/models`, { headers: { 'x-api-key': other.key } })).json();
+  const list = await json(await fetch(`${url}/v1/models`, { headers: { 'x-api-key': other.key } }));
   expect(list.data.map(({ id }: { id: string }) => id)).toEqual(['big']);
 });
 

@@ -2,7 +2,7 @@ import { once } from 'node:events';
 import net from 'node:net';
 import { loadModel, type Model } from 'node-chatglm';
 import { createServer, type Server, type ServerOptions } from '../src/index';
-import { exchange, post, type ServerProcess, startProcess, until } from './support/infra';
+import { exchange, json, post, type ServerProcess, startProcess, until } from './support/infra';
 import { endless } from './support/served';
 
 let model: Model;
@@ -74,7 +74,7 @@ test('a server that closes answers what it began, refuses the rest, and tells so
   const isGone = once(idle, 'close');
   const closed = server.close();
   const ready = await fetch(`${url}/ready`);
-  expect([ready.status, (await ready.json()).status]).toEqual([503, 'draining']);
+  expect([ready.status, (await json(ready)).status]).toEqual([503, 'draining']);
   expect((await fetch(`${url}/health`)).status).toBe(200);
   const refused = await post(`${url}/v1/chat/completions`, { messages: [{ role: 'user', content: '你好' }] });
   expect([refused.status, refused.body.error.code]).toEqual([503, 'shutting_down']);

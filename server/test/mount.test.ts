@@ -4,7 +4,7 @@ import express, { type Express } from 'express';
 import Fastify, { type FastifyInstance } from 'fastify';
 import { loadModel, type Model } from 'node-chatglm';
 import { fastifyChatGLM, type RequestHandler, requestHandler, type Server } from '../src/index';
-import { addGenerateRoute, GENERATE, post } from './support/infra';
+import { addGenerateRoute, GENERATE, json, post } from './support/infra';
 
 let model: Model;
 const closing: (() => Promise<unknown>)[] = [];
@@ -44,14 +44,14 @@ describe('an Express application', () => {
 
   test('has the server at a path, and answers the rest itself', async () => {
     const url = await listen(withRoutes(express().use('/llm', handlerOf())));
-    expect(await (await fetch(`${url}/own`)).json()).toEqual({ own: true });
-    const { data } = await (await fetch(`${url}/llm/v1/models?x=1`)).json();
+    expect(await json(await fetch(`${url}/own`))).toEqual({ own: true });
+    const { data } = await json(await fetch(`${url}/llm/v1/models?x=1`));
     expect(data[0].id).toBe('chatglm-tiny');
     const answer = await post(`${url}/llm${GENERATE}`, { tokens: 3 });
     expect([answer.status, answer.body.usage.generatedTokens]).toEqual([200, 3]);
     expect((await post(`${url}/llm${GENERATE}`, { model: 'none' })).body.error.code).toBe('model_not_found');
     for (const unknown of ['/nothing', '/llm/nothing']) {
-      expect(await (await fetch(url + unknown)).json()).toEqual({ who: 'express' });
+      expect(await json(await fetch(url + unknown))).toEqual({ who: 'express' });
     }
   });
 
@@ -84,7 +84,7 @@ test('a plain HTTP server', async () => {
   const url = await listen(handlerOf());
   expect((await fetch(`${url}/health`)).status).toBe(200);
   const unknown = await fetch(`${url}/nothing`);
-  expect([unknown.status, (await unknown.json()).error.code]).toEqual([404, 'unknown_url']);
+  expect([unknown.status, (await json(unknown)).error.code]).toEqual([404, 'unknown_url']);
 });
 
 describe('a Fastify application', () => {
@@ -101,10 +101,10 @@ describe('a Fastify application', () => {
 
   test('has the server under a prefix', async () => {
     const { url } = await start('/llm');
-    expect(await (await fetch(`${url}/own`)).json()).toEqual({ own: true });
-    expect((await (await fetch(`${url}/llm/v1/models`)).json()).data[0].id).toBe('chatglm-tiny');
+    expect(await json(await fetch(`${url}/own`))).toEqual({ own: true });
+    expect((await json(await fetch(`${url}/llm/v1/models`))).data[0].id).toBe('chatglm-tiny');
     const wrong = await fetch(`${url}/llm/v1/nothing`, { method: 'POST', body: 'x'.repeat(100_000) });
-    expect([wrong.status, (await wrong.json()).error.code]).toEqual([404, 'unknown_url']);
+    expect([wrong.status, (await json(wrong)).error.code]).toEqual([404, 'unknown_url']);
     expect((await fetch(`${url}/elsewhere`)).status).toBe(404);
   });
 

@@ -4,6 +4,7 @@ import { defineTool, pythonExecutor } from 'node-chatglm';
 import OpenAI from 'openai';
 import { zodFunction, zodResponseFormat } from 'openai/helpers/zod';
 import { z } from 'zod';
+import { buildApp } from '../src/server';
 import { endless, eventsOf, type Served, serve, weatherTool } from './support/served';
 
 let served: Served;
@@ -803,6 +804,20 @@ test('a failure behind the first event is an event, which the client throws', as
 });
 
 describe('a server that is busy', () => {
+  test('more choices than ever fit are no reason to try again', async () => {
+    const app = buildApp({ models: [{ id: 'small', load: { device: 'cpu', maxSequences: 2, maxQueue: 1 } }] });
+    const ask = async (n: number) =>
+      await app.inject({ method: 'POST', url: '/v1/chat/completions', payload: { messages: hello, n, max_tokens: 2 } });
+    try {
+      expect((await ask(3)).statusCode).toBe(200);
+      const refused = await ask(4);
+      expect(refused.statusCode).toBe(400);
+      expect(refused.json().error).toMatchObject({ param: 'n', message: expect.stringContaining('takes 3 choices') });
+    } finally {
+      await app.close();
+    }
+  });
+
   test('429 with a time to wait, and the client tries again until there is room', async () => {
     const small = await serve({}, { maxSequences: 1, maxQueue: 0 });
     try {

@@ -2,7 +2,7 @@ import { once } from 'node:events';
 import net from 'node:net';
 import { loadModel, type Model } from 'node-chatglm';
 import { createServer, type Server, type ServerOptions } from '../src/index';
-import { exchange, post } from './support/infra';
+import { exchange, json, post } from './support/infra';
 
 let model: Model;
 const servers: Server[] = [];
@@ -40,26 +40,26 @@ describe('a server', () => {
   test('answers with its health, its models and safe headers', async () => {
     const { url } = await start();
     const health = await fetch(`${url}/health`);
-    expect([health.status, await health.json()]).toEqual([200, { status: 'ok' }]);
+    expect([health.status, await json(health)]).toEqual([200, { status: 'ok' }]);
     expect(health.headers.get('x-content-type-options')).toBe('nosniff');
     expect(health.headers.get('x-powered-by')).toBeNull();
-    const list = (await (await fetch(`${url}/v1/models`)).json()) as { data: { id: string }[] };
+    const list = (await json(await fetch(`${url}/v1/models`))) as { data: { id: string }[] };
     expect(list.data.map(({ id }) => id)).toEqual(['chatglm-tiny']);
     expect((await fetch(`${url}/v1/models/chatglm-tiny`)).status).toBe(200);
     const missing = await fetch(`${url}/v1/models/gpt-4`);
-    expect([missing.status, (await missing.json()).error.code]).toEqual([404, 'model_not_found']);
+    expect([missing.status, (await json(missing)).error.code]).toEqual([404, 'model_not_found']);
   });
 
   test('tells of unknown URLs and wrong bodies in the shape of errors, and of its own failures nothing', async () => {
     const { url } = await start();
     const unknown = await fetch(`${url}/v1/nothing`);
-    expect([unknown.status, (await unknown.json()).error.code]).toEqual([404, 'unknown_url']);
+    expect([unknown.status, (await json(unknown)).error.code]).toEqual([404, 'unknown_url']);
     const response = await fetch(`${url}/test/echo`, {
       method: 'POST',
       headers: { 'content-type': 'application/json' },
       body: '{"a":',
     });
-    expect([response.status, (await response.json()).error.type]).toEqual([400, 'invalid_request_error']);
+    expect([response.status, (await json(response)).error.type]).toEqual([400, 'invalid_request_error']);
     const failed = await fetch(`${url}/test/fail`);
     const text = await failed.text();
     expect(failed.status).toBe(500);
@@ -82,7 +82,7 @@ describe('a server', () => {
     const url = await server.listen({ port: 0 });
     await expect(server.preload()).rejects.toMatchObject({ status: 500, code: 'model_load_failed' });
     const ready = await fetch(`${url}/ready`);
-    expect([ready.status, await ready.json()]).toEqual([
+    expect([ready.status, await json(ready)]).toEqual([
       503,
       { status: 'failed', models: [{ id: 'model-of-nobody', state: 'failed' }] },
     ]);

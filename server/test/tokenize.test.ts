@@ -63,6 +63,13 @@ test('messages are counted as a chat counts them, tools included', async () => {
   }
 });
 
+test('a conversation that no context holds is refused with its size', async () => {
+  const messages = [{ role: 'user', content: '人工智能 and deep learning. '.repeat(10_000) }];
+  const { status, body } = await served.post('/tokenize', { messages });
+  expect({ status, code: body.error.code }).toEqual({ status: 400, code: 'context_length_exceeded' });
+  expect(body.error.message).toMatch(/about \d{5,} tokens; the context holds 1024/);
+});
+
 test('a long text, beside a short one', async () => {
   const content = '人工智能 and deep learning. '.repeat(10_000);
   const long = served.post('/tokenize', { content });

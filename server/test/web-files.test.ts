@@ -124,7 +124,7 @@ describe('files', () => {
     const visitor = await Visitor.create(browser);
     // What the network carried, as gzip would: Chromium takes brotli, which is smaller.
     const sizes = new Map<string, number>();
-    const page = await visitor.open('about:blank').catch(async () => await visitor.context.newPage());
+    const page = await visitor.window();
     page.on('response', async (response) => {
       const { pathname } = new URL(response.url());
       if (response.request().method() !== 'GET' || response.status() !== 200) return;

@@ -12,6 +12,7 @@ const TYPES = {
   '.html': 'text/html; charset=utf-8',
   '.js': 'text/javascript; charset=utf-8',
   '.svg': 'image/svg+xml',
+  '.txt': 'text/plain; charset=utf-8',
   '.woff2': 'font/woff2',
 };
 
@@ -67,7 +68,9 @@ exports.build = async (outdir) => {
   });
   fs.writeFileSync(path.join(outdir, 'index.html'), html);
 
-  const names = ['index.html', ...fs.readdirSync(assets).map((name) => `assets/${name}`)];
+  fs.writeFileSync(path.join(outdir, 'licenses.txt'), licenses([math, page]));
+
+  const names = ['index.html', 'licenses.txt', ...fs.readdirSync(assets).map((name) => `assets/${name}`)];
   const files = names.map((name) => {
     const bytes = fs.readFileSync(path.join(outdir, name));
     const type = TYPES[path.extname(name)];
@@ -112,6 +115,26 @@ function importsOf({ metafile }, main, seen = new Set()) {
     importsOf({ metafile }, name, seen);
   }
   return [...seen];
+}
+
+/** What the packages whose code or fonts are in the page ask for: their licenses go wherever it goes. */
+function licenses(results) {
+  const folders = new Set();
+  for (const { metafile } of results) {
+    for (const input of Object.keys(metafile.inputs)) {
+      const [folder] = /^.*node_modules\/(?:@[^/]+\/)?[^/]+/.exec(input) ?? [];
+      if (folder) folders.add(path.resolve(__dirname, folder));
+    }
+  }
+  return [...folders]
+    .sort()
+    .map((folder) => {
+      const { name, version } = JSON.parse(fs.readFileSync(path.join(folder, 'package.json'), 'utf8'));
+      const file = fs.readdirSync(folder).find((each) => /^licen[cs]e(\.\w+)?$/i.test(each));
+      if (!file) throw new Error(`the package ${name} has no file with its license`);
+      return `${name} ${version}\n\n${fs.readFileSync(path.join(folder, file), 'utf8').trim()}\n`;
+    })
+    .join(`\n${'-'.repeat(80)}\n\n`);
 }
 
 function fill(template, values) {

@@ -6,7 +6,7 @@ import { pause, unanswered } from './execute.js';
 import type { LineQueue } from './line-queue.js';
 import { linesOf } from './lines.js';
 import type { Chunk, StoredBatch } from './records.js';
-import { connectRedis, PREFIX, type RedisStore } from './redis-store.js';
+import { connectRedis, disconnect, PREFIX, type RedisStore } from './redis-store.js';
 import { parseRequest } from './validate.js';
 
 /** What a job of the queue is: lines that a worker takes together. */
@@ -133,7 +133,7 @@ export class BullQueue implements LineQueue {
   }
 
   async close(): Promise<void> {
-    this.#redis.disconnect();
+    await disconnect(this.#redis);
     await Promise.all([...this.#queues.values()].map((queue) => queue.close().catch(() => {})));
   }
 }

@@ -19,8 +19,8 @@ import { type InputLimits, parseRequest, validateInput } from './validate.js';
 const RETRY_MS = 500;
 const MOST_RETRY_MS = 15_000;
 
-/** How many batches are worked on at a time; others wait. */
-const MOST_AT_A_TIME = 64;
+/** How many batches are worked on at a time; others wait. Each has a file open. */
+const MOST_AT_A_TIME = 500;
 
 /** How often what has expired is looked for. */
 const SWEEP_MS = 600_000;
@@ -30,8 +30,6 @@ export interface CoordinatorOptions {
   queue: LineQueue;
   log: FastifyBaseLogger;
   limits: Omit<InputLimits, 'chunkLines'>;
-  /** The most bytes of an output file. */
-  outputBytes: number;
   /** What is wrong with a model for the owner of a batch; undefined where it may be used. */
   refuse(owner: string, model: string | undefined, others: ReadonlySet<string>): Omit<BatchError, 'line'> | undefined;
   /** How often other servers' batches are looked for that nobody works on; undefined where there is no other server. */
@@ -200,19 +198,19 @@ export class Coordinator {
     if (!isDone && !isExpired) return;
     await store.update(batch.id, (now) =>
       now.status === 'in_progress'
-        ? inStatus(now, 'finalizing', { outcome: isDone ? 'completed' : 'expired' })
+        ? inStatus(now, 'finalizing', { outcome: isDone ? 'completed' : 'expired', counts: { completed, failed } })
         : undefined,
     );
   }
 
   /** Writes the files of a batch whose lines get no more answers. */
   async #finish(batch: StoredBatch): Promise<void> {
-    const { store, outputBytes, log } = this.#options;
+    const { store, log } = this.#options;
     const outcome: BatchStatus = batch.status === 'cancelling' ? 'cancelled' : (batch.outcome ?? 'completed');
     const chunks = await store.chunks(batch.id);
     const files: StoredFile[] = [];
     const write = async (isOk: boolean): Promise<string | null> => {
-      const staged = await store.stage(this.#linesOf(batch, chunks, isOk, outcome), outputBytes);
+      const staged = await store.stage(this.#linesOf(batch, chunks, isOk, outcome), Number.POSITIVE_INFINITY);
       if (staged.bytes === 0) {
         await store.discard(staged);
         return null;

@@ -2,6 +2,7 @@ import { randomBytes } from 'node:crypto';
 import { createReadStream, mkdirSync, readdirSync, rmSync } from 'node:fs';
 import { open, rm } from 'node:fs/promises';
 import path from 'node:path';
+import { setImmediate } from 'node:timers/promises';
 import { ApiError, badRequest } from '../http/errors.js';
 import {
   type BatchStatus,
@@ -33,6 +34,9 @@ CREATE TABLE IF NOT EXISTS results (
   batch TEXT NOT NULL, line INTEGER NOT NULL, ok INTEGER NOT NULL, text TEXT NOT NULL,
   PRIMARY KEY (batch, line)) WITHOUT ROWID;
 `;
+
+/** How many answers are deleted in one go. */
+const LINES_AT_ONCE = 256;
 
 interface Row {
   seq: number;
@@ -260,11 +264,25 @@ export class DiskStore implements Store {
       for (const file of files) this.#insertFile(file);
       this.#save(batch);
       this.#run('UPDATE batches SET chunks = NULL WHERE id = ?', batch.id);
-      this.#run('DELETE FROM results WHERE batch = ?', batch.id);
       return true;
     });
-    this.#counts.delete(batch.id);
+    if (done) await this.#forgetResults(batch.id);
     return done;
+  }
+
+  /** Deletes the answers of a batch, a few at a time, so that other requests are not held up. */
+  async #forgetResults(id: string): Promise<void> {
+    for (;;) {
+      const { changes } = this.#run(
+        'DELETE FROM results WHERE batch = ? AND line < (SELECT min(line) FROM results WHERE batch = ?) + ?',
+        id,
+        id,
+        LINES_AT_ONCE,
+      );
+      if (Number(changes) === 0) break;
+      await setImmediate();
+    }
+    this.#counts.delete(id);
   }
 
   async unfinished(): Promise<string[]> {
@@ -369,6 +387,11 @@ export class DiskStore implements Store {
       await rm(this.#pathOf(id), { force: true });
     }
     this.#run('DELETE FROM batches WHERE is_over = 1 AND ended <= ?', now - KEEP_BATCH);
+    // A process may have ended before it had forgotten all of them.
+    const left = this.#all(
+      'SELECT id FROM batches WHERE is_over = 1 AND EXISTS (SELECT 1 FROM results WHERE batch = batches.id)',
+    ) as { id: string }[];
+    for (const { id } of left) await this.#forgetResults(id);
   }
 
   async close(): Promise<void> {

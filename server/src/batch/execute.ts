@@ -17,6 +17,13 @@ export const BATCH_PRIORITY = -10;
 const WAIT_MS = 250;
 const MOST_WAIT_MS = 10_000;
 
+/**
+ * How often a line is tried that gets an error by which it may be the line's own fault, by the code. A queue that is full is
+ * nobody's.
+ */
+const MOST_ATTEMPTS: Readonly<Record<string, number>> = { timeout: 3, out_of_memory: 10 };
+const MOST_ATTEMPTS_OF_OTHERS = 30;
+
 /** Requests of lines come by no address. */
 const ADDRESS = '127.0.0.1';
 
@@ -39,7 +46,8 @@ export async function executeLine(
       error: { ...error, type: 'invalid_request_error', code: 'invalid_value' },
     });
   }
-  for (let wait = WAIT_MS; !signal.aborted; wait = Math.min(wait * 2, MOST_WAIT_MS)) {
+  let wait = WAIT_MS;
+  for (let attempt = 1; !signal.aborted; attempt++) {
     let response: Awaited<ReturnType<FastifyInstance['inject']>>;
     try {
       response = await asCaller(
@@ -62,13 +70,22 @@ export async function executeLine(
     }
     if (signal.aborted) return undefined;
     const { statusCode, headers, payload } = response;
-    if (statusCode !== 429 && statusCode !== 503) {
-      const id = String(headers['x-request-id'] ?? newId('req-'));
-      return answer(customId, statusCode, id, parsed(payload));
+    const told = parsed(payload);
+    if (!isWorthAnother(statusCode, told, attempt)) {
+      return answer(customId, statusCode, String(headers['x-request-id'] ?? newId('req-')), told);
     }
     await pause(wait, signal);
+    wait = Math.min(wait * 2, MOST_WAIT_MS);
   }
   return undefined;
+}
+
+function isWorthAnother(status: number, told: unknown, attempt: number): boolean {
+  if (status === 429) return true;
+  if (status !== 503) return false;
+  const code = (told as { error?: { code?: unknown } } | null)?.error?.code;
+  if (code === 'shutting_down') return true;
+  return attempt < (MOST_ATTEMPTS[String(code)] ?? MOST_ATTEMPTS_OF_OTHERS);
 }
 
 function answer(customId: string, status: number, requestId: string, body: unknown): Answer {

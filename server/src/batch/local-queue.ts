@@ -57,7 +57,8 @@ export class LocalQueue implements LineQueue {
         for await (const { bytes } of linesOf(this.#store.read(batch.input, start, end), Number.MAX_SAFE_INTEGER)) {
           const line = first + index;
           if (answered[index++]) continue;
-          await this.#slots.take();
+          await this.#allowed(batch.owner, stop.signal);
+          await this.#slots.take(batch.owner);
           if (stop.signal.aborted) {
             this.#slots.give();
             break;
@@ -81,6 +82,15 @@ export class LocalQueue implements LineQueue {
     if (failure !== undefined) throw failure;
   }
 
+  /** Waits until the key may use tokens: a batch goes as fast as the limits of its key let it. */
+  async #allowed(owner: string, signal: AbortSignal): Promise<void> {
+    while (!signal.aborted) {
+      const wait = this.#access.msUntilTokens(owner);
+      if (wait === 0) return;
+      await pause(wait, signal);
+    }
+  }
+
   async #answer(
     batch: StoredBatch,
     line: number,
@@ -89,11 +99,6 @@ export class LocalQueue implements LineQueue {
     writer: Writer,
   ): Promise<void> {
     const request = parseRequest(bytes);
-    for (;;) {
-      const wait = this.#access.msUntilTokens(batch.owner);
-      if (wait === 0 || signal.aborted) break;
-      await pause(wait, signal);
-    }
     const caller = this.#access.callerOf(batch.owner);
     const answer = caller
       ? await executeLine(this.#app, batch.endpoint, request, caller, signal)

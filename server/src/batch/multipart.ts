@@ -57,7 +57,6 @@ function open(contentType: string): BusboyInstance {
     return new Busboy({
       headers: { 'content-type': contentType },
       limits: {
-        fieldNameSize: 100,
         fieldSize: MOST_FIELD_BYTES,
         parts: MOST_PARTS,
         headerPairs: 16,

@@ -1,5 +1,6 @@
 import { randomBytes } from 'node:crypto';
-import { setTimeout as sleep } from 'node:timers/promises';
+import { once } from 'node:events';
+
 import type { FastifyBaseLogger } from 'fastify';
 import { Redis, type RedisOptions } from 'ioredis';
 import { ApiError } from '../http/errors.js';
@@ -113,6 +114,15 @@ export function connectRedis(url: string, log: FastifyBaseLogger, options: Redis
     isTold = false;
   });
   return redis;
+}
+
+/** Ends a connection, and waits until it has ended. */
+export async function disconnect(redis: Redis): Promise<void> {
+  // Between two attempts there is no connection that could end.
+  const hasConnection = redis.status !== 'end' && redis.status !== 'reconnecting';
+  const ended = hasConnection ? once(redis, 'end') : undefined;
+  redis.disconnect();
+  await ended;
 }
 
 /** Files and batches in a Redis that several servers and workers share. */
@@ -389,7 +399,6 @@ export class RedisStore implements Store {
   }
 
   async close(): Promise<void> {
-    this.#redis.disconnect();
-    await sleep(0);
+    await disconnect(this.#redis);
   }
 }

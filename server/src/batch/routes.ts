@@ -1,5 +1,6 @@
 import { Readable } from 'node:stream';
 import type { FastifyInstance, FastifyRequest } from 'fastify';
+import { Gauge } from 'prom-client';
 import type { ServerContext } from '../context.js';
 import { ApiError, badRequest } from '../http/errors.js';
 import { nameAt, objectAt, optionalAt, stringAt, wrongValue } from '../http/fields.js';
@@ -24,11 +25,33 @@ export function batchRoutes(app: FastifyInstance, context: ServerContext): void 
   app.addHook('onReady', () => service.start());
   context.lifecycle.onDrain(() => void service.stop());
   app.addHook('preClose', () => service.close());
+  measureBacklog(service, context);
   app.register(async (scope) => {
     // The body is read as it comes, by the route.
     scope.addContentTypeParser('multipart/form-data', (_request, payload, done) => done(null, payload));
     fileRoutes(scope, service, settings.fileBytes);
     batchesRoutes(scope, service);
+  });
+}
+
+/** Gauges of what is left to be done, such as for the number of workers. */
+function measureBacklog(service: BatchService, { metrics }: ServerContext): void {
+  const registers = [metrics.registry];
+  new Gauge({
+    name: 'chatglm_batches_unfinished',
+    help: 'Batches that are not over',
+    registers,
+    async collect() {
+      this.set((await service.backlog())?.batches ?? Number.NaN);
+    },
+  });
+  new Gauge({
+    name: 'chatglm_batch_lines_left',
+    help: 'Lines of batches in progress that have no answer yet',
+    registers,
+    async collect() {
+      this.set((await service.backlog())?.lines ?? Number.NaN);
+    },
   });
 }
 
@@ -162,7 +185,11 @@ function batchesRoutes(app: FastifyInstance, service: BatchService): void {
 
   const shown = async (batch: StoredBatch) => {
     const { store } = await service.open();
-    return toBatch(batch, batch.status === 'in_progress' ? await store.counts(batch.id) : batch.counts);
+    if (isOver(batch)) return toBatch(batch, batch.counts);
+    const counts = await store.counts(batch.id);
+    // It may have ended since it was read, and with it the store's counts.
+    const now = counts.completed + counts.failed === 0 ? ((await store.batch(batch.id)) ?? batch) : batch;
+    return toBatch(now, isOver(now) ? now.counts : counts);
   };
 
   const find = async (request: FastifyRequest<WithId>): Promise<StoredBatch> => {

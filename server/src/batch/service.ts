@@ -54,6 +54,25 @@ export class BatchService {
     }
   }
 
+  /** What is left to be done, of all servers that share the store; undefined where that is not known. */
+  async backlog(): Promise<{ batches: number; lines: number } | undefined> {
+    try {
+      const { store } = (await this.#opening) ?? {};
+      if (!store) return { batches: 0, lines: 0 };
+      const ids = await store.unfinished();
+      let lines = 0;
+      for (const id of ids) {
+        const batch = await store.batch(id);
+        if (batch?.status !== 'in_progress') continue;
+        const { completed, failed } = await store.counts(id);
+        lines += Math.max(0, batch.total - completed - failed);
+      }
+      return { batches: ids.length, lines };
+    } catch {
+      return undefined;
+    }
+  }
+
   get #isDefault(): boolean {
     return this.#settings.directory === defaultDataDirectory();
   }
@@ -81,7 +100,7 @@ export class BatchService {
 
   async #open(): Promise<OpenBatches> {
     const { access, log, settings } = this.#context;
-    const { redis, concurrency, fileBytes, totalBytes } = this.#settings;
+    const { redis, concurrency, totalBytes } = this.#settings;
     let store: Store;
     if (redis !== undefined) {
       // Loaded where it is needed: it takes a fifth of a second.
@@ -96,8 +115,6 @@ export class BatchService {
       queue: this.#queue,
       log,
       limits: { lines: MOST_LINES, lineBytes: settings.limits.bodyBytes },
-      // Answers may be longer than questions, and have a place of their own.
-      outputBytes: Math.max(fileBytes * 8, 2 ** 30),
       refuse: (owner, model, others) => this.#refuse(owner, model, others),
       pollMs: redis === undefined ? undefined : POLL_MS,
     });

@@ -8,7 +8,7 @@ import { type ChunkJob, queueNameOf } from './bull-queue.js';
 import { executeLine } from './execute.js';
 import { linesOf } from './lines.js';
 import type { StoredBatch } from './records.js';
-import { connectRedis, PREFIX, RedisStore } from './redis-store.js';
+import { connectRedis, disconnect, PREFIX, RedisStore } from './redis-store.js';
 import { Slots } from './slots.js';
 import { parseRequest } from './validate.js';
 
@@ -100,7 +100,7 @@ export class BatchWorker {
       for await (const { bytes } of linesOf(source, Number.MAX_SAFE_INTEGER)) {
         const line = chunk.first + index;
         if (answered[index++]) continue;
-        await this.#slots.take();
+        await this.#slots.take(batch.owner);
         if (this.#closing.signal.aborted || unwanted.signal.aborted) {
           this.#slots.give();
           break;
@@ -147,7 +147,7 @@ export class BatchWorker {
     await Promise.all(this.#workers.map((worker) => worker.close().catch(() => {})));
     clearTimeout(timer);
     await this.#store.close();
-    this.#redis.disconnect();
+    await disconnect(this.#redis);
   }
 }
 

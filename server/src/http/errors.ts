@@ -93,7 +93,11 @@ export function toApiError(error: unknown): ApiError {
   const fields = error as { statusCode?: unknown; message?: unknown; code?: unknown };
   // Fastify's own errors about a request, such as a body that is no JSON: their messages are for clients.
   if (typeof fields?.statusCode === 'number' && fields.statusCode >= 400 && fields.statusCode < 500) {
-    return new ApiError(String(fields.message), { status: fields.statusCode, code: null, cause: error });
+    const message =
+      fields.code === 'FST_ERR_CTP_INVALID_MEDIA_TYPE'
+        ? 'The body has to be JSON, with the header `content-type: application/json`.'
+        : String(fields.message);
+    return new ApiError(message, { status: fields.statusCode, code: null, cause: error });
   }
   return new ApiError('The server failed to answer. Its log tells why.', {
     status: 500,

@@ -392,11 +392,14 @@ async function orAborted<T>(promise: Promise<T>, signal: AbortSignal | undefined
 }
 
 export function noSuchModel(name: string): ApiError {
-  return new ApiError(`The model \`${name.slice(0, 200)}\` does not exist or you do not have access to it.`, {
-    status: 404,
-    code: 'model_not_found',
-    param: 'model',
-  });
+  return new ApiError(
+    `The model \`${name.slice(0, 200)}\` does not exist or you do not have access to it. GET /v1/models lists those that there are.`,
+    {
+      status: 404,
+      code: 'model_not_found',
+      param: 'model',
+    },
+  );
 }
 
 function shuttingDown(): ApiError {

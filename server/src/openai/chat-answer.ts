@@ -95,7 +95,7 @@ export class ChatChoiceWriter implements ChoiceWriter<ChatChunk, ChatReply> {
   readonly #index: number;
   readonly #order: ChatOrder;
   readonly #model: Model;
-  readonly #aligner: TokenAligner | undefined;
+  #aligner: TokenAligner | undefined;
   /** A chunk with text, up to its text and behind it. */
   readonly #beforeText: string;
   readonly #afterText: string;
@@ -189,6 +189,11 @@ export class ChatChoiceWriter implements ChoiceWriter<ChatChunk, ChatReply> {
   }
 
   #pushStep(step: Exclude<ChatChunk, { type: 'text' }>): void {
+    if (this.#aligner) {
+      // What was not shown until here was a call, or code.
+      this.#addLogprobs(chatLogprobs(this.#model.tokenizer, this.#aligner.end()));
+      this.#aligner = new TokenAligner(this.#model.tokenizer);
+    }
     this.#takeText();
     const told = { type: step.type, index: this.#index, ...stepFields(step) };
     this.#events += this.#chunk('{}', { extra: told });

@@ -183,8 +183,7 @@ export function readChatBody(body: ChatBody, { settings }: ServerContext): ChatO
   const own: ServerTools = runsTools ? settings : {};
   const given = usesFunctions ? toTools(body) : readTools(body.tools ?? undefined);
   const { tools, choice } = chosenTools(given, usesFunctions ? body.function_call : body.tool_choice);
-  const serverTools = Array.isArray(own.tools) ? own.tools : own.tools ? [own.tools] : [];
-  const all = [...(tools ?? []), ...serverTools];
+  const all = [...(tools ?? []), ...serverTools(own.tools, tools ?? [])];
   if (body.top_logprobs != null && body.logprobs !== true) {
     throw badRequest("'top_logprobs' is allowed with 'logprobs': true only.", 'top_logprobs');
   }
@@ -319,6 +318,15 @@ function readTools(tools: readonly unknown[] | undefined): ToolFields[] | undefi
     }
     return tool;
   });
+}
+
+/** The tools that the server runs, but for those whose names the request has for its own. */
+function serverTools(tools: ToolsInput | undefined, given: readonly ToolFields[]): object[] {
+  const taken = new Set(given.map((tool) => tool.function?.name));
+  const list = Array.isArray(tools)
+    ? (tools as object[])
+    : Object.entries(tools ?? {}).map(([name, tool]) => ({ name, ...(tool as object) }));
+  return list.filter((tool) => !taken.has((tool as { name?: string }).name));
 }
 
 /** The old `functions` as tools. */

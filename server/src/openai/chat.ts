@@ -1,6 +1,6 @@
 import type { FastifyInstance } from 'fastify';
 import type { ChatReply, GenerateOptions } from 'node-chatglm';
-import { account, collectChoices, freshId, streamChoices } from '../chat/choices.js';
+import { account, checkChoices, collectChoices, freshId, streamChoices } from '../chat/choices.js';
 import { engineOptions } from '../chat/engine-options.js';
 import { inRequestNames } from '../chat/facade-errors.js';
 import { openChat, type StartedChat } from '../chat/start-chat.js';
@@ -25,6 +25,7 @@ export function chatRoutes(app: FastifyInstance, context: ServerContext): void {
         const lease = await context.models.acquire(order.model, gone);
         const started: StartedChat[] = [];
         try {
+          checkChoices(order.choices, lease, context.settings);
           const engine = engineOptions(request, lease, order.user);
           const cached = await computePrompt(lease, order, { ...engine, signal: gone });
           for (let i = 0; i < order.choices; i++) {

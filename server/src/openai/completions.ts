@@ -1,6 +1,6 @@
 import type { FastifyInstance } from 'fastify';
 import type { GenerateOptions, Generation, GenerationResult, Model, TokenLogprobs } from 'node-chatglm';
-import { account, collectChoices, freshId, MOST_CHOICES, streamChoices } from '../chat/choices.js';
+import { account, checkChoices, collectChoices, freshId, MOST_CHOICES, streamChoices } from '../chat/choices.js';
 import { engineOptions } from '../chat/engine-options.js';
 import { inRequestNames } from '../chat/facade-errors.js';
 import type { SamplingFields } from '../chat/sampling.js';
@@ -116,6 +116,7 @@ export function completionRoutes(app: FastifyInstance, context: ServerContext): 
       const { model } = lease;
       const started: Generation[] = [];
       try {
+        checkChoices(n * prompts.length, lease, context.settings);
         const echoes = body.echo
           ? await Promise.all(prompts.map((prompt) => echoOf(model, prompt, body.logprobs ?? undefined, gone)))
           : [];

@@ -52,6 +52,11 @@ export async function post(
   return { status: response.status, headers: response.headers, body: text === '' ? undefined : JSON.parse(text) };
 }
 
+// biome-ignore lint/suspicious/noExplicitAny: what comes back is for the test to look at.
+export async function json(response: Response): Promise<any> {
+  return await response.json();
+}
+
 /** Sends bytes, and gives all that came back until the connection was closed. */
 export async function exchange(url: string, bytes: string | Buffer): Promise<string> {
   const { hostname, port } = new URL(url);

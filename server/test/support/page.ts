@@ -42,7 +42,8 @@ export class Visitor {
     return visitor;
   }
 
-  async open(url: string): Promise<Page> {
+  /** A window that shows nothing yet. */
+  async window(): Promise<Page> {
     const page = await this.context.newPage();
     page.on('console', (message) => {
       if (['error', 'warning'].includes(message.type())) this.complaints.push(message.text());
@@ -52,6 +53,11 @@ export class Visitor {
       this.complaints.push(`a dialog: ${dialog.message()}`);
       void dialog.dismiss();
     });
+    return page;
+  }
+
+  async open(url: string): Promise<Page> {
+    const page = await this.window();
     await page.goto(url);
     await page.locator('#question').waitFor();
     return page;
@@ -62,7 +68,7 @@ export class Visitor {
 export async function ask(page: Page, question: string): Promise<string> {
   const count = await page.locator('.answer').count();
   await page.fill('#question', question);
-  await page.press('#question', 'Enter');
+  await page.getByRole('button', { name: /^(Send|发送)$/ }).click();
   await page.locator('.answer').nth(count).waitFor();
   return await answered(page);
 }

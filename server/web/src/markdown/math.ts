@@ -25,7 +25,8 @@ function loadStyle(): Promise<void> {
 
 /** Writes a formula in place of its source, now if KaTeX is there, else once it is. */
 export function typeset(element: HTMLElement): void {
-  const tex = element.textContent ?? '';
+  const source = element.textContent ?? '';
+  const tex = source.replace(/^(?:\$\$?|\\[([])|(?:\$\$?|\\[)\]])$/g, '').trim();
   if (katex) {
     write(katex, element, tex);
     return;
@@ -33,7 +34,7 @@ export function typeset(element: HTMLElement): void {
   loading ??= load();
   loading
     .then((loaded) => {
-      if (element.textContent === tex) write(loaded, element, tex);
+      if (element.textContent === source) write(loaded, element, tex);
     })
     .catch(() => {
       loading = undefined;

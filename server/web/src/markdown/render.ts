@@ -29,9 +29,9 @@ const blockMath: TokenizerAndRendererExtension = {
     const match = /^ {0,3}(?:\$\$([\s\S]{1,4000}?)\$\$|\\\[([\s\S]{1,4000}?)\\\])[^\S\n]*(?:\n|$)/.exec(source);
     const text = match?.[1] ?? match?.[2];
     if (!match || text === undefined || text.trim() === '' || /\n\s*\n/.test(text)) return undefined;
-    return { type: 'blockMath', raw: match[0], text: text.trim() };
+    return { type: 'blockMath', raw: match[0] };
   },
-  renderer: ({ text }) => `<div class="math" data-display="true">${escapeHtml(text)}</div>`,
+  renderer: ({ raw }) => `<div class="math" data-display="true">${escapeHtml(raw.trim())}</div>`,
 };
 
 const inlineMath: TokenizerAndRendererExtension = {
@@ -39,18 +39,17 @@ const inlineMath: TokenizerAndRendererExtension = {
   level: 'inline',
   start: (source) => source.match(/\$|\\[([]/)?.index,
   tokenizer(source) {
-    const display = /^(?:\$\$([^$]{1,4000}?)\$\$|\\\[([\s\S]{1,4000}?)\\\])/.exec(source);
-    if (display) return { type: 'inlineMath', raw: display[0], text: display[1] ?? display[2], isDisplay: true };
+    const display = /^(?:\$\$[^$]{1,4000}?\$\$|\\\[[\s\S]{1,4000}?\\\])/.exec(source);
+    if (display) return { type: 'inlineMath', raw: display[0], isDisplay: true };
     // Amounts of money are no formulas: no space inside of the signs, no digit behind them, and no code between them.
     const match =
-      /^(?:\$(?![\s$])((?:\\[\s\S]|[^$\\\n`]){0,2000}?(?:\\[\s\S]|[^\s$\\`]))\$(?!\d)|\\\(([\s\S]{1,2000}?)\\\))/.exec(
+      /^(?:\$(?![\s$])(?:\\[\s\S]|[^$\\\n`]){0,2000}?(?:\\[\s\S]|[^\s$\\`])\$(?!\d)|\\\([\s\S]{1,2000}?\\\))/.exec(
         source,
       );
-    if (!match) return undefined;
-    return { type: 'inlineMath', raw: match[0], text: (match[1] ?? match[2] ?? '').trim() };
+    return match ? { type: 'inlineMath', raw: match[0] } : undefined;
   },
-  renderer: ({ text, isDisplay }) =>
-    `<span class="math"${isDisplay ? ' data-display="true"' : ''}>${escapeHtml(text)}</span>`,
+  renderer: ({ raw, isDisplay }) =>
+    `<span class="math"${isDisplay ? ' data-display="true"' : ''}>${escapeHtml(raw)}</span>`,
 };
 
 /**

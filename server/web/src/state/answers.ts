@@ -167,7 +167,11 @@ function requestBody(chat: Chat, questionId: string, from: string | undefined): 
     path.findIndex(({ id }) => id === from),
   );
   const messages: unknown[] = chat.system.trim() === '' ? [] : [{ role: 'system', content: chat.system }];
-  for (const turn of path.slice(begins)) messages.push(...toMessages(turn));
+  path.slice(begins).forEach((turn, index, turns) => {
+    // A question that got no answer, such as one that was too long, is no part of the conversation.
+    const isUnanswered = turn.role === 'user' && turns[index + 1]?.parts.length === 0;
+    if (!isUnanswered) messages.push(...toMessages(turn));
+  });
   return {
     model: modelFor(chat.model)?.id,
     messages,
@@ -183,6 +187,7 @@ function requestBody(chat: Chat, questionId: string, from: string | undefined): 
 
 function toMessages(turn: Turn): unknown[] {
   if (turn.role === 'user') return [{ role: 'user', content: withFiles(textOf(turn), turn.files) }];
+  if (turn.messages) return turn.messages;
   return turn.parts.flatMap((part): unknown[] => {
     if (part.type === 'text') return part.text.trim() === '' ? [] : [{ role: 'assistant', content: part.text.trim() }];
     // A call that was cut off has no place in a conversation.
@@ -265,7 +270,10 @@ class Draft {
 
   #addStep(step: Step): void {
     const { parts } = this.turn;
-    if (step.type === 'tool-call') {
+    if (step.type === 'messages') {
+      // Without steps the text is all there is to tell.
+      if (parts.some(({ type }) => type !== 'text')) this.turn = { ...this.turn, messages: step.messages };
+    } else if (step.type === 'tool-call') {
       const part: ToolPart = { type: 'tool', id: `call_${newId()}`, ...step.call };
       this.turn = { ...this.turn, parts: [...parts, part] };
     } else if (step.type === 'code') {

@@ -2,13 +2,15 @@ import { batch, computed, type Signal, signal } from '@preact/signals';
 import { type Database, openDatabase, summaryOf } from './database.js';
 import { settings } from './settings.js';
 import { newId, pathOf, textOf } from './tree.js';
-import type { Chat, Summary } from './types.js';
+import type { Chat, Summary, Turn } from './types.js';
 
 /** All conversations, the newest first. */
 export const summaries = signal<readonly Summary[]>([]);
 /** Whether the list was read. */
 export const isReady = signal(false);
 export const isLasting = signal(true);
+/** Whether the last attempt to save has failed. */
+export const isUnsaved = signal(false);
 /** '' for a conversation that has not begun. */
 export const currentId = signal('');
 
@@ -72,12 +74,21 @@ function idInAddress(): string {
 export async function show(id: string): Promise<void> {
   if (id !== '' && !opened.value.has(id)) {
     const chat = await database.get(id);
-    if (chat) hold(chat);
+    if (chat) hold(withoutOpenEnds(chat));
     else id = '';
   }
   currentId.value = id;
   const hash = id === '' ? '#/' : `#/c/${id}`;
   if (location.hash !== hash && !(id === '' && location.hash === '')) history.pushState(null, '', hash);
+}
+
+/** An answer that has no end was being written when the page was closed. */
+function withoutOpenEnds(chat: Chat): Chat {
+  const turns = Object.entries(chat.turns).map(([id, turn]): [string, Turn] => {
+    const isOpen = turn.role === 'assistant' && turn.finish === undefined;
+    return [id, isOpen ? { ...turn, finish: 'cut' } : turn];
+  });
+  return { ...chat, turns: Object.fromEntries(turns) };
 }
 
 function hold(chat: Chat): Signal<Chat> {
@@ -127,16 +138,19 @@ export function alter(id: string, changed: (chat: Chat) => Chat, { isTouched = t
 }
 
 /** Writes follow one another, so that an older state never overwrites a newer one. */
-let writing: Promise<unknown> = Promise.resolve();
+let writing: Promise<void> = Promise.resolve();
 
 export function save(chat: Chat): Promise<void> {
   const write = writing.then(async () => {
     if (!summaries.value.some(({ id }) => id === chat.id)) return;
     await database.put(chat);
+    isUnsaved.value = false;
     windows?.postMessage({ what: 'saved', summary: summaryOf(chat) } satisfies Said);
   });
-  writing = write.catch((error) => console.warn('The conversation could not be saved:', error));
-  return write;
+  writing = write.catch(() => {
+    isUnsaved.value = true;
+  });
+  return writing;
 }
 
 export async function rename(id: string, title: string): Promise<void> {

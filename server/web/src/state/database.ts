@@ -20,9 +20,15 @@ export function summaryOf({ id, title, created, updated }: Summary): Summary {
   return { id, title, created, updated };
 }
 
-/** One conversation from two windows. What is in `mine` wins where both have the same turn. */
+/** One conversation from two windows. What is in `mine` wins where both have the same turn, but for one that has no end. */
 export function merged(stored: Chat | undefined, mine: Chat): Chat {
-  return stored ? { ...mine, turns: { ...stored.turns, ...mine.turns } } : mine;
+  if (!stored) return mine;
+  const turns = { ...stored.turns };
+  for (const [id, turn] of Object.entries(mine.turns)) {
+    const isOlder = turn.role === 'assistant' && turn.finish === undefined && turns[id]?.finish !== undefined;
+    if (!isOlder) turns[id] = turn;
+  }
+  return { ...mine, turns };
 }
 
 export async function openDatabase(): Promise<Database> {

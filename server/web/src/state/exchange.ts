@@ -121,9 +121,10 @@ function readTurn(fields: Fields): Turn | undefined {
       }),
     }),
     ...(role === 'assistant' && {
-      finish: finish === 'length' || finish === 'stopped' ? finish : ('stop' as const),
+      finish: finish === 'length' || finish === 'stopped' || finish === 'cut' ? finish : ('stop' as const),
     }),
     ...(model !== '' && { model }),
+    ...(role === 'assistant' && Array.isArray(fields.messages) && { messages: fields.messages }),
     ...(prompt !== undefined &&
       generated !== undefined && { usage: { prompt, generated, cached: number(usage.cached) } }),
     ...(Object.keys(timings).length > 0 && {

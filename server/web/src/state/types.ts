@@ -67,7 +67,9 @@ export interface Turn {
   files?: TextFile[] | undefined;
   model?: string | undefined;
   /** Why the answer ended; none while it is written. */
-  finish?: 'stop' | 'length' | 'stopped' | 'failed' | undefined;
+  finish?: 'stop' | 'length' | 'stopped' | 'failed' | 'cut' | undefined;
+  /** What a later question tells the model of an answer with steps, as the server wrote it. */
+  messages?: unknown[] | undefined;
   usage?: Usage | undefined;
   timings?: Timings | undefined;
   problem?: Problem | undefined;

@@ -2,7 +2,7 @@ import { useSignal } from '@preact/signals';
 import { useEffect, useLayoutEffect, useRef } from 'preact/hooks';
 import { connection, modelFor, models, needsKey, serverInfo } from '../api/server.js';
 import { announced, ask, runs, stop } from '../state/answers.js';
-import { alter, current, isLasting, isReady } from '../state/chats.js';
+import { alter, current, isLasting, isReady, isUnsaved } from '../state/chats.js';
 import { change, settings } from '../state/settings.js';
 import { t, texts } from '../text/index.js';
 import { Composer } from './composer.js';
@@ -34,7 +34,7 @@ export function App() {
         href="#question"
         onClick={(event) => {
           event.preventDefault();
-          focusComposer();
+          document.getElementById('question')?.focus();
         }}
       >
         {t('skip')}
@@ -54,6 +54,11 @@ export function App() {
         {connection.value === 'offline' && (
           <p class="banner" role="status">
             {t('offline')}
+          </p>
+        )}
+        {isUnsaved.value && (
+          <p class="banner" role="alert">
+            {t('notSaved')}
           </p>
         )}
         {isReady.value && !isLasting.value && <p class="banner">{t('notLasting')}</p>}

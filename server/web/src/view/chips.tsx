@@ -10,7 +10,7 @@ export function FileChips({ files, onRemove }: { files: readonly TextFile[]; onR
         <li key={`${index} ${name}`} class="chip">
           <Icon name="file" />
           <span class="chip-name">{name}</span>
-          <span class="chip-size">{t('lines', text.split('\n').length)}</span>
+          <span class="chip-size">{t('lines', text.replace(/\n$/, '').split('\n').length)}</span>
           {onRemove && <IconButton icon="close" label={t('removeFile', name)} onClick={() => onRemove(index)} />}
         </li>
       ))}

@@ -9,7 +9,7 @@ import { formatNumber, t } from '../text/index.js';
 import { FileChips } from './chips.js';
 import { Icon } from './icons.js';
 import { IconButton } from './parts.js';
-import { editing, tell } from './ui.js';
+import { editing, focusComposer, hasScreenKeyboard, tell } from './ui.js';
 
 const MOST_FILES = 10;
 const MOST_BYTES = 256 * 1024;
@@ -54,7 +54,7 @@ export function Composer() {
     write('');
     files.value = [];
     ask(question, attached);
-    field.current?.focus();
+    focusComposer();
   };
 
   const take = async (list: readonly File[]) => {
@@ -144,7 +144,8 @@ export function Composer() {
         onKeyDown={(event) => {
           // While an input method composes, Enter is its key; Safari tells of that by the code only.
           if (event.isComposing || event.keyCode === 229) return;
-          if (event.key === 'Enter' && !event.shiftKey) {
+          // A keyboard on a screen has no Shift+Enter: there the button sends.
+          if (event.key === 'Enter' && !event.shiftKey && !hasScreenKeyboard()) {
             event.preventDefault();
             send();
           }

@@ -106,6 +106,11 @@ export function SettingsDialog() {
               </div>
             ))}
           </dl>
+          <p class="hint">
+            <a href="licenses.txt" target="_blank" rel="noopener">
+              {t('licenses')}
+            </a>
+          </p>
         </section>
       </div>
     </Dialog>

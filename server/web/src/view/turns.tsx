@@ -38,6 +38,7 @@ function Question({ chat, turn }: { chat: Chat; turn: Turn }) {
   if (editing.value === turn.id) return <EditQuestion chat={chat} turn={turn} />;
   return (
     <article aria-label={t('you')} class="question">
+      <h2 class="unseen">{t('you')}</h2>
       {turn.files && <FileChips files={turn.files} />}
       {text !== '' && <div class="bubble">{text}</div>}
       <div class="actions">
@@ -122,6 +123,7 @@ function Answer({ chat, turn: stored, isLast }: { chat: Chat; turn: Turn; isLast
   const isEmpty = parts.length === 0;
   return (
     <article aria-label={t('assistant')} class="answer" aria-busy={isLive}>
+      <h2 class="unseen">{t('assistant')}</h2>
       {parts.map((part, index) => {
         const isRunning = isLive && index === parts.length - 1;
         // Parts only ever come behind one another.
@@ -137,12 +139,13 @@ function Answer({ chat, turn: stored, isLast }: { chat: Chat; turn: Turn; isLast
         </p>
       )}
       {finish === 'stopped' && !isLive && <p class="note">{t('stopped')}</p>}
+      {finish === 'cut' && !isLive && <p class="note">{t('cutOff')}</p>}
       {finish === 'length' && !isLive && <p class="note">{t('lengthReached')}</p>}
       {problem && !isLive && <ProblemNote chat={chat} turn={turn} problem={problem} />}
       {!isLive && (
         <div class={`actions ${isLast ? 'is-last' : ''}`}>
           {textOf(turn).trim() !== '' && <CopyButton text={() => textOf(turn).trim()} />}
-          {!runs.value.has(chat.id) && (
+          {!runs.value.has(chat.id) && !(problem && isEmpty) && (
             <IconButton icon="again" label={t('regenerate')} onClick={() => regenerate(chat, turn)} />
           )}
           <Branches chat={chat} turn={turn} />

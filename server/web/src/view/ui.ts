@@ -1,5 +1,10 @@
 import { signal } from '@preact/signals';
 
+/** Whether letters are written on the screen, as on a phone. */
+export function hasScreenKeyboard(): boolean {
+  return matchMedia('(hover: none) and (pointer: coarse)').matches;
+}
+
 /** What lies over the page. */
 export const dialog = signal<'settings' | 'palette' | undefined>(undefined);
 /** Whether the conversations are shown over the page, where it is narrow. */
@@ -32,7 +37,9 @@ export function holdNotice(isHeld: boolean): void {
   }, NOTICE_MS);
 }
 
+/** Nothing is focused where that would bring a keyboard onto the screen. */
 export function focusComposer(): void {
+  if (hasScreenKeyboard()) return;
   requestAnimationFrame(() => document.querySelector<HTMLElement>('#question')?.focus());
 }
 
