@@ -5,7 +5,7 @@
  *     npm run -s build:ts && node scripts/batch-chaos.mjs [--lines 10000] [--servers 3] [--workers 3] [--seed 1]
  *
  * Needs redis-server. Every few seconds a worker or a server is killed with SIGKILL and started again, and now and then
- * Redis is, with its append-only file. At the end each answer is compared with what the facade says in this process.
+ * Redis is, with its append-only file; others stand still until their work is another's. At the end each answer is compared with what the facade says in this process.
  */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -32,6 +32,7 @@ const MAIN = fileURLToPath(new URL('../server/dist/cli/main.js', import.meta.url
 const MODEL = 'chatglm-tiny';
 const directory = mkdtempSync(path.join(tmpdir(), 'chatglm-batch-chaos-'));
 const kills = { worker: 0, server: 0, redis: 0 };
+let pauses = 0;
 
 /** A generator of numbers from 0 to 1 that a seed determines (mulberry32). */
 function randomFrom(seed) {
@@ -68,6 +69,13 @@ class Program {
       });
       child.once('exit', () => reject(new Error(`${this.kind} ended: ${output.join('\n')}`)));
     });
+  }
+
+  async pause(ms) {
+    const child = this.#child;
+    child.kill('SIGSTOP');
+    await sleep(ms);
+    child.kill('SIGCONT');
   }
 
   async kill() {
@@ -133,6 +141,12 @@ async function makeChaos() {
     await sleep(1000 + random() * 3000);
     if (isOver) return;
     const victim = round % 5 === 0 ? redis : random() < 0.6 ? pick(workers) : pick(servers);
+    if (victim !== redis && random() < 0.15) {
+      // A process that stands still, and goes on when others have its work.
+      pauses++;
+      void victim.pause(11_000 + random() * 4000);
+      continue;
+    }
     await victim.kill();
     kills[victim.kind]++;
     await sleep(random() * 2000);
@@ -189,7 +203,9 @@ try {
   isOver = true;
   await chaos;
   console.log(`${batch.status} after ${taken.toFixed(1)} s (${(lineCount / taken).toFixed(1)} lines/s)`);
-  console.log(`killed: ${JSON.stringify(kills)}; longest time without progress: ${longestPause.toFixed(1)} s`);
+  console.log(
+    `killed: ${JSON.stringify(kills)}; stood still: ${pauses}; longest time without progress: ${longestPause.toFixed(1)} s`,
+  );
   const text = await (await ask(`/v1/files/${batch.output_file_id}/content`)).text();
   const answers = text
     .split('\n')

@@ -5,7 +5,7 @@ import type { Redis } from 'ioredis';
 import { pause, unanswered } from './execute.js';
 import type { LineQueue } from './line-queue.js';
 import { linesOf } from './lines.js';
-import type { Chunk, StoredBatch } from './records.js';
+import { type Chunk, isOver, type StoredBatch } from './records.js';
 import { connectRedis, disconnect, PREFIX, type RedisStore } from './redis-store.js';
 import { parseRequest } from './validate.js';
 
@@ -104,7 +104,11 @@ export class BullQueue implements LineQueue {
   /** Lines whose workers ended again and again, which may be because of them, get an error. */
   async #giveUpFailed(queue: Queue<ChunkJob>, batch: StoredBatch): Promise<void> {
     for (const job of await queue.getFailed(0, JOBS_AT_ONCE)) {
-      if (job.data.batch !== batch.id) continue;
+      if (job.data.batch !== batch.id) {
+        const other = await this.#store.batch(job.data.batch);
+        if (!other || isOver(other)) await job.remove();
+        continue;
+      }
       const { first, count, start, end } = job.data.chunk;
       const answered = await this.#store.answered(batch.id, first, count);
       let index = 0;

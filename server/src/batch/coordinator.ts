@@ -46,6 +46,7 @@ export class Coordinator {
   readonly #stopping = new AbortController();
   readonly #works = new Set<Promise<void>>();
   readonly #timers: NodeJS.Timeout[] = [];
+  #isTold = false;
 
   constructor(options: CoordinatorOptions) {
     this.#options = options;
@@ -78,8 +79,13 @@ export class Coordinator {
 
   #track(work: Promise<void>): void {
     const tracked = work
+      .then(() => {
+        this.#isTold = false;
+      })
       .catch((error) => {
-        if (!this.#stopping.signal.aborted) this.#options.log.warn({ err: error }, 'batches cannot be looked at');
+        if (this.#stopping.signal.aborted || this.#isTold) return;
+        this.#isTold = true;
+        this.#options.log.warn({ err: error }, 'batches cannot be looked at; it is tried again');
       })
       .finally(() => this.#works.delete(tracked));
     this.#works.add(tracked);

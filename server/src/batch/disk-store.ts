@@ -1,5 +1,5 @@
 import { randomBytes } from 'node:crypto';
-import { createReadStream, mkdirSync, readdirSync, rmSync } from 'node:fs';
+import { closeSync, createReadStream, mkdirSync, openSync, readdirSync, rmSync } from 'node:fs';
 import { open, rm } from 'node:fs/promises';
 import path from 'node:path';
 import { setImmediate } from 'node:timers/promises';
@@ -69,12 +69,10 @@ export class DiskStore implements Store {
     this.#directory = directory;
     this.#most = most;
     mkdirSync(path.join(directory, 'files'), { recursive: true, mode: 0o700 });
-    const previous = process.umask(0o077);
-    try {
-      this.#database = this.#open(path.join(directory, 'batches.db'));
-    } finally {
-      process.umask(previous);
-    }
+    const file = path.join(directory, 'batches.db');
+    // SQLite gives its other files the mode of this one.
+    closeSync(openSync(file, 'a', 0o600));
+    this.#database = this.#open(file);
     this.#removeOrphans();
   }
 

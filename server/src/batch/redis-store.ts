@@ -74,6 +74,11 @@ const SCRIPTS = {
     if ARGV[4] == '1' then redis.call('SET', '${PREFIX}:open:' .. ARGV[1], 1)
     else redis.call('DEL', '${PREFIX}:open:' .. ARGV[1]) end
     return 1`,
+  setChunks: `
+    local batch = redis.call('GET', '${PREFIX}:batch:' .. ARGV[1])
+    if batch and cjson.decode(batch).status == 'validating' then
+      redis.call('SET', '${PREFIX}:chunks:' .. ARGV[1], ARGV[2])
+    end`,
   finish: `${COMMIT_FILE}
     local key = '${PREFIX}:batch:' .. ARGV[1]
     local now = redis.call('GET', key)
@@ -335,7 +340,7 @@ export class RedisStore implements Store {
   }
 
   async setChunks(id: string, chunks: readonly Chunk[]): Promise<void> {
-    await this.#call((redis) => redis.set(`${PREFIX}:chunks:${id}`, JSON.stringify(chunks)));
+    await this.#script('setChunks', id, JSON.stringify(chunks));
   }
 
   async chunks(id: string): Promise<Chunk[]> {

@@ -87,14 +87,15 @@ export class BatchService {
       return await this.#opening;
     } catch (error) {
       this.#opening = undefined;
-      if (error instanceof DirectoryInUseError) {
-        throw new ApiError('Files and batches are not available: another server of this machine has their directory.', {
-          status: 503,
-          code: 'batches_unavailable',
-          cause: error,
-        });
-      }
-      throw error;
+      const why =
+        error instanceof DirectoryInUseError
+          ? 'another server of this machine has their directory'
+          : 'their directory cannot be used';
+      throw new ApiError(`Files and batches are not available: ${why}.`, {
+        status: 503,
+        code: 'batches_unavailable',
+        cause: error,
+      });
     }
   }
 

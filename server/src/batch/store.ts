@@ -64,6 +64,7 @@ export interface Store {
   unfinished(): Promise<string[]>;
   lease(id: string): Promise<Lease | undefined>;
 
+  /** Keeps where the lines of a batch are, while it is `validating`. */
   setChunks(id: string, chunks: readonly Chunk[]): Promise<void>;
   chunks(id: string): Promise<Chunk[]>;
   /** Keeps answers, and returns whether the batch still takes any. */
