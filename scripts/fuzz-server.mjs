@@ -48,6 +48,7 @@ async function serve() {
     const { body } = await server.app.inject({ url: '/metrics', headers: { host: 'localhost' } });
     process.send({
       ...process.memoryUsage(),
+      cpuSeconds: process.cpuUsage().user / 1e6 + process.cpuUsage().system / 1e6,
       active: models.reduce((sum, { activeSequences, queuedRequests }) => sum + activeSequences + queuedRequests, 0),
       inFlight: Number(/^chatglm_http_requests_in_flight (\d+)/m.exec(body)?.[1]),
       connections,
@@ -177,6 +178,7 @@ async function main() {
       closedUnanswered: counts.closedUnanswered,
       rssMB: [megabytes(warm?.rss), megabytes(last?.rss)],
       heapMB: [megabytes(warm?.heapUsed), megabytes(last?.heapUsed)],
+      serverCpuSeconds: last && Math.round(last.cpuSeconds),
       lagP99Ms: last && Math.round(last.lagP99Ms * 10) / 10,
       ...(idle && { idle }),
       failures: failures.length,
