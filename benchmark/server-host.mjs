@@ -67,8 +67,8 @@ const acts = {
 
 /** Ids of special tokens: with one of them an answer may end. */
 function specialTokens() {
-  const { special } = model.tokenizer;
-  return Object.values(special).filter((id) => typeof id === 'number');
+  const { roles, ...others } = model.tokenizer.special;
+  return [...Object.values(others), ...Object.values(roles ?? {})];
 }
 
 process.on('message', async ({ id, act, ...rest }) => {

@@ -163,9 +163,9 @@ for (const page of pages) {
   }
 }
 
-// --- All snippets compile. They may use every export, a model, a chat and a tokenizer without saying where from.
+// --- All snippets compile. They may use every export, a model, a chat, a tokenizer and a server without saying where from.
 
-const CONTEXT = { model: 'Model', chat: 'Chat', tokenizer: 'Tokenizer' };
+const CONTEXT = { model: 'Model', chat: 'Chat', tokenizer: 'Tokenizer', server: 'Server' };
 
 function complete(code) {
   const declares = (name) =>

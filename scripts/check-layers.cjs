@@ -1,6 +1,6 @@
 'use strict';
-// Fails on an import that points up, or on a circle of imports: in lib/ by the order of its rooms, in native/ and cuda/ by
-// the order of theirs; and on the name of a family outside of lib/families/. docs/architecture.md says what each room is
+// Fails on an import that points up, or on a circle of imports: in lib/ by the order of its rooms, in server/src by the
+// order of its own, in native/ and cuda/ by the order of theirs; and on the name of a family outside of lib/families/. docs/architecture.md says what each room is
 // for; a new room needs a place in an order here.
 const fs = require('node:fs');
 const path = require('node:path');
@@ -23,6 +23,24 @@ const ORDERS = {
     ['model'],
     [''],
   ],
+  // Of values: types say what the parts of a server share, such as its context, and may point anywhere. Files that lie
+  // in no folder are rooms of their own.
+  'server/src': [
+    ['checks', 'version', 'lifecycle', 'context'],
+    ['http'],
+    ['access', 'observe'],
+    ['models'],
+    ['chat'],
+    ['anthropic'],
+    ['openai'],
+    ['batch'],
+    ['options'],
+    ['web'],
+    ['server'],
+    ['mount'],
+    ['index'],
+    ['cli'],
+  ],
   native: [
     ['base'],
     ['text', 'model'],
@@ -38,7 +56,8 @@ const ORDERS = {
 /** Rooms above the public API. They import the root's index.ts and themselves, and nothing else of lib/. */
 const ABOVE_THE_API = ['cli'];
 
-const files = execFileSync('git', ['ls-files', '-co', '--exclude-standard', 'lib', 'native', 'cuda', 'benchmark'], {
+const FOLDERS = ['lib', 'server/src', 'native', 'cuda', 'benchmark'];
+const files = execFileSync('git', ['ls-files', '-co', '--exclude-standard', ...FOLDERS], {
   cwd: root,
   encoding: 'utf8',
 })
@@ -51,6 +70,10 @@ const problems = [];
 function importsOf(file) {
   const text = fs.readFileSync(path.join(root, file), 'utf8');
   const folder = path.posix.dirname(file);
+  if (file.startsWith('server/src/')) {
+    const specifiers = [...text.matchAll(/\b(?:import|export)\b(?! type\b)[^;']*?(?:from|\()\s*'(\.[^']*)'/g)];
+    return specifiers.map(([, it]) => path.posix.normalize(`${folder}/${it}`).replace(/\.js$/, '.ts'));
+  }
   if (file.startsWith('lib/')) {
     const specifiers = [...text.matchAll(/(?:\bfrom|\bimport\(|\brequire\()\s*'(\.[^']*)'/g)].map(([, it]) => it);
     return specifiers.map((it) => path.posix.normalize(`${folder}/${it}`).replace(/\.js$/, '.ts'));
@@ -67,6 +90,7 @@ function importsOf(file) {
 
 function roomOf(file) {
   const [top, ...rest] = file.split('/');
+  if (top === 'server') return rest[1].replace(/\.ts$/, '');
   if (top === 'lib') return rest.length > 1 ? rest[0] : '';
   if (top !== 'native') return top;
   return rest[0] === 'cpu' && rest[1] === 'kernels' ? 'cpu/kernels' : rest[0];
@@ -80,7 +104,12 @@ function checkArrow(file, target) {
     if (target !== 'lib/index.ts') problems.push(`${file} imports ${target}: ${from}/ knows the public API only`);
     return;
   }
-  const order = ORDERS[isLib ? 'lib' : 'native'];
+  const tree = ['lib', 'server/src'].find((each) => file.startsWith(`${each}/`)) ?? 'native';
+  if (tree === 'server/src' && !target.startsWith(tree)) {
+    problems.push(`${file} imports ${target}: the server knows the package node-chatglm only`);
+    return;
+  }
+  const order = ORDERS[tree];
   const rank = (room) => order.findIndex((line) => line.includes(room));
   for (const [room, where] of [
     [from, file],

@@ -1,10 +1,13 @@
 'use strict';
 // Packs the package, installs the tarball into an empty project without a build of its own, and uses it from CommonJS,
-// ES modules and TypeScript under every kind of module resolution.
-const { execFileSync } = require('node:child_process');
+// ES modules and TypeScript under every kind of module resolution. Then the same with the server's package.
+const { execFileSync, spawn } = require('node:child_process');
+const { once } = require('node:events');
 const fs = require('node:fs');
 const os = require('node:os');
 const path = require('node:path');
+const readline = require('node:readline');
+const { pack } = require('./pack-server.cjs');
 
 const root = path.join(__dirname, '..');
 const project = fs.mkdtempSync(path.join(os.tmpdir(), 'node-chatglm-consumer-'));
@@ -24,7 +27,7 @@ for (const wanted of [
 ]) {
   if (!names.includes(wanted)) throw new Error(`the package lacks ${wanted}`);
 }
-const stray = names.filter((name) => /^(test|benchmark|build|native\/test)\//.test(name));
+const stray = names.filter((name) => /^(test|server|benchmark|build|native\/test)\//.test(name));
 if (stray.length > 0) throw new Error(`the package has ${stray.join(', ')}`);
 
 fs.writeFileSync(path.join(project, 'package.json'), JSON.stringify({ name: 'consumer', private: true }));
@@ -90,5 +93,68 @@ for (const [module, resolution] of [
     ...['--types', '', '--module', module, '--moduleResolution', resolution, 'types.ts', 'types.mts', 'types.cts'],
   ]);
 }
-fs.rmSync(project, { recursive: true, force: true });
+const packages = () => fs.readdirSync(path.join(project, 'node_modules')).filter((name) => !name.startsWith('.'));
+if (packages().includes('fastify')) throw new Error('a dependency of the server reaches those who have no server');
 console.log(`package: ${names.length} files, ${(size / 1e6).toFixed(1)} MB packed; works from its tarball`);
+
+async function checkServer() {
+  const { file, names: own, size: packed } = pack(project);
+  for (const wanted of ['dist/index.js', 'dist/index.d.ts', 'dist/web/index.html', 'README.md', 'LICENSE']) {
+    if (!own.includes(wanted)) throw new Error(`the server's package lacks ${wanted}`);
+  }
+  run('npm', ['install', '--ignore-scripts', '--no-audit', '--no-fund', file]);
+  if (fs.existsSync(path.join(project, 'node_modules', 'node-chatglm-server', 'node_modules', 'node-chatglm'))) {
+    throw new Error('the server brings a second node-chatglm');
+  }
+  fs.writeFileSync(path.join(project, 'server.mts'), "export { createServer } from 'node-chatglm-server';\n");
+  const options = ['--noEmit', '--strict', '--skipLibCheck', '--target', 'es2022', '--lib', 'es2022,esnext.disposable'];
+  const types = path.join(root, 'node_modules', '@types');
+  run(process.execPath, [
+    tsc,
+    ...options,
+    '--module',
+    'nodenext',
+    '--types',
+    'node',
+    '--typeRoots',
+    types,
+    'server.mts',
+  ]);
+  const [command, ...args] = [path.join(project, 'node_modules', '.bin', 'chatglm'), 'serve', '--port', '0'];
+  const server = spawn(command, [...args, '--log-format', 'json', '--data', project], {
+    cwd: project,
+    stdio: ['ignore', 'pipe', 'inherit'],
+  });
+  try {
+    let url;
+    for await (const line of readline.createInterface({ input: server.stdout })) {
+      url = /http:\/\/127\.0\.0\.1:\d+/.exec(line)?.[0];
+      if (url) break;
+    }
+    const answer = await fetch(`${url}/v1/chat/completions`, {
+      method: 'POST',
+      headers: { 'content-type': 'application/json' },
+      body: JSON.stringify({ messages: [{ role: 'user', content: 'What is the capital of France?' }], temperature: 0 }),
+    });
+    const text = (await answer.json()).choices[0].message.content;
+    if (text !== 'The capital of France is Paris.') throw new Error(`the server answered ${JSON.stringify(text)}`);
+    const page = await fetch(url);
+    if (!/<script/.test(await page.text())) throw new Error('the server has no page');
+  } finally {
+    server.kill('SIGTERM');
+  }
+  const [code] = await once(server, 'exit');
+  if (code !== 0) throw new Error(`the server ended with ${code}`);
+  const count = packages().length;
+  console.log(
+    `server: ${own.length} files, ${(packed / 1e6).toFixed(1)} MB packed; works from its tarball (${count} folders in node_modules)`,
+  );
+}
+
+checkServer().then(
+  () => fs.rmSync(project, { recursive: true, force: true }),
+  (error) => {
+    console.error(error);
+    process.exitCode = 1;
+  },
+);

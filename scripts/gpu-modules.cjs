@@ -1,5 +1,5 @@
 'use strict';
-// Prints the folders of node_modules that the tests and the addon's build need when they run, one a line: what
+// Prints the folders of node_modules that the tests, the addon's build and the server need when they run, one a line: what
 // scripts/gpu-prepare.sh carries to a machine without npm. Types and what only other systems run are left out.
 const fs = require('node:fs');
 const path = require('node:path');
@@ -19,6 +19,9 @@ const wanted = [
   'node-addon-api',
   'node-api-headers',
 ];
+// The server imports this package by its name: a link, which comes as one. Queues of batches are not run there.
+const server = path.join(root, 'server');
+const leftOut = ['node-chatglm', 'bullmq'];
 const needless = /^(@types\/.*|typescript|node-notifier)$/;
 const folders = new Set();
 
@@ -52,6 +55,9 @@ function add(name, from, mustExist) {
 }
 
 for (const name of wanted) add(name, root, true);
+const { dependencies } = JSON.parse(fs.readFileSync(path.join(server, 'package.json'), 'utf8'));
+for (const name of Object.keys(dependencies)) if (!leftOut.includes(name)) add(name, server, true);
 // Packages that lie in another one's folder come with it.
 const outer = [...folders].filter((folder) => ![...folders].some((other) => folder.startsWith(other + path.sep)));
-process.stdout.write(`${outer.map((folder) => path.relative(root, folder)).join('\n')}\n`);
+const links = ['node_modules/node-chatglm'];
+process.stdout.write(`${[...outer.map((folder) => path.relative(root, folder)), ...links].join('\n')}\n`);

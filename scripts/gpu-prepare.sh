@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Fills .gpu/ (not in git) with what a machine that has a GPU and CUDA, but neither Node nor a network, lacks for
-# scripts/gpu-test.sh: Node itself, the modules that the tests need, dist/, GoogleTest's sources, and the programs that
-# `scripts/gpu-test.sh --stages build` or older-build have left in build/ here. Copy the repository with .gpu/ there.
+# scripts/gpu-test.sh: Node itself, the modules that the tests and the server need, dist/ and server/dist/, GoogleTest's
+# sources, and the programs that `scripts/gpu-test.sh --stages build` or older-build have left in build/ here. Copy the
+# repository with .gpu/ there.
 # Needs: npm ci, npm run build:ts, xz, GoogleTest's sources (Debian, Ubuntu: libgtest-dev).
 #
 #   scripts/gpu-prepare.sh [--programs]    with --programs: only these anew
@@ -65,13 +66,14 @@ pack_programs() {
 pack_programs
 if [ $only_programs = 0 ]; then
   [ -d node_modules/jest ] || die 'no node_modules: npm ci'
-  [ -f dist/index.js ] || die 'no dist/: npm run build:ts'
+  [ -f dist/index.js ] && [ -f server/dist/index.js ] || die 'no dist/ or server/dist/: npm run build:ts'
   [ -d /usr/src/googletest ] || die 'no /usr/src/googletest: install libgtest-dev'
   pack_node
   node scripts/gpu-modules.cjs >"$scratch/modules"
   pack modules --exclude='*.map' --exclude='*.d.ts' --exclude='*.d.mts' --exclude='*.d.cts' --exclude='*.md' \
-    --exclude='*.flow' --files-from="$scratch/modules"
-  pack dist dist
+    --exclude='*.flow' --exclude='node_modules/*/test' --exclude='node_modules/*/docs' --files-from="$scratch/modules"
+  # The page is not measured there.
+  pack dist --exclude=server/dist/web dist server/dist
   part=googletest/googletest
   pack googletest -C /usr/src googletest/CMakeLists.txt $part/CMakeLists.txt $part/cmake $part/include $part/src
 fi

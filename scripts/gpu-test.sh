@@ -18,6 +18,7 @@
 #     sampling     what sampling options cost, through the package: benchmark/sampling.mjs
 #     structured   what answers that follow a grammar cost, through the package: benchmark/structured.mjs
 #     engine       what speculation gains, and the gaps between tokens while a prompt arrives: benchmark/engine
+#     server       HTTP beside the facade, 64 and 256 streams of the 6B shape: benchmark/server.mjs
 #     soak         many clients at once on the embedded model, for a minute: scripts/soak.mjs
 #   --filter  for GoogleTest, in tests, older and sanitize
 #   --bench   arguments of the benchmark (see benchmark/cuda/main.cc)
@@ -46,7 +47,7 @@ both() { # what is read, on the terminal and in the log
   done
 }
 
-declare -A limits=([build]=420 [older-build]=560 [tests]=300 [older]=420 [sanitize]=540 [facade]=300 [bench]=300 [cli]=300 [sampling]=240 [structured]=240 [engine]=200 [soak]=120)
+declare -A limits=([build]=420 [older-build]=560 [tests]=300 [older]=420 [sanitize]=540 [facade]=300 [bench]=300 [cli]=300 [sampling]=240 [structured]=240 [engine]=200 [soak]=120 [server]=300)
 
 # --- What is missing here, from .gpu/.
 
@@ -75,7 +76,7 @@ provide() {
   fi
   if [ -x build/gpu-node/bin/node ]; then export PATH=$root/build/gpu-node/bin:$PATH; fi
   unpack modules node_modules .
-  unpack dist dist .
+  unpack dist server/dist .
   unpack googletest build/gpu-gtest/googletest build/gpu-gtest
   # Programs that were built elsewhere, where nothing was built here.
   if [ ! -f build/gpu/CMakeCache.txt ] && [ ! -f "build/gpu-${older_archs[0]}/CMakeCache.txt" ]; then
@@ -318,13 +319,21 @@ stage_cli() {
 stage_sampling() {
   node benchmark/sampling.mjs --device cuda --streams 1,8,64,256 --prompt 128 --tokens 128 --rounds 5 2>&1 | both
 }
+unpack_tokenizer() {
+  node -e "fs.writeFileSync('build/tokenizer.model', zlib.brotliDecompressSync(fs.readFileSync('test/fixtures/tokenizer/tokenizer.model.br')))"
+}
 stage_structured() {
-  node -e "fs.writeFileSync('build/tokenizer.model', zlib.brotliDecompressSync(fs.readFileSync('test/fixtures/tokenizer/tokenizer.model.br')))" &&
+  unpack_tokenizer &&
     node benchmark/structured.mjs --shape 6b --tokenizer build/tokenizer.model --device cuda --streams 1,64,256 \
       --tokens 128 --rounds 5 2>&1 | both
 }
 stage_engine() {
   build/gpu/native/test/chatglm_cuda_engine_bench --tokens 256 --rounds 5 2>&1 | both
+}
+stage_server() {
+  unpack_tokenizer &&
+    node benchmark/server.mjs --shape 6b --tokenizer build/tokenizer.model --device cuda --streams 64,256 --tokens 512 \
+      --rounds 4 --idle 2000 2>&1 | both
 }
 stage_soak() {
   node scripts/soak.mjs --device cuda --minutes 1 2>&1 | both

@@ -79,6 +79,9 @@ const expectations: Readonly<Record<string, (output: string) => void>> = {
     expect(output).toMatch(/^phases: queued \d+ ms, admitted .*, finished \d+ ms$/m);
     expect(output).toMatch(/^ended$/m);
   },
+  'openai-server.mjs': (output) => {
+    expect(output).toBe('answer: The capital of France is Paris.\nwith a wrong key: 401 invalid_api_key\n');
+  },
   'perplexity.mjs': (output) => {
     const [ordered, disordered] = output
       .trim()

@@ -20,7 +20,10 @@ export interface ServerContext {
 }
 
 /** What the engine is told of every request. */
-export type EngineOptions = Pick<GenerateOptions, 'signal' | 'client' | 'onTrace' | 'timeoutMs' | 'queueTimeoutMs'>;
+export type EngineOptions = Pick<
+  GenerateOptions,
+  'signal' | 'client' | 'priority' | 'onTrace' | 'timeoutMs' | 'queueTimeoutMs'
+>;
 
 declare module 'fastify' {
   interface FastifyRequest {
@@ -43,5 +46,7 @@ declare module 'fastify' {
     isOpen?: boolean;
     /** Whether the route looks after the server: it answers while the server drains, and only debug logs tell of it. Default: false. */
     isQuiet?: boolean;
+    /** Whether the body names a model, or means the first one by naming none. Default: true. */
+    hasModel?: boolean;
   }
 }

@@ -9,4 +9,4 @@ export type {
   ServedModel,
   ServerOptions,
 } from './options.js';
-export { buildApp, createServer, type ListenOptions, Server } from './server.js';
+export { createServer, type ListenOptions, Server } from './server.js';

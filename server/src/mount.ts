@@ -6,13 +6,13 @@ import { Server } from './server.js';
 type Next = (error?: unknown) => void;
 
 /** A handler of an Express or Connect application, which has to be closed. */
-export interface RequestHandler extends AsyncDisposable {
-  (request: IncomingMessage, response: ServerResponse, next?: Next): void;
-  /** What answers: its models, its metrics. */
-  readonly server: Server;
-  /** As `server.close()`. */
-  close(): Promise<void>;
-}
+export type RequestHandler = ((request: IncomingMessage, response: ServerResponse, next?: Next) => void) &
+  AsyncDisposable & {
+    /** What answers: its models, its metrics. */
+    readonly server: Server;
+    /** As `server.close()`. */
+    close(): Promise<void>;
+  };
 
 /**
  * The server as a part of an existing Express or Connect application, or of a plain `http.createServer()`. It answers the

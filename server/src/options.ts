@@ -11,6 +11,7 @@ import {
 } from 'node-chatglm';
 import type { Logger } from 'pino';
 import { type KeyOptions, type ServerKey, toServerKey } from './access/key.js';
+import { BATCH_DEFAULTS, type BatchSettings } from './batch/settings.js';
 import {
   booleanOption,
   integerOption,
@@ -78,10 +79,22 @@ export interface LogOptions {
 
 /** Where batches and their files are kept, and who works on them. */
 export interface BatchOptions {
-  /** The directory for files and batches. Default: none, and then they are gone with the process. */
+  /**
+   * The directory for files and batches, of this server alone. Default: a temporary one, gone with the process; the command
+   * line has the user's directory for data.
+   */
   directory?: FilePath | undefined;
-  /** The URL of a Redis whose workers answer batches. Default: none; this process answers them itself. */
+  /**
+   * The URL of a Redis that has files and batches in place of a directory, and whose workers (`chatglm-server worker`) answer
+   * them. Default: none; this process answers them itself.
+   */
   redis?: string | undefined;
+  /** The most lines of batches that this process answers at a time. Default: 32. */
+  concurrency?: number | undefined;
+  /** The most bytes of an uploaded file; more is answered with 413. Default: 209,715,200. */
+  fileBytes?: number | undefined;
+  /** The most bytes of all files together; more is answered with 507. Default: 10 GiB in a directory, 1 GiB in Redis. */
+  totalBytes?: number | undefined;
 }
 
 /** Options of `createServer()`, `requestHandler()` and the Fastify plugin. */
@@ -135,7 +148,7 @@ export interface ServerOptions {
   metrics?: boolean | 'open' | undefined;
   /** The web page at `/`. Default: true. */
   web?: boolean | undefined;
-  /** Files and batches. `false` leaves them out. Default: in memory. */
+  /** Files and batches. `false` leaves them out. Default: there, until the process ends. */
   batch?: BatchOptions | false | undefined;
   /** How long `close()` lets answers come to their end, in milliseconds. Default: 30,000. */
   shutdownMs?: number | undefined;
@@ -187,7 +200,7 @@ export interface ServerSettings {
   logger: Logger | LogSettings | undefined;
   metrics: boolean | 'open';
   web: boolean;
-  batch: { directory: string | undefined; redis: string | undefined } | undefined;
+  batch: BatchSettings | undefined;
   shutdownMs: number;
 }
 
@@ -429,12 +442,25 @@ function readLogger(value: unknown): Logger | LogSettings | undefined {
 
 function readBatch(value: unknown): ServerSettings['batch'] {
   if (value === false) return undefined;
-  const set = readOptions<BatchOptions>('batch', value ?? {}, ['directory', 'redis']);
+  const set = readOptions<BatchOptions>('batch', value ?? {}, [
+    'directory',
+    'redis',
+    'concurrency',
+    'fileBytes',
+    'totalBytes',
+  ]);
   const redis = textOption('batch.redis', set.redis, undefined);
   if (redis !== undefined && !/^(rediss?|unix):/.test(redis)) {
     throw invalidArgument(`batch.redis must be a URL such as redis://127.0.0.1:6379, got ${show(redis)}`);
   }
-  return { directory: set.directory === undefined ? undefined : toPath('batch.directory', set.directory), redis };
+  const { concurrency, fileBytes } = BATCH_DEFAULTS;
+  return {
+    directory: set.directory === undefined ? undefined : path.resolve(toPath('batch.directory', set.directory)),
+    redis,
+    concurrency: integerOption('batch.concurrency', set.concurrency, concurrency, { least: 1, most: 1024 }),
+    fileBytes: integerOption('batch.fileBytes', set.fileBytes, fileBytes, { least: 1, most: 2 ** 40 }),
+    totalBytes: integerOption('batch.totalBytes', set.totalBytes, undefined, { least: 1 }),
+  };
 }
 
 /** What a path is, for messages of the command line. */

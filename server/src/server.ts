@@ -5,9 +5,12 @@ import cors from '@fastify/cors';
 import Fastify, { type FastifyBaseLogger, type FastifyInstance, LogController } from 'fastify';
 import { Access } from './access/access.js';
 import type { AnswerUsage, Caller } from './access/caller.js';
+import { internalCaller } from './access/internal.js';
 import { isLoopback, OriginGuard } from './access/origins.js';
 import { messagesRoutes } from './anthropic/messages.js';
+import { batchRoutes } from './batch/routes.js';
 import type { EngineOptions, ServerContext } from './context.js';
+import { closeWithSocket } from './http/closing.js';
 import { errorBody, errorHandler } from './http/error-handler.js';
 import { ApiError } from './http/errors.js';
 import { Lifecycle } from './lifecycle.js';
@@ -36,6 +39,7 @@ const PARTS: readonly ((app: FastifyInstance, context: ServerContext) => void)[]
   tokenizeRoutes,
   responsesRoutes,
   messagesRoutes,
+  batchRoutes,
   webRoutes,
 ];
 
@@ -171,7 +175,7 @@ export class Server implements AsyncDisposable {
   async #close(): Promise<void> {
     const { lifecycle, settings, log } = this.#context;
     log.info({ inFlight: lifecycle.inFlight }, 'shutting down');
-    this.app.server.closeIdleConnections();
+    // Connections without a request stay until the end: what comes on them is refused in words rather than by a reset.
     const isDone = await lifecycle.drain(settings.shutdownMs);
     if (!isDone) log.warn({ inFlight: lifecycle.inFlight }, 'answers are cut off: the time to shut down is over');
     await this.app.close();
@@ -278,6 +282,7 @@ function build(settings: ServerSettings, { onUnknown }: Mount = {}): Built {
     return {
       signal: this.gone,
       client: this.caller.client,
+      priority: this.caller.priority,
       onTrace: tellAll(count, span),
       timeoutMs: limits.answerTimeoutMs,
       queueTimeoutMs: limits.queueTimeoutMs,
@@ -293,20 +298,22 @@ function build(settings: ServerSettings, { onUnknown }: Mount = {}): Built {
     const gone = new AbortController();
     request.gone = gone.signal;
     if (!isQuiet) lifecycle.enter();
+    closeWithSocket(raw, request.raw.socket);
     raw.once('close', () => {
       if (!isQuiet) lifecycle.leave();
       if (!raw.writableFinished) gone.abort();
       record.end(request, reply, metrics);
     });
     try {
-      if (!access.hasKeys) guard.check(request);
+      const internal = internalCaller();
+      if (!internal && !access.hasKeys) guard.check(request);
       if (lifecycle.isDraining && !isQuiet) {
         reply.header('connection', 'close');
         throw new ApiError('The server is shutting down.', { status: 503, code: 'shutting_down', retryAfter: 1 });
       }
-      request.caller = isOpen ? NOBODY : withRecord(access.identify(request), record);
+      request.caller = isOpen ? NOBODY : withRecord(internal ?? access.identify(request), record);
       // What only reads costs nothing worth counting.
-      if (!isOpen && request.method === 'POST') access.enter(request, reply);
+      if (!internal && !isOpen && request.method === 'POST') access.enter(request, reply);
       done();
     } catch (error) {
       done(error as Error);
@@ -326,10 +333,13 @@ function build(settings: ServerSettings, { onUnknown }: Mount = {}): Built {
     again.receivedEncodedLength = Number.isNaN(length) ? text.length : length;
     done(null, again);
   });
+  const logsContent = logger !== undefined && !isLogger(logger) && logger.content;
   app.addHook('preHandler', (request, _reply, done) => {
+    if (logsContent && request.method === 'POST') request.log.info({ content: contentOf(request.body) }, 'asked');
     const { model } = (request.body ?? {}) as { model?: unknown };
     const { caller } = request;
-    if (request.method === 'POST' && (typeof model === 'string' || model == null)) {
+    const { hasModel = true } = request.routeOptions.config;
+    if (hasModel && request.method === 'POST' && (typeof model === 'string' || model == null)) {
       const id = resolved(models, model ?? undefined);
       if (id !== undefined && !caller.allows(id)) {
         done(
@@ -395,6 +405,12 @@ function withRecord(caller: Caller, record: RequestRecord): Caller {
   };
 }
 
+/** What a request says, and not how it is to be answered. */
+function contentOf(body: unknown): unknown {
+  const { messages, system, prompt, input, instructions } = (body ?? {}) as Record<string, unknown>;
+  return { messages, system, prompt, input, instructions };
+}
+
 function resolved(models: ModelPool, name: string | undefined): string | undefined {
   try {
     return models.resolve(name);
@@ -415,6 +431,11 @@ function countConnections(app: FastifyInstance): () => number {
 /** What is no HTTP, or too slow, or too much of it: answered in the shape of other errors, and the connection is closed. */
 function answerBadRequest(this: FastifyInstance, error: Error & { code?: string }, socket: Socket): void {
   if (error.code === 'ECONNRESET' || socket.destroyed) return;
+  // What comes behind a request that cannot be read is no request either.
+  if (socket.writableEnded) {
+    socket.destroy();
+    return;
+  }
   const [status, reason, message] =
     error.code === 'HPE_HEADER_OVERFLOW'
       ? [431, 'Request Header Fields Too Large', 'The headers of the request are too large.']
@@ -422,7 +443,9 @@ function answerBadRequest(this: FastifyInstance, error: Error & { code?: string 
         ? [408, 'Request Timeout', 'The request did not arrive in time.']
         : [400, 'Bad Request', 'This is no HTTP request that can be read.'];
   const body = JSON.stringify(errorBody(new ApiError(message, { status, code: null }), 'openai', ''));
-  if (socket.writable) {
+  // An answer that is due, or begun, would be mixed up with this one; unless it is for the request that broke off.
+  const { _httpMessage: due } = socket as Socket & { _httpMessage?: ServerResponse | null };
+  if (socket.writable && (!due || (!due.headersSent && !due.req.complete))) {
     socket.end(
       `HTTP/1.1 ${status} ${reason}\r\nContent-Type: application/json; charset=utf-8\r\n` +
         `Content-Length: ${Buffer.byteLength(body)}\r\nConnection: close\r\n\r\n${body}`,

@@ -1,8 +1,10 @@
-import { createServer } from 'node:http';
+import { once } from 'node:events';
+import { createServer, request as httpRequest, type IncomingMessage } from 'node:http';
 import { defineTool, pythonExecutor } from 'node-chatglm';
 import OpenAI from 'openai';
 import { zodFunction, zodResponseFormat } from 'openai/helpers/zod';
 import { z } from 'zod';
+import { buildApp } from '../src/server';
 import { endless, eventsOf, type Served, serve, weatherTool } from './support/served';
 
 let served: Served;
@@ -509,7 +511,8 @@ describe('tools that the server runs', () => {
       timings: { predicted_n: expect.any(Number), predicted_per_second: expect.any(Number) },
     });
     // The messages go on where the answer ended.
-    const { messages } = steps.at(-1);
+    const { messages, context_tokens: taken } = steps.at(-1);
+    expect(taken).toBeLessThan(events.at(-2).usage.total_tokens);
     expect(messages.map(({ role }: { role: string }) => role)).toEqual(['assistant', 'tool', 'assistant']);
     const next = await own.post('/v1/chat/completions', {
       ...greedy,
@@ -517,6 +520,8 @@ describe('tools that the server runs', () => {
       max_tokens: 20,
     });
     expect(next.status).toBe(200);
+    // The next prompt has what was taken, a question, and what the model is told of the tools.
+    expect(next.body.usage.prompt_tokens).toBeGreaterThan(50);
   });
 
   test('code for the interpreter runs, and its steps are told', async () => {
@@ -746,7 +751,73 @@ describe('when the client goes', () => {
   });
 });
 
+test('a client that reads slowly gets all of it, and holds nobody up', async () => {
+  const [n, max_tokens] = [8, 160];
+  const request = httpRequest(`${served.url}/v1/chat/completions`, {
+    method: 'POST',
+    headers: { 'content-type': 'application/json' },
+  });
+  const body = { ...greedy, messages: hello, n, max_tokens, logprobs: true, top_logprobs: 20, ignore_eos: true };
+  request.end(JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }));
+  const [response] = (await once(request, 'response')) as [IncomingMessage];
+  response.pause();
+  // Others are answered meanwhile, and the model finishes what nobody reads.
+  const { choices } = await client.chat.completions.create({ ...greedy, messages: [...hello] });
+  expect(choices[0]?.message.content).toBe(GREETING);
+  await served.idle();
+  const parts: Buffer[] = [];
+  for await (const part of response) parts.push(part as Buffer);
+  const events = eventsOf(Buffer.concat(parts).toString());
+  expect(events.at(-1)).toBe('[DONE]');
+  expect(events.at(-2).usage.completion_tokens).toBe(n * max_tokens);
+  const texts = Array<string>(n).fill('');
+  const tokens = Array<string>(n).fill('');
+  for (const { index, delta, logprobs } of events.flatMap((event) => event.choices ?? [])) {
+    texts[index] += delta.content ?? '';
+    for (const { token, top_logprobs: top } of logprobs?.content ?? []) {
+      tokens[index] += token;
+      expect(top).toHaveLength(20);
+    }
+  }
+  expect(new Set(texts).size).toBe(1);
+  expect(texts[0]?.startsWith(GREETING)).toBe(true);
+  expect(tokens).toEqual(texts);
+});
+
+test('a failure behind the first event is an event, which the client throws', async () => {
+  const lost = await serve();
+  try {
+    const body = { ...greedy, messages: [...hello], logit_bias: endless(lost.model), max_tokens: 900 };
+    const stream = await lost.client().chat.completions.create({ ...body, stream: true });
+    let count = 0;
+    const read = async () => {
+      for await (const _ of stream) if (++count === 3) void lost.model.dispose();
+    };
+    await expect(read()).rejects.toMatchObject({ code: 'shutting_down', type: 'server_error' });
+    // Those that come later learn of it by their status.
+    await expect(lost.client().chat.completions.create({ ...greedy, messages: [...hello] })).rejects.toMatchObject({
+      status: 503,
+    });
+  } finally {
+    await lost.close();
+  }
+});
+
 describe('a server that is busy', () => {
+  test('more choices than ever fit are no reason to try again', async () => {
+    const app = buildApp({ models: [{ id: 'small', load: { device: 'cpu', maxSequences: 2, maxQueue: 1 } }] });
+    const ask = async (n: number) =>
+      await app.inject({ method: 'POST', url: '/v1/chat/completions', payload: { messages: hello, n, max_tokens: 2 } });
+    try {
+      expect((await ask(3)).statusCode).toBe(200);
+      const refused = await ask(4);
+      expect(refused.statusCode).toBe(400);
+      expect(refused.json().error).toMatchObject({ param: 'n', message: expect.stringContaining('takes 3 choices') });
+    } finally {
+      await app.close();
+    }
+  });
+
   test('429 with a time to wait, and the client tries again until there is room', async () => {
     const small = await serve({}, { maxSequences: 1, maxQueue: 0 });
     try {

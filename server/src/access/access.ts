@@ -45,6 +45,20 @@ export class Access {
     }
   }
 
+  /** Who a key's name stands for, for work that goes on after the request; undefined where the key is not valid any more. */
+  callerOf(name: string): Caller | undefined {
+    if (this.#keys === undefined) return NOBODY;
+    const key = this.#keys.find((each) => each.name === name);
+    if (!key || (key.expires !== undefined && key.expires <= Date.now())) return undefined;
+    return this.#toCaller(key);
+  }
+
+  /** How many milliseconds a key has to wait until it may use more tokens. */
+  msUntilTokens(name: string): number {
+    const key = this.#keys?.find((each) => each.name === name);
+    return (key && this.#accountOf(key).tokens?.msUntil(1, Date.now())) ?? 0;
+  }
+
   /** Whose request it is. Throws ApiError 401. */
   identify(request: FastifyRequest): Caller {
     if (this.#keys === undefined) return NOBODY;
@@ -57,6 +71,10 @@ export class Access {
     const key = this.#find(given);
     if (!key) throw unauthorized('Incorrect API key provided.');
     if (key.expires !== undefined && key.expires <= Date.now()) throw unauthorized('The API key has expired.');
+    return this.#toCaller(key);
+  }
+
+  #toCaller(key: ServerKey): Caller {
     const account = this.#accountOf(key);
     return {
       key: key.name,

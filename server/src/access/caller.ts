@@ -23,6 +23,8 @@ export interface Caller {
    * of requests it has; with a weight, so many times as many.
    */
   client: { key: string; weight: number } | undefined;
+  /** The engine's priority of the caller's requests: batches are computed after others. Default: 0. */
+  priority?: number | undefined;
   /** Whether the caller may ask the model of this id. */
   allows(model: string): boolean;
   /**

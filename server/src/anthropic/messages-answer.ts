@@ -1,8 +1,8 @@
 import { randomUUID } from 'node:crypto';
 import type { ChatChunk, ChatReply, Model, TraceEvent, Usage } from 'node-chatglm';
+import type { ChoiceWriter } from '../chat/choices.js';
 import { anthropicErrorType } from '../http/error-handler.js';
 import type { ApiError } from '../http/errors.js';
-import type { ChoiceWriter } from '../openai/choices.js';
 
 /** An id as Anthropic writes them: what the thing is, and letters that nobody can guess. */
 export function newId(kind: 'msg' | 'toolu'): string {

@@ -1,7 +1,17 @@
 import type { GenerateOptions, ResponseFormat, ToolChoice, WrappedToolDefinition } from 'node-chatglm';
 import { samplingOptions } from '../chat/sampling.js';
-import { badRequest } from '../http/errors.js';
-import { arrayAt, booleanAt, type Fields, nameAt, objectAt, optionalAt, stringAt, wrongValue } from '../http/fields.js';
+import { ApiError, badRequest } from '../http/errors.js';
+import {
+  arrayAt,
+  booleanAt,
+  cut,
+  type Fields,
+  nameAt,
+  objectAt,
+  optionalAt,
+  stringAt,
+  wrongValue,
+} from '../http/fields.js';
 import { optional } from '../http/validation.js';
 
 const MOST_TOKENS = 0x7fff_ffff;
@@ -48,6 +58,7 @@ export const MESSAGES_SCHEMA = {
     diagnostics: optional.any,
     inference_geo: optional.string,
     container: optional.any,
+    thread: optional.object,
   },
 } as const;
 
@@ -81,6 +92,7 @@ export interface MessagesBody extends CountBody {
   stream?: boolean | null;
   metadata?: { user_id?: string | null } | null;
   container?: unknown;
+  thread?: object | null;
 }
 
 /** A conversation in the shape of OpenAI's chat completions. */
@@ -170,7 +182,7 @@ function addUser(messages: unknown[], content: unknown, place: string, calls: Re
     const id = nameAt(block.tool_use_id, `${at}.tool_use_id`);
     if (!open.delete(id)) {
       throw badRequest(
-        `${at}: no \`tool_use\` block of the message before has the id ${id}, or another \`tool_result\` block answers it already.`,
+        `${at}: no \`tool_use\` block of the message before has the id ${cut(id)}, or another \`tool_result\` block answers it already.`,
         `${at}.tool_use_id`,
       );
     }
@@ -195,7 +207,7 @@ function readResult(block: Fields, place: string): string {
 function checkAnswered(calls: ReadonlySet<string>, place: string): void {
   if (calls.size === 0) return;
   throw badRequest(
-    `${place}: these \`tool_use\` ids have no \`tool_result\` block immediately after: ${[...calls].join(', ')}.`,
+    `${place}: these \`tool_use\` ids have no \`tool_result\` block immediately after: ${cut([...calls].join(', '))}.`,
     'messages',
   );
 }
@@ -214,7 +226,7 @@ function addAnswer(messages: unknown[], content: unknown, place: string): Set<st
         break;
       case 'tool_use': {
         const id = nameAt(block.id, `${at}.id`);
-        if (calls.has(id)) throw badRequest(`${at}: another \`tool_use\` block has the id ${id}.`, `${at}.id`);
+        if (calls.has(id)) throw badRequest(`${at}: another \`tool_use\` block has the id ${cut(id)}.`, `${at}.id`);
         const input = JSON.stringify(objectAt(block.input, `${at}.input`));
         calls.set(id, {
           id,
@@ -247,7 +259,7 @@ function readTools({ tools: given, tool_choice }: CountBody): Pick<Conversation,
     const { type = 'custom' } = tool;
     if (type !== 'custom' && type !== null) {
       throw badRequest(
-        `${place}: this server has no tools of its own, such as ${String(type)}. Tools that you run yourself have an input_schema and no type.`,
+        `${place}: this server has no tools of its own, such as ${cut(stringAt(type, `${place}.type`))}. Tools that you run yourself have an input_schema and no type.`,
         `${place}.type`,
       );
     }
@@ -282,7 +294,7 @@ function readToolChoice(value: unknown, tools: readonly WrappedToolDefinition[])
     case 'tool': {
       const name = nameAt(choice.name, 'tool_choice.name');
       if (tools.some((tool) => tool.function.name === name)) return { name };
-      throw badRequest(`tool_choice.name: there is no tool ${name}.`, 'tool_choice.name');
+      throw badRequest(`tool_choice.name: there is no tool ${cut(name)}.`, 'tool_choice.name');
     }
     default:
       throw wrongValue('tool_choice.type', choice.type, ['auto', 'any', 'tool', 'none']);
@@ -309,6 +321,15 @@ function readFormat(value: unknown): ResponseFormat | undefined {
 
 /** The facade's options for a message. */
 export function readOptions(body: MessagesBody): GenerateOptions {
+  if (body.thread != null) {
+    // By these details Anthropic's tool runner knows that it has to send the whole conversation each time.
+    throw new ApiError('thread: this server holds no conversations; send all messages.', {
+      status: 400,
+      code: 'unsupported_parameter',
+      param: 'thread',
+      details: { error_code: 'thread_unsupported_request', unsupported: ['thread'] },
+    });
+  }
   if (body.container != null) throw badRequest('container: this server runs no code.', 'container');
   const options = samplingOptions({
     temperature: body.temperature,

@@ -1,12 +1,12 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import type { ChatReply } from 'node-chatglm';
+import { account, collectChoices, streamChoices } from '../chat/choices.js';
 import { countTokens } from '../chat/count-tokens.js';
 import { engineOptions } from '../chat/engine-options.js';
 import { startChat } from '../chat/start-chat.js';
 import type { ServerContext } from '../context.js';
 import { EventStream } from '../http/event-stream.js';
 import { checkBody } from '../http/validation.js';
-import { account, collectChoices, streamChoices } from '../openai/choices.js';
 import {
   blocksOf,
   type MessageFrame,
@@ -43,8 +43,8 @@ export function messagesRoutes(app: FastifyInstance, { models }: ServerContext):
     async (request, reply) => {
       checkBody(request);
       const { body, caller, gone } = request;
-      const conversation = readConversation(body);
       const sampling = readOptions(body);
+      const conversation = readConversation(body);
       const stops = body.stop_sequences ?? [];
       const lease = await models.acquire(body.model, gone);
       try {

@@ -1,6 +1,7 @@
 import { type CodeExecutor, javascriptExecutor, type LoadOptions, pythonExecutor } from 'node-chatglm';
 import { parseKeys } from '../access/key-file.js';
 import { isLoopback } from '../access/origins.js';
+import { defaultDataDirectory } from '../batch/settings.js';
 import { idOfPath, kindOfPath, type LogOptions, type ServedModel, type ServerOptions } from '../options.js';
 import { createServer, type Server } from '../server.js';
 import { VERSION } from '../version.js';
@@ -13,7 +14,8 @@ const listening = {
   port: { kind: 'integer', short: 'p', least: 0, most: 65_535, about: 'Port; 0 takes a free one (default: 8000)' },
 } as const satisfies OptionSpecs;
 
-const models = {
+/** Options for the models that a process loads. */
+export const models = {
   model: { kind: 'texts', short: 'm', value: 'ID=PATH', about: 'A model and its id; may be given several times' },
   'any-model': { kind: 'flag', about: 'Requests for a model that there is not get the first one' },
   preload: { kind: 'texts', value: 'ID', about: 'A model to load at the start (default: the first)' },
@@ -49,11 +51,12 @@ const parts = {
     about: "Run the model's code in chats of the page, in a sandbox: python or javascript",
   },
   mcp: { kind: 'texts', value: 'COMMAND', about: 'Command of a Model Context Protocol server: tools for the page' },
-  data: { kind: 'text', value: 'DIR', about: 'Directory for files and batches (default: in memory)' },
+  data: { kind: 'text', value: 'DIR', about: "Directory for files and batches (default: in the user's data)" },
   redis: { kind: 'text', value: 'URL', about: 'Redis whose workers answer batches (default: this process does)' },
 } as const satisfies OptionSpecs;
 
-const running = {
+/** Options for what a process tells, and for its end. */
+export const running = {
   metrics: {
     kind: 'text',
     value: 'WHO',
@@ -117,6 +120,8 @@ const help = [
 ].join('\n');
 
 type Given = OptionValues<typeof options>;
+type ModelValues = OptionValues<typeof models>;
+type LogValues = OptionValues<Pick<typeof running, 'log-level' | 'log-format' | 'log-content'>>;
 
 export async function run(args: readonly string[]): Promise<void> {
   const { options: given, positionals } = readArguments(options, args);
@@ -223,7 +228,7 @@ async function startAll(commands: readonly string[]): Promise<McpServer[]> {
   return servers;
 }
 
-function toModels(named: readonly string[], load: LoadOptions): ServedModel[] {
+export function toModels(named: readonly string[], load: LoadOptions): ServedModel[] {
   if (named.length === 0) return [{ load }];
   return named.map((text) => {
     // A path may have an = too: what is there is a path.
@@ -234,7 +239,7 @@ function toModels(named: readonly string[], load: LoadOptions): ServedModel[] {
   });
 }
 
-function toLoadOptions(given: Given): LoadOptions {
+export function toLoadOptions(given: ModelValues): LoadOptions {
   const load: LoadOptions = {};
   if (given.device !== undefined) load.device = given.device as NonNullable<LoadOptions['device']>;
   if (given.quantization !== undefined) load.quantization = given.quantization as 'int8' | 'int4';
@@ -248,7 +253,7 @@ function toLoadOptions(given: Given): LoadOptions {
   return load;
 }
 
-function toLogOptions(given: Given): LogOptions & { pretty: boolean } {
+export function toLogOptions(given: LogValues): LogOptions & { pretty: boolean } {
   return {
     level: (given['log-level'] ?? 'info') as NonNullable<LogOptions['level']>,
     pretty: given['log-format'] === undefined ? process.stdout.isTTY === true : given['log-format'] === 'pretty',
@@ -276,7 +281,7 @@ function toServerOptions(given: Given, mcp: readonly McpServer[]): ServerOptions
     },
     metrics: given.metrics === 'open' ? 'open' : given.metrics !== 'off',
     web: !given['no-web'],
-    batch: { directory: given.data, redis: given.redis },
+    batch: { directory: given.data ?? defaultDataDirectory(), redis: given.redis },
     shutdownMs: given['shutdown-timeout'],
   };
 }

@@ -10,6 +10,8 @@ export interface ApiErrorFields {
   param?: string | null | undefined;
   /** Seconds after which the same request may succeed. Default: none is told. */
   retryAfter?: number | undefined;
+  /** What Anthropic's clients are told besides, as `error.details`: programs decide by it. Default: nothing. */
+  details?: object | undefined;
   /** What went wrong underneath, for the log. */
   cause?: unknown;
 }
@@ -20,14 +22,16 @@ export class ApiError extends Error {
   readonly code: string | null;
   readonly param: string | null;
   readonly retryAfter: number | undefined;
+  readonly details: object | undefined;
 
-  constructor(message: string, { status, code, param = null, retryAfter, cause }: ApiErrorFields) {
+  constructor(message: string, { status, code, param = null, retryAfter, details, cause }: ApiErrorFields) {
     super(message, cause === undefined ? undefined : { cause });
     this.name = 'ApiError';
     this.status = status;
     this.code = code;
     this.param = param;
     this.retryAfter = retryAfter;
+    this.details = details;
   }
 }
 
@@ -72,6 +76,16 @@ export function toApiError(error: unknown): ApiError {
           retryAfter: 5,
           cause: error,
         });
+      case 'ERR_RUNTIME_CRASHED':
+        return new ApiError('The model failed while it answered. It is being loaded again.', {
+          status: 503,
+          code: 'model_failed',
+          retryAfter: 1,
+          cause: error,
+        });
+      case 'ERR_ABORTED':
+        // Nobody reads this answer; nginx's number tells the log that the server did not fail.
+        return new ApiError('The client has closed the request.', { status: 499, code: 'client_closed', cause: error });
       default:
         break;
     }
@@ -79,7 +93,11 @@ export function toApiError(error: unknown): ApiError {
   const fields = error as { statusCode?: unknown; message?: unknown; code?: unknown };
   // Fastify's own errors about a request, such as a body that is no JSON: their messages are for clients.
   if (typeof fields?.statusCode === 'number' && fields.statusCode >= 400 && fields.statusCode < 500) {
-    return new ApiError(String(fields.message), { status: fields.statusCode, code: null, cause: error });
+    const message =
+      fields.code === 'FST_ERR_CTP_INVALID_MEDIA_TYPE'
+        ? 'The body has to be JSON, with the header `content-type: application/json`.'
+        : String(fields.message);
+    return new ApiError(message, { status: fields.statusCode, code: null, cause: error });
   }
   return new ApiError('The server failed to answer. Its log tells why.', {
     status: 500,

@@ -12,10 +12,7 @@ const KEEP_ALIVE_MS = 10_000;
  * be sent meanwhile should be joined into fewer events.
  */
 export class EventStream {
-  /** Fires when the client has gone before the end. */
-  readonly closed: AbortSignal;
   readonly #reply: FastifyReply;
-  readonly #closing = new AbortController();
   #hasBegun = false;
   #isOver = false;
   #keepAlive: NodeJS.Timeout | undefined;
@@ -25,11 +22,9 @@ export class EventStream {
   /** @param keepAlive What a client that waits hears. Default: a comment. */
   constructor(reply: FastifyReply, keepAlive = ': waiting\n\n') {
     this.#reply = reply;
-    this.closed = this.#closing.signal;
     const { raw } = reply;
     raw.once('close', () => {
       clearInterval(this.#keepAlive);
-      if (!this.#isOver) this.#closing.abort();
       this.#isOver = true;
     });
     this.#keepAlive = setInterval(() => this.write(keepAlive), KEEP_ALIVE_MS).unref();
@@ -67,7 +62,8 @@ export class EventStream {
 
   /** Sends whole events as they are, each with the empty line at its end. */
   write(events: string): void {
-    if (this.#isOver) return;
+    // A frame of nothing is the end of the answer.
+    if (this.#isOver || events === '') return;
     this.#begin();
     this.#reply.raw.write(this.#isFramed ? `${Buffer.byteLength(events).toString(16)}\r\n${events}\r\n` : events);
   }
@@ -111,7 +107,6 @@ export class EventStream {
     // events of one token takes most of an event's time. Framed here, an event is one write. Not where something else sits
     // between this and the socket, such as a middleware that compresses.
     if (raw.chunkedEncoding && raw.write === ServerResponse.prototype.write) {
-      raw.flushHeaders();
       raw.chunkedEncoding = false;
       this.#isFramed = true;
     }

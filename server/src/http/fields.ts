@@ -59,3 +59,8 @@ function wrongType(place: string, expected: string, value: unknown): ApiError {
   }
   return badRequest(`Invalid type for '${place}': expected ${expected}, got ${kindOf(value)}.`, place, 'invalid_type');
 }
+
+/** A client's text for a message: its beginning, where it is long. */
+export function cut(text: string): string {
+  return text.length > 100 ? `${text.slice(0, 99)}…` : text;
+}

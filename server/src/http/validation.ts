@@ -30,8 +30,30 @@ interface SchemaProblem {
  */
 export function checkBody(request: FastifyRequest): void {
   const { validationError } = request as { validationError?: { validation?: SchemaProblem[] } };
+  refuseDeep(request.body);
   const problem = validationError?.validation?.[0];
   if (problem) throw problemError(problem, request.body);
+}
+
+/** How deep a body's arrays and objects may lie within each other. No schema of a person's comes near. */
+const MOST_LEVELS = 200;
+
+/** Refuses a body whose levels are so many that code which goes down into it would run out of stack. */
+function refuseDeep(body: unknown): void {
+  let level: unknown[] = [body];
+  for (let depth = 0; level.length > 0; depth++) {
+    if (depth > MOST_LEVELS) {
+      throw invalid(`The body has more than ${MOST_LEVELS} levels of arrays and objects.`, null, 'invalid_value');
+    }
+    const next: unknown[] = [];
+    for (const value of level) {
+      if (typeof value !== 'object' || value === null) continue;
+      for (const inner of Array.isArray(value) ? value : Object.values(value)) {
+        if (typeof inner === 'object' && inner !== null) next.push(inner);
+      }
+    }
+    level = next;
+  }
 }
 
 function problemError({ keyword, instancePath, params, message = '' }: SchemaProblem, body: unknown): ApiError {

@@ -24,6 +24,7 @@ interface Loaded {
   isBroken: boolean;
   leases: number;
   usedAt: number;
+  onFailed: (error: ChatGLMError) => void;
 }
 
 interface Entry extends ModelEntry {
@@ -122,7 +123,9 @@ export class Pool implements ModelPool {
       entry.loading ??= this.#load(entry);
       entry.waiting++;
       try {
-        await orAborted(entry.loading, signal);
+        const loaded = await orAborted(entry.loading, signal);
+        // At once: who has waited for the load is not to wait for room that another load wants of this very model.
+        if (entry.loaded === loaded && !loaded.isBroken) return this.#lease(entry, loaded);
       } catch (error) {
         // Those before this request had gone, and the load was given up in the moment in which it came.
         if (!(error instanceof ApiError && error.code === 'canceled')) throw error;
@@ -145,6 +148,7 @@ export class Pool implements ModelPool {
     for (const entry of this.#entries) {
       const loaded = entry.loaded ?? (await entry.loading?.catch(() => undefined));
       if (!loaded) continue;
+      loaded.model.off('failed', loaded.onFailed);
       // A model that was given to the server goes on without it.
       if (entry.model) continue;
       await loaded.model.drain({ timeoutMs: Math.max(0, end - performance.now()) }).catch(() => {});
@@ -245,12 +249,13 @@ export class Pool implements ModelPool {
       isBroken: false,
       leases: 0,
       usedAt: ++this.#clock,
+      onFailed: (error) => this.#fail(entry, loaded, error),
     };
     entry.loaded = loaded;
     entry.bytes = loaded.bytes;
     entry.contextLength = contextLength;
     entry.state = 'loaded';
-    model.on('failed', (error) => this.#fail(entry, loaded, error));
+    model.on('failed', loaded.onFailed);
     return loaded;
   }
 
@@ -387,11 +392,14 @@ async function orAborted<T>(promise: Promise<T>, signal: AbortSignal | undefined
 }
 
 export function noSuchModel(name: string): ApiError {
-  return new ApiError(`The model \`${name.slice(0, 200)}\` does not exist or you do not have access to it.`, {
-    status: 404,
-    code: 'model_not_found',
-    param: 'model',
-  });
+  return new ApiError(
+    `The model \`${name.slice(0, 200)}\` does not exist or you do not have access to it. GET /v1/models lists those that there are.`,
+    {
+      status: 404,
+      code: 'model_not_found',
+      param: 'model',
+    },
+  );
 }
 
 function shuttingDown(): ApiError {

@@ -11,6 +11,7 @@ export interface ModelCard {
   created: number;
   /** Its other names. */
   aliases: readonly string[];
+  /** Whether it is in memory, or on its way. */
   state: ModelState;
   /** Whether it is in memory. */
   isLoaded: boolean;
@@ -22,8 +23,11 @@ export interface ModelCard {
 
 /** A model in use: it stays in memory until it is released. */
 export interface ModelLease {
+  /** The model's id, whatever name was asked for. */
   id: string;
+  /** As {@link ModelCard.created}. */
   created: number;
+  /** The model: to be used until {@link release} is called. */
   model: Model;
   /** To call it again does nothing. */
   release(): void;

@@ -1,8 +1,8 @@
 import type { ChatChunk, ChatReply, ExecutionResult, Model, ToolCall } from 'node-chatglm';
 import { toOpenAI } from 'node-chatglm';
+import type { ChoiceWriter } from '../chat/choices.js';
+import { freshId } from '../chat/choices.js';
 import type { ChatOrder } from './chat-request.js';
-import type { ChoiceWriter } from './choices.js';
-import { freshId } from './choices.js';
 import { chatLogprobs, TokenAligner } from './token-texts.js';
 
 /** OpenAI's reason for the end of an answer. */
@@ -17,7 +17,11 @@ function calledFunction({ name, arguments: given, raw }: ToolCall): { name: stri
 }
 
 /** A choice of a chat completion. */
-export function chatChoice(reply: ChatReply, index: number, order: ChatOrder, { tokenizer }: Model): object {
+export function chatChoice(
+  reply: ChatReply,
+  index: number,
+  { order, model: { tokenizer }, contextTokens }: { order: ChatOrder; model: Model; contextTokens: () => number },
+): object {
   const { text, toolCall, logprobs } = reply;
   const message: Record<string, unknown> = {
     role: 'assistant',
@@ -31,7 +35,7 @@ export function chatChoice(reply: ChatReply, index: number, order: ChatOrder, { 
     else message.tool_calls = [{ id: freshId('call_'), type: 'function', function: called }];
   }
   if (order.runsTools) {
-    message.chatglm = { messages: toOpenAI(reply.messages), steps: reply.steps.map(toStep) };
+    message.chatglm = { ...saidBy(reply, contextTokens()), steps: reply.steps.map(toStep) };
   }
   return {
     index,
@@ -45,6 +49,11 @@ export function chatChoice(reply: ChatReply, index: number, order: ChatOrder, { 
     const shown = [...aligner.push(text, logprobs ?? []), ...aligner.end()];
     return JSON.parse(`[${chatLogprobs(tokenizer, shown)}]`);
   }
+}
+
+/** All that an answer said, called and learned, for the next request; and how much of the context is taken then. */
+function saidBy({ messages }: ChatReply, contextTokens: number): object {
+  return { messages: toOpenAI(messages), context_tokens: contextTokens };
 }
 
 /** What the server did between question and answer, as the last answer tells it. */
@@ -86,7 +95,7 @@ export class ChatChoiceWriter implements ChoiceWriter<ChatChunk, ChatReply> {
   readonly #index: number;
   readonly #order: ChatOrder;
   readonly #model: Model;
-  readonly #aligner: TokenAligner | undefined;
+  #aligner: TokenAligner | undefined;
   /** A chunk with text, up to its text and behind it. */
   readonly #beforeText: string;
   readonly #afterText: string;
@@ -96,7 +105,15 @@ export class ChatChoiceWriter implements ChoiceWriter<ChatChunk, ChatReply> {
   #events = '';
   #hasBegun = false;
 
-  constructor(index: number, { frame, order, model }: { frame: ChunkFrame; order: ChatOrder; model: Model }) {
+  readonly #contextTokens: () => number;
+
+  /** @param setup.contextTokens How much of the context the conversation takes, once it has the answer. */
+  constructor(
+    index: number,
+    setup: { frame: ChunkFrame; order: ChatOrder; model: Model; contextTokens: () => number },
+  ) {
+    const { frame, order, model } = setup;
+    this.#contextTokens = setup.contextTokens;
     this.#frame = frame;
     this.#index = index;
     this.#order = order;
@@ -142,7 +159,7 @@ export class ChatChoiceWriter implements ChoiceWriter<ChatChunk, ChatReply> {
       }
     }
     const extra = this.#order.runsTools
-      ? { type: 'messages', index: this.#index, messages: toOpenAI(reply.messages) }
+      ? { type: 'messages', index: this.#index, ...saidBy(reply, this.#contextTokens()) }
       : undefined;
     return events + this.#chunk('{}', { finish: finishReason(reply, this.#order.usesFunctions), extra });
   }
@@ -172,6 +189,11 @@ export class ChatChoiceWriter implements ChoiceWriter<ChatChunk, ChatReply> {
   }
 
   #pushStep(step: Exclude<ChatChunk, { type: 'text' }>): void {
+    if (this.#aligner) {
+      // What was not shown until here was a call, or code.
+      this.#addLogprobs(chatLogprobs(this.#model.tokenizer, this.#aligner.end()));
+      this.#aligner = new TokenAligner(this.#model.tokenizer);
+    }
     this.#takeText();
     const told = { type: step.type, index: this.#index, ...stepFields(step) };
     this.#events += this.#chunk('{}', { extra: told });

@@ -1,10 +1,11 @@
-import type { CodeExecutor, GenerateOptions, ResponseFormat, ToolChoice, ToolsInput } from 'node-chatglm';
+import type { CodeExecutor, GenerateOptions, Model, ResponseFormat, ToolChoice, ToolsInput } from 'node-chatglm';
+import { MOST_CHOICES } from '../chat/choices.js';
 import { type SamplingFields, samplingOptions } from '../chat/sampling.js';
 import { checkToolMessages } from '../chat/tool-messages.js';
 import type { ServerContext } from '../context.js';
 import { badRequest } from '../http/errors.js';
 import { kindOf, optional, shown } from '../http/validation.js';
-import { MOST_CHOICES } from './choices.js';
+import type { ServerSettings } from '../options.js';
 
 /** Fields for sampling, which chat completions and completions share. */
 export const SAMPLING_SCHEMA = {
@@ -24,6 +25,8 @@ export const SAMPLING_SCHEMA = {
   min_p: optional.number(0, 1),
   repetition_penalty: optional.number(0.01, 100),
   repeat_penalty: optional.number(0.01, 100),
+  ignore_eos: optional.boolean,
+  timings_per_token: optional.boolean,
 } as const;
 
 /** Fields that are taken and make no difference. */
@@ -59,7 +62,6 @@ export const IGNORED_OF_OTHERS = Object.fromEntries(
     'samplers',
     'skip_special_tokens',
     'spaces_between_special_tokens',
-    'timings_per_token',
     'typ_p',
     'xtc_probability',
     'xtc_threshold',
@@ -122,6 +124,8 @@ export interface ChatBody extends SamplingFields {
   stream?: boolean | null;
   stream_options?: { include_usage?: boolean | null } | null;
   repeat_penalty?: number | null;
+  ignore_eos?: boolean | null;
+  timings_per_token?: boolean | null;
   max_tokens?: number | null;
   max_completion_tokens?: number | null;
   n?: number | null;
@@ -159,6 +163,8 @@ export interface ChatOrder {
   withUsage: boolean;
   withLogprobs: boolean;
   withTimings: boolean;
+  /** Whether the answer may not end by itself. */
+  isEndless: boolean;
   /** Whether calls are written as they were before there were tools. */
   usesFunctions: boolean;
   /** Whether the server runs its own tools, and tells of each step. */
@@ -174,11 +180,10 @@ export function readChatBody(body: ChatBody, { settings }: ServerContext): ChatO
   checkToolMessages(body.messages);
   const usesFunctions = body.functions != null || body.function_call != null;
   const runsTools = body.chatglm?.run_tools === true;
-  const own = runsTools ? (settings as ServerTools) : {};
+  const own: ServerTools = runsTools ? settings : {};
   const given = usesFunctions ? toTools(body) : readTools(body.tools ?? undefined);
   const { tools, choice } = chosenTools(given, usesFunctions ? body.function_call : body.tool_choice);
-  const serverTools = Array.isArray(own.tools) ? own.tools : own.tools ? [own.tools] : [];
-  const all = [...(tools ?? []), ...serverTools];
+  const all = [...(tools ?? []), ...serverTools(own.tools, tools ?? [])];
   if (body.top_logprobs != null && body.logprobs !== true) {
     throw badRequest("'top_logprobs' is allowed with 'logprobs': true only.", 'top_logprobs');
   }
@@ -201,7 +206,8 @@ export function readChatBody(body: ChatBody, { settings }: ServerContext): ChatO
     isStream: body.stream === true,
     withUsage: body.stream_options?.include_usage === true,
     withLogprobs: body.logprobs === true,
-    withTimings: body.chatglm?.timings === true,
+    withTimings: body.chatglm?.timings === true || body.timings_per_token === true,
+    isEndless: body.ignore_eos === true,
     usesFunctions,
     runsTools,
     serviceTier: body.service_tier ?? undefined,
@@ -210,10 +216,7 @@ export function readChatBody(body: ChatBody, { settings }: ServerContext): ChatO
 }
 
 /** What the server was started with for `chatglm.run_tools`. */
-interface ServerTools {
-  tools?: ToolsInput | undefined;
-  interpreter?: CodeExecutor | undefined;
-}
+type ServerTools = Partial<Pick<ServerSettings, 'tools' | 'interpreter'>>;
 
 /** The options that all choices of a request share. */
 export function commonOptions(body: SamplingFields & { repeat_penalty?: number | null }): GenerateOptions {
@@ -226,6 +229,17 @@ export function commonOptions(body: SamplingFields & { repeat_penalty?: number |
     stop: typeof body.stop === 'string' ? [body.stop] : body.stop?.filter((text) => text !== ''),
   });
 }
+
+/** Options that keep an answer from ending by itself: a bias that bans the tokens that would end it. */
+export function endlessly(options: GenerateOptions, { tokenizer }: Model): GenerateOptions {
+  const { size, tokenCount } = tokenizer;
+  const special = Array.from({ length: tokenCount - size }, (_, i) => size + i);
+  const banned = [END_OF_TEXT, ...special].map((id) => [id, Number.NEGATIVE_INFINITY]);
+  return { ...options, logitBias: { ...options.logitBias, ...Object.fromEntries(banned) } };
+}
+
+/** `</s>`, in every ChatGLM. */
+const END_OF_TEXT = 2;
 
 /** The options of one of several choices: the same seed would give the same answer. */
 export function withSeed(options: GenerateOptions, index: number): GenerateOptions {
@@ -304,6 +318,15 @@ function readTools(tools: readonly unknown[] | undefined): ToolFields[] | undefi
     }
     return tool;
   });
+}
+
+/** The tools that the server runs, but for those whose names the request has for its own. */
+function serverTools(tools: ToolsInput | undefined, given: readonly ToolFields[]): object[] {
+  const taken = new Set(given.map((tool) => tool.function?.name));
+  const list = Array.isArray(tools)
+    ? (tools as object[])
+    : Object.entries(tools ?? {}).map(([name, tool]) => ({ name, ...(tool as object) }));
+  return list.filter((tool) => !taken.has((tool as { name?: string }).name));
 }
 
 /** The old `functions` as tools. */

@@ -1,5 +1,6 @@
 import type { FastifyInstance } from 'fastify';
 import type { ChatReply, GenerateOptions } from 'node-chatglm';
+import { account, checkChoices, collectChoices, freshId, streamChoices } from '../chat/choices.js';
 import { engineOptions } from '../chat/engine-options.js';
 import { inRequestNames } from '../chat/facade-errors.js';
 import { openChat, type StartedChat } from '../chat/start-chat.js';
@@ -8,8 +9,7 @@ import { EventStream } from '../http/event-stream.js';
 import { checkBody } from '../http/validation.js';
 import type { ModelLease } from '../models/pool.js';
 import { ChatChoiceWriter, type ChunkFrame, chatChoice } from './chat-answer.js';
-import { CHAT_SCHEMA, type ChatBody, type ChatOrder, readChatBody } from './chat-request.js';
-import { account, collectChoices, freshId, streamChoices } from './choices.js';
+import { CHAT_SCHEMA, type ChatBody, type ChatOrder, endlessly, readChatBody } from './chat-request.js';
 import { apiTimings, apiUsage, systemFingerprint } from './usage.js';
 
 /** `/v1/chat/completions`. */
@@ -25,10 +25,13 @@ export function chatRoutes(app: FastifyInstance, context: ServerContext): void {
         const lease = await context.models.acquire(order.model, gone);
         const started: StartedChat[] = [];
         try {
+          checkChoices(order.choices, lease, context.settings);
           const engine = engineOptions(request, lease, order.user);
           const cached = await computePrompt(lease, order, { ...engine, signal: gone });
           for (let i = 0; i < order.choices; i++) {
-            started.push(openChat(lease.model, { ...order, options: { ...order.options(i), ...engine } }));
+            const own = order.options(i);
+            const options = order.isEndless ? endlessly(own, lease.model) : own;
+            started.push(openChat(lease.model, { ...order, options: { ...options, ...engine } }));
           }
           const created = Math.floor(Date.now() / 1000);
           const about = { id: freshId('chatcmpl-'), created, model: lease.id };
@@ -46,9 +49,14 @@ export function chatRoutes(app: FastifyInstance, context: ServerContext): void {
               head: `${head},"choices":[`,
               tail: order.withUsage ? '],"usage":null}' : ']}',
             };
-            const choices = started.map(({ stream }, index) => ({
+            const choices = started.map(({ chat, stream }, index) => ({
               source: stream,
-              writer: new ChatChoiceWriter(index, { frame, order, model: lease.model }),
+              writer: new ChatChoiceWriter(index, {
+                frame,
+                order,
+                model: lease.model,
+                contextTokens: () => chat.countTokens(),
+              }),
             }));
             const lastEvents = (replies: ChatReply[]) => {
               const usage = done(replies);
@@ -75,7 +83,13 @@ export function chatRoutes(app: FastifyInstance, context: ServerContext): void {
           return {
             ...about,
             object: 'chat.completion',
-            choices: replies.map((each, index) => chatChoice(each, index, order, lease.model)),
+            choices: replies.map((each, index) =>
+              chatChoice(each, index, {
+                order,
+                model: lease.model,
+                contextTokens: () => started[index]?.chat.countTokens() ?? 0,
+              }),
+            ),
             usage,
             ...tierOf(order),
             system_fingerprint: fingerprint,

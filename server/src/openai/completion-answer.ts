@@ -1,7 +1,7 @@
 import { isUtf8 } from 'node:buffer';
 import type { GenerationChunk, GenerationResult, Tokenizer, TokenLogprobs } from 'node-chatglm';
+import type { ChoiceWriter } from '../chat/choices.js';
 import type { ChunkFrame } from './chat-answer.js';
-import type { ChoiceWriter } from './choices.js';
 import { likeliestOf, type ShownToken, TokenAligner, type TokenText, toldLogprob } from './token-texts.js';
 
 export function finishReason({ finishReason: reason }: GenerationResult): 'stop' | 'length' {

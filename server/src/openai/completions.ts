@@ -1,5 +1,6 @@
 import type { FastifyInstance } from 'fastify';
 import type { GenerateOptions, Generation, GenerationResult, Model, TokenLogprobs } from 'node-chatglm';
+import { account, checkChoices, collectChoices, freshId, MOST_CHOICES, streamChoices } from '../chat/choices.js';
 import { engineOptions } from '../chat/engine-options.js';
 import { inRequestNames } from '../chat/facade-errors.js';
 import type { SamplingFields } from '../chat/sampling.js';
@@ -10,12 +11,12 @@ import { checkBody, kindOf, optional } from '../http/validation.js';
 import {
   type ChatBody,
   commonOptions,
+  endlessly,
   IGNORED_OF_OTHERS,
   readFormat,
   SAMPLING_SCHEMA,
   withSeed,
 } from './chat-request.js';
-import { account, collectChoices, freshId, MOST_CHOICES, streamChoices } from './choices.js';
 import { CompletionWriter, type Echo, finishReason, TextLogprobs } from './completion-answer.js';
 import { apiTimings, apiUsage, systemFingerprint } from './usage.js';
 
@@ -62,7 +63,17 @@ const COMPLETION_SCHEMA = {
 
 interface CompletionBody
   extends SamplingFields,
-    Pick<ChatBody, 'response_format' | 'grammar' | 'json_schema' | 'repeat_penalty' | 'user' | 'safety_identifier'> {
+    Pick<
+      ChatBody,
+      | 'response_format'
+      | 'grammar'
+      | 'json_schema'
+      | 'repeat_penalty'
+      | 'ignore_eos'
+      | 'timings_per_token'
+      | 'user'
+      | 'safety_identifier'
+    > {
   model?: string | null;
   prompt: unknown;
   stream?: boolean | null;
@@ -105,13 +116,15 @@ export function completionRoutes(app: FastifyInstance, context: ServerContext): 
       const { model } = lease;
       const started: Generation[] = [];
       try {
+        checkChoices(n * prompts.length, lease, context.settings);
         const echoes = body.echo
           ? await Promise.all(prompts.map((prompt) => echoOf(model, prompt, body.logprobs ?? undefined, gone)))
           : [];
+        const options = body.ignore_eos ? endlessly(common, model) : common;
         const engine = engineOptions(request, lease, body.user || body.safety_identifier);
         const cached = n > 1 ? await computePrompts(model, prompts, { ...engine, signal: gone }) : undefined;
         for (const prompt of prompts) {
-          for (let i = 0; i < n; i++) started.push(model.generate(prompt, { ...withSeed(common, i), ...engine }));
+          for (let i = 0; i < n; i++) started.push(model.generate(prompt, { ...withSeed(options, i), ...engine }));
         }
         const done = (results: readonly GenerationResult[]) => {
           const told = prompts.map((_, p) => {
@@ -132,7 +145,7 @@ export function completionRoutes(app: FastifyInstance, context: ServerContext): 
           system_fingerprint: systemFingerprint(lease),
         };
         const timingsOf = ([first]: readonly GenerationResult[]) =>
-          body.chatglm?.timings && first ? { timings: apiTimings(first) } : {};
+          (body.chatglm?.timings || body.timings_per_token) && first ? { timings: apiTimings(first) } : {};
         const writerOf = (index: number) => {
           const logprobs = withLogprobs ? new TextLogprobs(model.tokenizer) : undefined;
           return { index, logprobs, echo: echoes[Math.floor(index / n)] };
@@ -191,7 +204,7 @@ function readPrompts(value: unknown): Prompt[] {
   if (typeof value === 'string') return [value];
   if (isIds(value)) return [value];
   if (Array.isArray(value) && value.length > 0) {
-    if (value.every((each) => typeof each === 'string') || value.every(isIds)) return value as Prompt[];
+    if (value.every((each) => typeof each === 'string' || isIds(each))) return value as Prompt[];
   }
   throw badRequest(
     `Invalid type for 'prompt': expected a string, an array of strings, an array of token ids or an array of such arrays, none of them empty, got ${kindOf(value)}.`,

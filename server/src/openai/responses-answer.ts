@@ -1,7 +1,7 @@
 import type { ChatChunk, ChatReply, Model, Usage } from 'node-chatglm';
+import type { ChoiceWriter } from '../chat/choices.js';
 import type { ApiError } from '../http/errors.js';
 import type { Fields } from '../http/fields.js';
-import type { ChoiceWriter } from './choices.js';
 import { type Item, newId } from './responses-input.js';
 import { chatLogprobs, TokenAligner } from './token-texts.js';
 

@@ -1,7 +1,17 @@
 import { randomUUID } from 'node:crypto';
 import type { ResponseFormat, ToolChoice, WrappedToolDefinition } from 'node-chatglm';
 import { ApiError, badRequest } from '../http/errors.js';
-import { arrayAt, booleanAt, type Fields, nameAt, objectAt, optionalAt, stringAt, wrongValue } from '../http/fields.js';
+import {
+  arrayAt,
+  booleanAt,
+  cut,
+  type Fields,
+  nameAt,
+  objectAt,
+  optionalAt,
+  stringAt,
+  wrongValue,
+} from '../http/fields.js';
 
 /** A part of a message's content. */
 export type ContentPart =
@@ -194,10 +204,10 @@ function checkCalls(items: readonly Item[]): void {
   for (const item of items) {
     if (item.type === 'function_call') open.add(item.call_id);
     if (item.type === 'function_call_output' && !open.delete(item.call_id)) {
-      throw badRequest(`No tool call found for function call output with call_id ${item.call_id}.`, 'input');
+      throw badRequest(`No tool call found for function call output with call_id ${cut(item.call_id)}.`, 'input');
     }
   }
-  for (const id of open) throw badRequest(`No tool output found for function call ${id}.`, 'input');
+  for (const id of open) throw badRequest(`No tool output found for function call ${cut(id)}.`, 'input');
 }
 
 /** A function as the Responses API tells of it, with what OpenAI answers for fields that were left out. */
@@ -222,7 +232,7 @@ export function readTools(value: unknown): FunctionTool[] {
     if (type !== 'function') {
       const kind = stringAt(type, `${place}.type`);
       throw badRequest(
-        `${place} is of the type ${kind}: this server has no tools of its own. Functions, which you run yourself, are of the type function.`,
+        `${place} is of the type ${cut(kind)}: this server has no tools of its own. Functions, which you run yourself, are of the type function.`,
         `${place}.type`,
         'unsupported_value',
       );
@@ -289,7 +299,7 @@ export function readToolChoice(value: unknown, tools: readonly FunctionTool[]): 
 function knownName(value: unknown, place: string, tools: readonly FunctionTool[]): string {
   const name = nameAt(value, place);
   if (tools.some((tool) => tool.name === name)) return name;
-  throw badRequest(`Tool choice '${name}' not found in 'tools' parameter.`, 'tool_choice', 'invalid_value');
+  throw badRequest(`Tool choice '${cut(name)}' not found in 'tools' parameter.`, 'tool_choice', 'invalid_value');
 }
 
 function missingTools(): ApiError {
@@ -336,7 +346,7 @@ export function readMetadata(value: unknown): Record<string, string> {
     throw badRequest(`Invalid 'metadata': it has ${entries.length} entries, and may have 16.`, 'metadata');
   }
   for (const [key, entry] of entries) {
-    const text = stringAt(entry, `metadata.${key}`);
+    const text = stringAt(entry, `metadata.${cut(key)}`);
     if (key.length > 64 || text.length > 512) {
       throw badRequest(
         "Invalid 'metadata': keys may have 64 characters, and values 512.",

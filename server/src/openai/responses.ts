@@ -1,14 +1,14 @@
 import type { FastifyInstance, FastifyRequest } from 'fastify';
 import type { ChatReply } from 'node-chatglm';
+import { account, collectChoices, streamChoices } from '../chat/choices.js';
 import { countTokens } from '../chat/count-tokens.js';
 import { engineOptions } from '../chat/engine-options.js';
 import { startChat } from '../chat/start-chat.js';
 import type { ServerContext } from '../context.js';
 import { ApiError, badRequest, toApiError } from '../http/errors.js';
 import { EventStream } from '../http/event-stream.js';
-import { wrongValue } from '../http/fields.js';
+import { cut, wrongValue } from '../http/fields.js';
 import { checkBody } from '../http/validation.js';
-import { account, collectChoices, streamChoices } from './choices.js';
 import {
   newAnswerIds,
   outputItems,
@@ -99,7 +99,7 @@ export function responsesRoutes(app: FastifyInstance, { models }: ServerContext)
   const stored = ({ params, caller }: FastifyRequest<{ Params: { id: string } }>): StoredResponse => {
     const found = store.get(params.id, caller.key);
     if (found) return found;
-    throw new ApiError(`Response with id '${params.id}' not found.`, { status: 404, code: null });
+    throw new ApiError(`Response with id '${cut(params.id)}' not found.`, { status: 404, code: null });
   };
 
   app.get<{ Params: { id: string }; Querystring: { stream?: string } }>('/v1/responses/:id', async (request) => {
@@ -133,7 +133,7 @@ function conversationOf(order: ResponsesOrder, key: string | undefined, store: R
     const found = store.get(order.previous, key);
     if (found === undefined) {
       throw badRequest(
-        `Previous response with id '${order.previous}' not found.`,
+        `Previous response with id '${cut(order.previous)}' not found.`,
         'previous_response_id',
         'previous_response_not_found',
       );
@@ -163,12 +163,17 @@ interface ListQuery {
 function listOf(items: readonly Item[], { limit = '20', order = 'desc', after }: ListQuery): object {
   const most = Number(limit);
   if (!Number.isInteger(most) || most < 1 || most > 100) {
-    throw badRequest(`Invalid 'limit': expected a whole number from 1 to 100, got ${limit}.`, 'limit', 'invalid_value');
+    throw badRequest(
+      `Invalid 'limit': expected a whole number from 1 to 100, got ${cut(limit)}.`,
+      'limit',
+      'invalid_value',
+    );
   }
   if (order !== 'asc' && order !== 'desc') throw wrongValue('order', order, ['asc', 'desc']);
   const all = order === 'asc' ? [...items] : [...items].reverse();
   const start = after === undefined ? 0 : all.findIndex(({ id }) => id === after) + 1;
-  if (after !== undefined && start === 0) throw badRequest(`Item with id '${after}' not found.`, 'after');
+  if (after !== undefined && start === 0)
+    throw badRequest(`Item with id '${cut(after as string)}' not found.`, 'after');
   const data = all.slice(start, start + most);
   return {
     object: 'list',

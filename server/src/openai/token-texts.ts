@@ -81,12 +81,18 @@ export class TokenAligner {
     return found;
   }
 
-  /** The answer is complete: a token that the text was cut within. */
+  /** The answer is complete: a token that the text was cut within, or of which it has the last spaces only. */
   end(): ShownToken[] {
     const logprobs = this.#tokens[this.#next];
     if (this.#text.length === 0 || logprobs === undefined) return [];
+    const whole = tokenText(this.#tokenizer, logprobs.token);
+    const { bytes } = whole;
+    const text = this.#text;
+    let start = bytes.every((byte) => SPACES.has(byte)) ? Math.max(0, bytes.length - text.length) : 0;
+    while (SPACES.has(bytes[start]) && !startsWith(bytes.subarray(start), text)) start++;
     this.#next = this.#tokens.length;
-    return [{ shown: tokenText(this.#tokenizer, logprobs.token), logprobs }];
+    this.#text = Buffer.alloc(0);
+    return [{ shown: start === 0 ? whole : textOf(bytes.subarray(start)), logprobs }];
   }
 
   /** How the text has the token next; undefined where it does not have it. */
@@ -96,17 +102,18 @@ export class TokenAligner {
     const text = this.#text;
     if (startsWith(text, bytes)) return token;
     if (startsWith(bytes, text)) return 'later';
-    const start = bytes.findIndex((byte) => !SPACES.has(byte));
-    if (start < 0) return undefined;
-    const trimmed = bytes.subarray(start);
-    if (start > 0 && startsWith(text, trimmed)) return textOf(trimmed);
-    if (start > 0 && startsWith(trimmed, text)) return 'later';
-    // Between two parts of an answer stands a line break that no token has made.
-    if (text[0] === LINE_BREAK && (startsWith(text.subarray(1), trimmed) || startsWith(trimmed, text.subarray(1)))) {
-      this.#text = text.subarray(1);
-      return this.#text.length === 0 ? 'later' : this.#match(token);
+    // An answer begins without the spaces and line breaks that its first tokens have.
+    for (let start = 1; start < bytes.length && SPACES.has(bytes[start - 1]); start++) {
+      const trimmed = bytes.subarray(start);
+      if (startsWith(text, trimmed)) return textOf(trimmed);
+      if (startsWith(trimmed, text)) return 'later';
     }
-    return undefined;
+    // Between two parts of an answer stands a line break that no token has made.
+    if (text[0] !== LINE_BREAK || bytes.every((byte) => SPACES.has(byte))) return undefined;
+    this.#text = text.subarray(1);
+    const shown = this.#text.length === 0 ? undefined : this.#match(token);
+    if (shown === undefined) this.#text = text;
+    return shown;
   }
 }
 

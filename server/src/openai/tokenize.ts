@@ -115,7 +115,7 @@ async function idsOf(model: Model, body: TokenizeBody, signal: AbortSignal): Pro
   const text = body.content ?? body.prompt;
   if (body.messages != null) {
     if (text != null) throw badRequest("'messages' cannot stand beside 'content'.", 'messages');
-    return chatIds(model, body.messages, body.tools ?? undefined);
+    return await chatIds(model, body.messages, { tools: body.tools ?? undefined, signal });
   }
   if (text == null) {
     throw badRequest("Missing required parameter: 'content'.", 'content', 'missing_required_parameter');
@@ -126,21 +126,22 @@ async function idsOf(model: Model, body: TokenizeBody, signal: AbortSignal): Pro
   return isPrefixed ? [...tokenizer.encodePrompt(''), ...ids] : ids;
 }
 
-/** No token has more letters than this: what is so many times longer than the context has no room there. */
-const MOST_LETTERS = 256;
+/** Texts of more UTF-16 units are counted on a thread first, so that the event loop is not held up by what is too long. */
+const MOST_SYNC_UNITS = 1 << 15;
 
-function chatIds({ tokenizer, info }: Model, messages: unknown, tools: unknown): number[] {
+async function chatIds(
+  { tokenizer, info }: Model,
+  messages: unknown,
+  { tools, signal }: { tools: unknown; signal: AbortSignal },
+): Promise<number[]> {
   try {
     const history = fromOpenAI(messages);
-    const letters = history.reduce((sum, { content }) => sum + content.length, 0);
-    if (letters > MOST_LETTERS * info.contextLength) {
+    const text = history.map(({ content }) => content).join('\n');
+    const count = text.length > MOST_SYNC_UNITS ? (await tokenizer.encodeAsync(text, { signal })).length : 0;
+    if (count > info.contextLength) {
       throw new ApiError(
-        `The messages have ${letters} letters: no context of ${info.contextLength} tokens holds them.`,
-        {
-          status: 400,
-          code: 'context_length_exceeded',
-          param: 'messages',
-        },
+        `The messages have about ${count} tokens; the context holds ${info.contextLength}, the answer included.`,
+        { status: 400, code: 'context_length_exceeded', param: 'messages' },
       );
     }
     if (tools !== undefined) {

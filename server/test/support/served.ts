@@ -60,7 +60,10 @@ export async function listening(app: FastifyInstance, model: Model): Promise<Ser
       }
     },
     async close() {
-      await app.close();
+      const closed = app.close();
+      // A client that aborts a request opens another connection, which says nothing and would be waited for.
+      app.server.closeAllConnections();
+      await closed;
       await model.dispose();
     },
   };

@@ -1,13 +1,34 @@
 import { randomBytes } from 'node:crypto';
 import type { GenerationResult } from 'node-chatglm';
 import type { Caller } from '../access/caller.js';
-import { inRequestNames } from '../chat/facade-errors.js';
 import { errorBody } from '../http/error-handler.js';
-import { type ApiError, toApiError } from '../http/errors.js';
+import { type ApiError, badRequest, toApiError } from '../http/errors.js';
 import type { EventStream } from '../http/event-stream.js';
+import type { ModelLease } from '../models/pool.js';
+import type { ServerSettings } from '../options.js';
+import { inRequestNames } from './facade-errors.js';
 
 /** The most choices of one request, of all of its prompts together. */
 export const MOST_CHOICES = 128;
+
+/**
+ * Refuses more choices than the model would ever take: with 429 a client would try again for nothing.
+ *
+ * @throws {ApiError} 400.
+ */
+export function checkChoices(count: number, { id }: ModelLease, { models }: ServerSettings): void {
+  const { load } = models.find((model) => model.id === id) ?? {};
+  const most = (load?.maxSequences ?? DEFAULT_SEQUENCES) + (load?.maxQueue ?? DEFAULT_QUEUE);
+  if (count <= most) return;
+  throw badRequest(
+    `Invalid 'n': this server takes ${most} choices at a time, and ${count} were asked for.`,
+    'n',
+    'integer_above_max_value',
+  );
+}
+
+/** Defaults of `loadModel()`. */
+const [DEFAULT_SEQUENCES, DEFAULT_QUEUE] = [256, 256];
 
 /** What gives an answer piece by piece: a ChatStream or a Generation. */
 export interface PieceSource<Piece, Result> {
@@ -50,8 +71,11 @@ function flushAll(): void {
   const flushes = [...due];
   due.clear();
   for (const flush of flushes) flush();
-  const endedMs = performance.now();
-  nextMs = endedMs + Math.min(MOST_WAIT_MS, (endedMs - beganMs) / MOST_SHARE);
+  // Node hands what was written to the system once the functions that wrote it are done.
+  process.nextTick(() => {
+    const endedMs = performance.now();
+    nextMs = endedMs + Math.min(MOST_WAIT_MS, (endedMs - beganMs) / MOST_SHARE);
+  });
 }
 
 /**
@@ -172,8 +196,7 @@ export function account(caller: Caller, prompts: readonly (readonly Accountable[
     for (const [index, { usage, finishReason, timings }] of choices.entries()) {
       const prompt = index === 0 ? usage.promptTokens : 0;
       const cached = index === 0 ? usage.cachedTokens : 0;
-      const used = { prompt, cached, generated: usage.generatedTokens, finishReason, timings };
-      caller.used(used);
+      caller.used({ prompt, cached, generated: usage.generatedTokens, finishReason, timings });
     }
   }
 }
