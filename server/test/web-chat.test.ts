@@ -144,6 +144,7 @@ describe('conversations with the model', () => {
     await page.reload();
     await page.getByText('This answer was cut off.').waitFor();
     expect(await page.locator('.bubble').innerText()).toBe('现在北京几点了？');
+    expect(await page.locator('.step').innerText()).toContain('get_time');
     openGate();
     await page.getByRole('button', { name: 'Answer again' }).click();
     await page.getByRole('group', { name: 'Version 2 of 2' }).waitFor();
