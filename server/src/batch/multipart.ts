@@ -31,31 +31,20 @@ export async function readForm(
   const fail = (error: unknown) => failed.abort(error);
   const parser = open(contentType);
   let files = Promise.resolve();
-  parser.on('file', (name: string | undefined, body: BusboyFileStream, filename: string) => {
-    if (name === undefined) {
-      fail(malformed('a part has no name'));
-      body.on('error', () => {}).resume();
-      return;
-    }
-    // Where the form ends too early, the parser tells it of the form as a whole.
+  parser.on('file', (name: string, body: BusboyFileStream, filename: string) => {
+    // Where the form ends too early, the parser tells it of the form as a whole; whoever reads the file has to hear of it.
     body.on('error', () => {});
+    failed.signal.addEventListener('abort', () => body.destroy(failed.signal.reason as Error), { once: true });
     files = files.then(() => onFile({ name, filename, body })).catch(fail);
   });
-  parser.on('field', (name: string | undefined, value: string, isNameCut: boolean, isValueCut: boolean) => {
-    // The parser's types know nothing of parts without a name.
-    if (name === undefined) {
-      fail(malformed('a part has no name'));
-      return;
-    }
+  parser.on('field', (name: string, value: string, isNameCut: boolean, isValueCut: boolean) => {
     const shown = name.slice(0, 100);
     if (isNameCut || isValueCut) fail(badRequest(`The field '${shown}' is too long.`, shown));
     else fields.set(name, value);
   });
   parser.on('partsLimit', () => fail(malformed(`it has more than ${MOST_PARTS} parts`)));
-  // Where more comes behind the form's last line, the parser tells its end too soon for the pipeline to hear of it.
-  const finished = new Promise<void>((resolve) => parser.once('finish', resolve));
   try {
-    await Promise.race([pipeline(source, parser, { signal: failed.signal }), finished]);
+    await pipeline(source, parser, { signal: failed.signal });
   } catch (error) {
     if (!failed.signal.aborted) fail(malformed((error as Error).message));
   }
