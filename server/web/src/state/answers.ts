@@ -59,9 +59,18 @@ export function regenerate(chat: Chat, turn: Turn): void {
   if (!runs.value.has(chat.id)) void answer(chat.id, turn.parent);
 }
 
-/** Tries again to give an answer that failed, in its place. */
-export function retry(chat: Chat, turn: Turn, { dropOldest = false } = {}): void {
-  if (!runs.value.has(chat.id)) void answer(chat.id, turn.parent, { id: turn.id, dropOldest });
+/**
+ * Tries again to give an answer that failed, in its place.
+ *
+ * @param options.dropOldest Whether the oldest questions are left out until the rest fits.
+ * @param options.isFull Whether the conversation fits, but leaves no room: then the oldest question is left out at once.
+ */
+export function retry(
+  chat: Chat,
+  turn: Turn,
+  options: { dropOldest?: boolean | undefined; isFull?: boolean | undefined } = {},
+): void {
+  if (!runs.value.has(chat.id)) void answer(chat.id, turn.parent, { ...options, id: turn.id });
 }
 
 export function stop(chatId: string): void {
@@ -86,7 +95,11 @@ function setRun(chatId: string, run: Run | undefined): void {
 async function answer(
   chatId: string,
   questionId: string,
-  { id = newId(), dropOldest = settings.value.dropOldest } = {},
+  {
+    id = newId(),
+    dropOldest = settings.value.dropOldest,
+    isFull = false,
+  }: { id?: string; dropOldest?: boolean | undefined; isFull?: boolean | undefined } = {},
 ): Promise<void> {
   const created = Date.now();
   const begun = alter(chatId, (chat) => {
@@ -109,7 +122,7 @@ async function answer(
     const chat = opened(chatId);
     if (chat) void save(withTurn(chat, turn.peek()));
   });
-  let from = begun.from;
+  let from = isFull ? (nextQuestion(begun, questionId, begun.from) ?? begun.from) : begun.from;
   try {
     for (;;) {
       try {
