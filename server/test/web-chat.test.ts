@@ -62,6 +62,20 @@ const close = () => {
 };
 const titles = (page: Page) => page.locator('.chats .chat-title').allInnerTexts();
 describe('conversations with the model', () => {
+  it('names the conversation to balancers', async () => {
+    const page = await visit();
+    const named: (string | null)[] = [];
+    page.on('request', (request) => {
+      if (request.method() === 'POST') named.push(request.headers()['x-conversation-id'] ?? null);
+    });
+    for (const question of ['What is the capital of France?', '你好']) {
+      await ask(page, question);
+    }
+    expect(named).toHaveLength(2);
+    expect(named[0]).toMatch(/./);
+    expect(named[1]).toBe(named[0]);
+  });
+
   it('answers the first question, and tells what it took', async () => {
     const page = await visit();
     expect(await page.locator('.examples button').count()).toBe(4);

@@ -127,6 +127,7 @@ async function answer(
     for (;;) {
       try {
         await streamChat(requestBody(begun, questionId, from), {
+          conversation: chatId,
           signal: controller.signal,
           onChunk: (chunk) => draft.push(chunk),
         });
