@@ -48,6 +48,7 @@ async function serve() {
     const { body } = await server.app.inject({ url: '/metrics', headers: { host: 'localhost' } });
     process.send({
       ...process.memoryUsage(),
+      cpuSeconds: process.cpuUsage().user / 1e6 + process.cpuUsage().system / 1e6,
       active: models.reduce((sum, { activeSequences, queuedRequests }) => sum + activeSequences + queuedRequests, 0),
       inFlight: Number(/^chatglm_http_requests_in_flight (\d+)/m.exec(body)?.[1]),
       connections,
@@ -161,7 +162,7 @@ async function main() {
     if (heapGrown > 24e6) fail(`the heap has grown by ${heapGrown} bytes`, '', '');
     if (grown > 100e6) fail(`the process has grown by ${grown} bytes`, '', '');
   }
-  child.disconnect();
+  if (child.connected) child.disconnect();
   if (!hasEnded) await once(child, 'exit');
   for (const { what, sent, got } of failures) console.error(`\n== ${what}\n-- sent\n${sent}\n-- got\n${got}`);
   if (failures.length > 0 && log !== '') console.error(`\n== the server's log\n${log.slice(-6000)}`);
@@ -177,6 +178,7 @@ async function main() {
       closedUnanswered: counts.closedUnanswered,
       rssMB: [megabytes(warm?.rss), megabytes(last?.rss)],
       heapMB: [megabytes(warm?.heapUsed), megabytes(last?.heapUsed)],
+      serverCpuSeconds: last && Math.round(last.cpuSeconds),
       lagP99Ms: last && Math.round(last.lagP99Ms * 10) / 10,
       ...(idle && { idle }),
       failures: failures.length,
@@ -671,6 +673,21 @@ function damage(text, random) {
   }
 }
 
+const line = (endpoint) => `{"custom_id":"a","method":"POST","url":"${endpoint}","body":{"messages":[]}}\n`;
+const part = (about, content) => `--x\r\ncontent-disposition: form-data; ${about}\r\n\r\n${content}\r\n`;
+const FORMS = [
+  `${part('name="purpose"', 'batch')}${part('name="file"; filename="a.jsonl"', line('/v1/chat/completions'))}--x--\r\n`,
+  `${part('name="file"; filename="../../etc/passwd"', line('/v1/x'))}${part('name="purpose"', 'batch')}--x--\r\n`,
+  `${part('name="purpose"', 'assistants')}${part('name="file"; filename=""', '')}--x--\r\n`,
+  `${part('name="purpose"', 'batch'.repeat(500))}--x--\r\n`,
+  `${part('name="file"; filename="a"', 'x'.repeat(10_000))}--x--\r\n`,
+  `${part('name="__proto__"', 'x')}${part('', 'x')}--x--\r\n`,
+  part('name="file"; filename="a"', 'it does not end'),
+  `${part('name="a"', 'b').repeat(300)}--x--\r\n`,
+  '--x--\r\n',
+  '--x\r\n\r\n--x\r\n--x--',
+  `--x\r\n${'h: v\r\n'.repeat(3000)}\r\n--x--\r\n`,
+];
 const TYPES = [
   'application/json',
   'application/json',
@@ -745,6 +762,18 @@ function framedRequest(random) {
       : random.of(ENDPOINTS) + random.of(['', '/', '?x=1', '/..', '%00']);
     const body = method === 'GET' || method === 'HEAD' || random.chance(0.7) ? '' : '{}';
     return request(method, where, headers, random.of(TYPES), body, 'path');
+  }
+  if (kind < 0.18) {
+    const form = random.of(FORMS);
+    const body = random.chance(0.5) ? form : damage(form, random);
+    return request(
+      'POST',
+      '/v1/files',
+      headers,
+      `multipart/form-data; boundary=${random.of(['x', 'x', 'x', '"x"', 'y', ''])}`,
+      body,
+      'form',
+    );
   }
   const endpoint = random.of(ENDPOINTS);
   const value = random.of(BODIES[endpoint]);
@@ -1001,7 +1030,7 @@ async function slowWorker({ port, random, counts, fail, isOver }) {
     const closed = new Promise((resolve) => socket.once('close', () => resolve(true)));
     let at = 0;
     const timer = setInterval(() => socket.write(text[at++ % text.length]), 20);
-    const isClosed = await Promise.race([closed, sleep(40_000, false)]);
+    const isClosed = await Promise.race([closed, sleep(40_000, false, { ref: false })]);
     clearInterval(timer);
     if (!isClosed) fail('a request that comes byte by byte was not ended', text, '');
     socket.destroy();

@@ -139,7 +139,9 @@ await new Promise((resolve, reject) => {
     if (level >= 50) failures.push(`the server logged: ${msg} ${err?.message ?? ''}`);
   });
 });
-const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: 'none', maxRetries: 0 });
+// As programs use it: it tries again where nothing of an answer has come, such as on a connection that the server has closed
+// as it was idle just when the request was sent.
+const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: 'none' });
 
 /** The sum of a metric over its labels. */
 async function metrics() {

@@ -431,8 +431,9 @@ function countConnections(app: FastifyInstance): () => number {
 /** What is no HTTP, or too slow, or too much of it: answered in the shape of other errors, and the connection is closed. */
 function answerBadRequest(this: FastifyInstance, error: Error & { code?: string }, socket: Socket): void {
   if (error.code === 'ECONNRESET' || socket.destroyed) return;
-  // What comes behind a request that cannot be read is no request either.
-  if (socket.writableEnded) {
+  // What comes behind a request that cannot be read is no request either. And a connection that has sent nothing waits for
+  // no answer: clients open some ahead, and would take one for that of the request which they are about to send.
+  if (socket.writableEnded || socket.bytesRead === 0) {
     socket.destroy();
     return;
   }

@@ -62,6 +62,20 @@ const close = () => {
 };
 const titles = (page: Page) => page.locator('.chats .chat-title').allInnerTexts();
 describe('conversations with the model', () => {
+  it('names the conversation to balancers', async () => {
+    const page = await visit();
+    const named: (string | null)[] = [];
+    page.on('request', (request) => {
+      if (request.method() === 'POST') named.push(request.headers()['x-conversation-id'] ?? null);
+    });
+    for (const question of ['What is the capital of France?', '你好']) {
+      await ask(page, question);
+    }
+    expect(named).toHaveLength(2);
+    expect(named[0]).toMatch(/./);
+    expect(named[1]).toBe(named[0]);
+  });
+
   it('answers the first question, and tells what it took', async () => {
     const page = await visit();
     expect(await page.locator('.examples button').count()).toBe(4);
@@ -144,6 +158,7 @@ describe('conversations with the model', () => {
     await page.reload();
     await page.getByText('This answer was cut off.').waitFor();
     expect(await page.locator('.bubble').innerText()).toBe('现在北京几点了？');
+    expect(await page.locator('.step').innerText()).toContain('get_time');
     openGate();
     await page.getByRole('button', { name: 'Answer again' }).click();
     await page.getByRole('group', { name: 'Version 2 of 2' }).waitFor();

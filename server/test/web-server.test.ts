@@ -138,9 +138,9 @@ describe('answers on their way', () => {
     await page.locator('.scroller').evaluate((element) => {
       element.scrollTop = 0;
     });
-    await page.getByRole('button', { name: 'To the latest' }).waitFor();
-    await page.getByRole('button', { name: 'To the latest' }).click();
-    await page.getByRole('button', { name: 'To the latest' }).waitFor({ state: 'detached' });
+    await page.getByRole('button', { name: 'Jump to the latest' }).waitFor();
+    await page.getByRole('button', { name: 'Jump to the latest' }).click();
+    await page.getByRole('button', { name: 'Jump to the latest' }).waitFor({ state: 'detached' });
     await send(page, 'More');
     const more = await second;
     more.text(Array.from({ length: 40 }, (_, i) => `line ${i}\n\n`).join(''));
@@ -152,7 +152,7 @@ describe('answers on their way', () => {
     await page.locator('.scroller').evaluate((element) => {
       element.scrollTop = 100;
     });
-    await page.getByRole('button', { name: 'To the latest' }).waitFor();
+    await page.getByRole('button', { name: 'Jump to the latest' }).waitFor();
     more.text('the last line');
     await page.locator('.markdown > p', { hasText: 'the last line' }).waitFor();
     expect(await page.locator('.scroller').evaluate((element) => element.scrollTop)).toBe(100);
@@ -220,7 +220,7 @@ describe('what is sent', () => {
     await page.locator('.sidebar-bottom button').click();
     await page.getByLabel('System prompt').fill('Be brief.');
     await page.getByRole('radio', { name: 'Balanced' }).check();
-    await page.getByLabel('Most tokens').fill('20');
+    await page.getByLabel('Maximum tokens').fill('20');
     await page.getByLabel('Seed').fill('5');
     await page.keyboard.press('Escape');
     await ask(page, 'Hello');
@@ -449,5 +449,22 @@ describe('when something is wrong', () => {
     expect(await drop.count()).toBe(0);
     // It does not stand in the way of the next one.
     expect(await ask(page, 'What is the capital of France?')).toContain('Paris');
+  });
+
+  it('offers the same where an answer came to the end of the context', async () => {
+    const page = await visit();
+    await ask(page, 'Hello');
+    const writing = byHand();
+    await send(page, 'What is the capital of France?');
+    const writer = await writing;
+    proxy.onChat = undefined;
+    writer.text('The capital of');
+    writer.end('length', { prompt_tokens: 1000, completion_tokens: 24 });
+    await page.getByText('The answer was cut off: the model’s context is full.').waitFor();
+    expect(await page.locator('.gauge').innerText()).toBe('100%');
+    await page.getByRole('button', { name: 'Leave out the oldest and try again' }).click();
+    await page.locator('.left-out').waitFor();
+    expect(await answered(page)).toContain('Paris');
+    expect(proxy.bodies.at(-1)).toMatchObject({ messages: [{ content: 'What is the capital of France?' }] });
   });
 });

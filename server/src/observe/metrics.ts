@@ -19,6 +19,20 @@ interface MeteredModels {
   list(): readonly { id: string; isLoaded: boolean }[];
 }
 
+let ofProcess: Registry | undefined;
+
+/**
+ * Memory, processor, and how late the event loop is: measured once for the process, however many servers it has, since what
+ * measures has no end.
+ */
+function processMetrics(): Registry {
+  if (!ofProcess) {
+    ofProcess = new Registry();
+    collectDefaultMetrics({ register: ofProcess, eventLoopMonitoringPrecision: 10 });
+  }
+  return ofProcess;
+}
+
 /** The numbers of one server, in a registry of its own. */
 export class Metrics {
   readonly registry = new Registry();
@@ -48,6 +62,7 @@ export class Metrics {
     const gauge = (name: string, help: string, labelNames: string[], collect: (this: Gauge) => void) =>
       new Gauge({ name, help, labelNames, registers, collect });
 
+    processMetrics(); // counts from now on
     this.#requests = counter('chatglm_http_requests_total', 'HTTP requests that were answered', [
       'method',
       'route',
@@ -137,8 +152,11 @@ export class Metrics {
     gauge('chatglm_draining', 'Whether the server is shutting down', [], function () {
       this.set(facts.isDraining() ? 1 : 0);
     });
-    // Memory, processor, and how late the event loop is.
-    collectDefaultMetrics({ register: this.registry, eventLoopMonitoringPrecision: 10 });
+  }
+
+  /** All numbers in Prometheus' format, those of the process included. */
+  async text(): Promise<string> {
+    return [await this.registry.metrics(), await processMetrics().metrics()].join('\n');
   }
 
   /** A request that was answered. `route` is a pattern of the server's own, never a URL, of which there are endlessly many. */

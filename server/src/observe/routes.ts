@@ -27,6 +27,6 @@ export function observeRoutes(app: FastifyInstance, { models, metrics, settings,
   const config = { isOpen: settings.metrics === 'open', isQuiet: true };
   app.get('/metrics', { config }, async (_request, reply) => {
     reply.type(metrics.registry.contentType);
-    return await metrics.registry.metrics();
+    return await metrics.text();
   });
 }

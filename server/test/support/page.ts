@@ -166,8 +166,9 @@ export class Writer {
     this.#send({ choices: [{ index: 0, delta: { content }, finish_reason: null }] });
   }
 
-  end(finish = 'stop'): void {
+  end(finish = 'stop', usage?: { prompt_tokens: number; completion_tokens: number }): void {
     this.#send({ choices: [{ index: 0, delta: {}, finish_reason: finish }] });
+    if (usage) this.#send({ choices: [], usage });
     this.#response.end('data: [DONE]\n\n');
   }
 

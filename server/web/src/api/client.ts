@@ -107,14 +107,18 @@ export type Step =
     }
   | { type: 'messages'; messages: unknown[] };
 
-/** Asks for an answer and calls `onChunk` with what comes. Rejects with a RequestError, or with an AbortError. */
+/**
+ * Asks for an answer and calls `onChunk` with what comes. Rejects with a RequestError, or with an AbortError.
+ *
+ * @param conversation Its id, by which a balancer keeps it on the replica that has its prompt in the cache.
+ */
 export async function streamChat(
   body: object,
-  { signal, onChunk }: { signal: AbortSignal; onChunk: (chunk: Chunk) => void },
+  { conversation, signal, onChunk }: { conversation: string; signal: AbortSignal; onChunk: (chunk: Chunk) => void },
 ): Promise<void> {
   const response = await request('v1/chat/completions', {
     method: 'POST',
-    headers: { 'content-type': 'application/json' },
+    headers: { 'content-type': 'application/json', 'x-conversation-id': conversation },
     body: JSON.stringify(body),
     signal,
   });

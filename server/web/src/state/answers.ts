@@ -1,7 +1,7 @@
 import { type Signal, signal } from '@preact/signals';
 import { type Chunk, RequestError, type Step, streamChat } from '../api/client.js';
 import { connection, hasTools, lost, modelFor, needsKey, refreshModels } from '../api/server.js';
-import { alter, begin, current, onRemoved, save, show } from './chats.js';
+import { alter, answering, begin, current, opened, save, show } from './chats.js';
 import { settings } from './settings.js';
 import { newId, pathOf, textOf, titleFrom } from './tree.js';
 import type { Chat, CodePart, Part, Problem, TextFile, ToolPart, Turn } from './types.js';
@@ -19,9 +19,11 @@ export const runs = signal<ReadonlyMap<string, Run>>(new Map());
 export const announced = signal('');
 
 const SAVE_MS = 1000;
+/** More than a browser needs from the end of a page's requests to the end of the page. */
+const LEAVING_MS = 200;
 
-onRemoved.call = (id) => runs.value.get(id)?.controller.abort();
-onRemoved.isBusy = (id) => runs.value.has(id);
+answering.end = (id) => runs.value.get(id)?.controller.abort();
+answering.isBusy = (id) => runs.value.has(id);
 
 /** Asks a question in the current conversation, or in a new one. */
 export function ask(text: string, files: TextFile[]): void {
@@ -57,9 +59,18 @@ export function regenerate(chat: Chat, turn: Turn): void {
   if (!runs.value.has(chat.id)) void answer(chat.id, turn.parent);
 }
 
-/** Tries again to give an answer that failed, in its place. */
-export function retry(chat: Chat, turn: Turn, { dropOldest = false } = {}): void {
-  if (!runs.value.has(chat.id)) void answer(chat.id, turn.parent, { id: turn.id, dropOldest });
+/**
+ * Tries again to give an answer that failed, in its place.
+ *
+ * @param options.dropOldest Whether the oldest questions are left out until the rest fits.
+ * @param options.isFull Whether the conversation fits, but leaves no room: then the oldest question is left out at once.
+ */
+export function retry(
+  chat: Chat,
+  turn: Turn,
+  options: { dropOldest?: boolean | undefined; isFull?: boolean | undefined } = {},
+): void {
+  if (!runs.value.has(chat.id)) void answer(chat.id, turn.parent, { ...options, id: turn.id });
 }
 
 export function stop(chatId: string): void {
@@ -84,7 +95,11 @@ function setRun(chatId: string, run: Run | undefined): void {
 async function answer(
   chatId: string,
   questionId: string,
-  { id = newId(), dropOldest = settings.value.dropOldest } = {},
+  {
+    id = newId(),
+    dropOldest = settings.value.dropOldest,
+    isFull = false,
+  }: { id?: string; dropOldest?: boolean | undefined; isFull?: boolean | undefined } = {},
 ): Promise<void> {
   const created = Date.now();
   const begun = alter(chatId, (chat) => {
@@ -104,14 +119,15 @@ async function answer(
   const controller = new AbortController();
   setRun(chatId, { chatId, turn, controller });
   const draft = new Draft(turn, () => {
-    const chat = current.peek();
-    if (chat?.id === chatId) void save(withTurn(chat, turn.peek()));
+    const chat = opened(chatId);
+    if (chat) void save(withTurn(chat, turn.peek()));
   });
-  let from = begun.from;
+  let from = isFull ? (nextQuestion(begun, questionId, begun.from) ?? begun.from) : begun.from;
   try {
     for (;;) {
       try {
         await streamChat(requestBody(begun, questionId, from), {
+          conversation: chatId,
           signal: controller.signal,
           onChunk: (chunk) => draft.push(chunk),
         });
@@ -125,7 +141,10 @@ async function answer(
       }
     }
   } catch (error) {
-    if (controller.signal.aborted) draft.fail(undefined);
+    // A browser that closes a page ends its requests first: what looks like a broken connection may be that.
+    if (!controller.signal.aborted) await new Promise((resolve) => setTimeout(resolve, LEAVING_MS));
+    if (isLeaving) draft.end('cut');
+    else if (controller.signal.aborted) draft.end('stopped');
     else if (error instanceof RequestError) draft.fail(error.problem);
     else draft.fail({ kind: 'server', message: String(error) });
   } finally {
@@ -252,13 +271,17 @@ class Draft {
   }
 
   finish(): void {
-    this.#isOver = true;
-    this.turn = { ...this.turn, finish: this.turn.finish ?? 'stop' };
+    this.end(this.turn.finish ?? 'stop');
   }
 
-  fail(problem: Problem | undefined): void {
+  fail(problem: Problem): void {
+    this.end('failed');
+    this.turn = { ...this.turn, problem };
+  }
+
+  end(finish: NonNullable<Turn['finish']>): void {
     this.#isOver = true;
-    this.turn = { ...this.turn, finish: problem ? 'failed' : 'stopped', ...(problem && { problem }) };
+    this.turn = { ...this.turn, finish };
   }
 
   #addText(text: string): void {
@@ -312,8 +335,16 @@ class Draft {
   }
 }
 
-addEventListener('pagehide', () => {
-  const chat = current.peek();
-  const run = chat && runs.peek().get(chat.id);
-  if (chat && run) void save(withTurn(chat, run.turn.peek()));
+/** Whether the page is being closed: then the end of a request is no failure of the server's. */
+let isLeaving = false;
+
+answering.leave = () => {
+  isLeaving = true;
+  for (const { chatId, turn } of runs.peek().values()) {
+    const chat = opened(chatId);
+    if (chat) void save(withTurn(chat, { ...turn.peek(), finish: 'cut' }));
+  }
+};
+addEventListener('pageshow', () => {
+  isLeaving = false;
 });

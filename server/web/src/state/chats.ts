@@ -15,17 +15,20 @@ export const isUnsaved = signal(false);
 export const currentId = signal('');
 
 /** Conversations that were opened since the page was. */
-const opened = signal<ReadonlyMap<string, Signal<Chat>>>(new Map());
-export const current = computed(() => opened.value.get(currentId.value)?.value);
+const cache = signal<ReadonlyMap<string, Signal<Chat>>>(new Map());
+export const current = computed(() => cache.value.get(currentId.value)?.value);
 /** What the model is to be told in the conversation that has not begun. */
 export const newSystem = signal('');
 
 let database: Database;
 const windows = typeof BroadcastChannel === 'undefined' ? undefined : new BroadcastChannel('chatglm');
-/** Ends what runs for a conversation that was removed. Set by the part that runs answers. */
-export const onRemoved: { call: (id: string) => void; isBusy: (id: string) => boolean } = {
-  call: () => {},
-  isBusy: () => false,
+/** What the part that runs answers does for this one. */
+export const answering = {
+  /** Ends what runs for a conversation that was removed. */
+  end: (_id: string): void => {},
+  isBusy: (_id: string): boolean => false,
+  /** Saves answers on their way, as the page is being closed. */
+  leave: (): void => {},
 };
 
 function sorted(list: readonly Summary[]): Summary[] {
@@ -35,6 +38,8 @@ function sorted(list: readonly Summary[]): Summary[] {
 export async function start(): Promise<void> {
   database = await openDatabase();
   isLasting.value = database.isLasting;
+  opensStore();
+  await takePending();
   summaries.value = sorted(await database.list());
   isReady.value = true;
   windows?.addEventListener('message', ({ data }) => void hear(data as Said));
@@ -54,9 +59,9 @@ async function hear({ what, summary }: Said): Promise<void> {
     return;
   }
   list(summary);
-  if (opened.value.has(summary.id) && !onRemoved.isBusy(summary.id)) {
+  if (cache.value.has(summary.id) && !answering.isBusy(summary.id)) {
     const chat = await database.get(summary.id);
-    const held = opened.value.get(summary.id);
+    const held = cache.value.get(summary.id);
     // The other window may show another branch; this one keeps its own.
     if (chat && held) held.value = { ...chat, chosen: { ...chat.chosen, ...held.value.chosen } };
   }
@@ -72,7 +77,7 @@ function idInAddress(): string {
 
 /** Opens a conversation; '' begins a new one. */
 export async function show(id: string): Promise<void> {
-  if (id !== '' && !opened.value.has(id)) {
+  if (id !== '' && !cache.value.has(id)) {
     const chat = await database.get(id);
     if (chat) hold(withoutOpenEnds(chat));
     else id = '';
@@ -92,18 +97,23 @@ function withoutOpenEnds(chat: Chat): Chat {
 }
 
 function hold(chat: Chat): Signal<Chat> {
-  const held = opened.value.get(chat.id);
+  const held = cache.value.get(chat.id);
   if (held) {
     held.value = chat;
     return held;
   }
   const made = signal(chat);
-  opened.value = new Map(opened.value).set(chat.id, made);
+  cache.value = new Map(cache.value).set(chat.id, made);
   return made;
 }
 
+/** A conversation that was opened since the page was. */
+export function opened(id: string): Chat | undefined {
+  return cache.value.get(id)?.value;
+}
+
 export async function read(id: string): Promise<Chat | undefined> {
-  return opened.value.get(id)?.value ?? (await database.get(id));
+  return opened(id) ?? (await database.get(id));
 }
 
 export function begin(title: string): Chat {
@@ -126,7 +136,7 @@ export function begin(title: string): Chat {
 
 /** Changes a conversation in memory and in the store. */
 export function alter(id: string, changed: (chat: Chat) => Chat, { isTouched = true } = {}): Chat | undefined {
-  const held = opened.value.get(id);
+  const held = cache.value.get(id);
   if (!held) return undefined;
   batch(() => {
     const chat = changed(held.value);
@@ -137,13 +147,50 @@ export function alter(id: string, changed: (chat: Chat) => Chat, { isTouched = t
   return held.value;
 }
 
+/** What is not in the database yet. */
+const pending = new Map<string, Chat>();
+const PENDING = 'chatglm.pending';
+
+// A database has no time for a write while a page is closed; local storage does it at once, and the next page goes on.
+addEventListener('pagehide', () => {
+  answering.leave();
+  if (pending.size === 0) return;
+  try {
+    localStorage.setItem(PENDING, JSON.stringify([...pending.values()]));
+  } catch {
+    // Too much for that store: what the last second changed is lost.
+  }
+});
+addEventListener('pageshow', ({ persisted }) => {
+  // A page that comes back from the browser's cache goes on writing by itself.
+  if (persisted) localStorage.removeItem(PENDING);
+});
+
+async function takePending(): Promise<void> {
+  try {
+    const chats = JSON.parse(localStorage.getItem(PENDING) ?? '[]') as Chat[];
+    localStorage.removeItem(PENDING);
+    for (const chat of chats) {
+      const stored = await database.get(chat.id);
+      if (!stored || stored.updated <= chat.updated) await database.put(chat);
+    }
+  } catch {
+    // What cannot be read, or written, is as it was before.
+  }
+}
+
 /** Writes follow one another, so that an older state never overwrites a newer one. */
-let writing: Promise<void> = Promise.resolve();
+let opensStore: () => void = () => {};
+let writing = new Promise<void>((resolve) => {
+  opensStore = resolve;
+});
 
 export function save(chat: Chat): Promise<void> {
+  pending.set(chat.id, chat);
   const write = writing.then(async () => {
     if (!summaries.value.some(({ id }) => id === chat.id)) return;
     await database.put(chat);
+    if (pending.get(chat.id) === chat) pending.delete(chat.id);
     isUnsaved.value = false;
     windows?.postMessage({ what: 'saved', summary: summaryOf(chat) } satisfies Said);
   });
@@ -177,12 +224,13 @@ export async function remove(id: string): Promise<(() => Promise<void>) | undefi
 }
 
 function forget(id: string): void {
-  onRemoved.call(id);
+  pending.delete(id);
+  answering.end(id);
   batch(() => {
     summaries.value = summaries.value.filter((each) => each.id !== id);
-    const rest = new Map(opened.value);
+    const rest = new Map(cache.value);
     rest.delete(id);
-    opened.value = rest;
+    cache.value = rest;
     if (currentId.value === id) {
       currentId.value = '';
       history.replaceState(null, '', '#/');
@@ -194,7 +242,7 @@ function forget(id: string): void {
 export async function add(chats: readonly Chat[]): Promise<void> {
   for (const chat of chats) {
     list(summaryOf(chat));
-    if (opened.value.has(chat.id)) hold(chat);
+    if (cache.value.has(chat.id)) hold(chat);
     await save(chat);
   }
 }

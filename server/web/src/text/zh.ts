@@ -69,6 +69,7 @@ export const zh: Texts = {
   cutOff: '这个回答被中断了。',
   notSaved: '浏览器无法保存此对话，存储空间可能已满。',
   lengthReached: '回答已达到长度上限。',
+  contextReached: '模型的上下文已满，回答被截断。',
   statistics: (tokens, speed) => `${tokens} 个 token · 每秒 ${speed} 个`,
   tokensOnly: (tokens) => `${tokens} 个 token`,
   firstToken: (seconds) => `首个 token 用时 ${seconds} 秒`,

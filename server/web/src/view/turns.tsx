@@ -1,6 +1,6 @@
 import { useComputed, useSignal } from '@preact/signals';
 import { useEffect, useLayoutEffect, useRef } from 'preact/hooks';
-import { connection, needsKey } from '../api/server.js';
+import { connection, modelFor, needsKey } from '../api/server.js';
 import { askAgain, regenerate, retry, runs } from '../state/answers.js';
 import { alter } from '../state/chats.js';
 import { childrenOf, pathOf, textOf } from '../state/tree.js';
@@ -140,7 +140,7 @@ function Answer({ chat, turn: stored, isLast }: { chat: Chat; turn: Turn; isLast
       )}
       {finish === 'stopped' && !isLive && <p class="note">{t('stopped')}</p>}
       {finish === 'cut' && !isLive && <p class="note">{t('cutOff')}</p>}
-      {finish === 'length' && !isLive && <p class="note">{t('lengthReached')}</p>}
+      {finish === 'length' && !isLive && <LengthNote chat={chat} turn={turn} isLast={isLast} />}
       {problem && !isLive && <ProblemNote chat={chat} turn={turn} problem={problem} />}
       {!isLive && (
         <div class={`actions ${isLast ? 'is-last' : ''}`}>
@@ -199,17 +199,41 @@ function Branches({ chat, turn }: { chat: Chat; turn: Turn }) {
   );
 }
 
+/** Whether the model is told of questions before the one that this answers. */
+function canDrop(chat: Chat, turn: Turn): boolean {
+  const path = pathOf(chat);
+  const end = path.findIndex(({ id }) => id === turn.id);
+  const begins = Math.max(
+    0,
+    path.findIndex(({ id }) => id === chat.from),
+  );
+  return path.slice(begins, end).filter(({ role }) => role === 'user').length > 1;
+}
+
+/** An answer that ended before it was complete: at the limit that was set, or at the end of the context. */
+function LengthNote({ chat, turn, isLast }: { chat: Chat; turn: Turn; isLast: boolean }) {
+  const { contextLength } = modelFor(turn.model) ?? {};
+  const hasSteps = turn.parts.some(({ type }) => type !== 'text');
+  const used = turn.usage && !hasSteps ? turn.usage.prompt + turn.usage.generated : 0;
+  const isFull = contextLength !== undefined && used >= contextLength - 1;
+  return (
+    <>
+      <p class="note">{isFull ? t('contextReached') : t('lengthReached')}</p>
+      {isFull && isLast && canDrop(chat, turn) && (
+        <p class="note">
+          <button type="button" class="secondary" onClick={() => retry(chat, turn, { dropOldest: true, isFull: true })}>
+            {t('dropOldest')}
+          </button>
+        </p>
+      )}
+    </>
+  );
+}
+
 /** What went wrong, and what can be done about it. */
 function ProblemNote({ chat, turn, problem }: { chat: Chat; turn: Turn; problem: Problem }) {
   const { kind, message } = problem;
-  const path = pathOf(chat);
-  const questions = path
-    .slice(
-      0,
-      path.findIndex(({ id }) => id === turn.id),
-    )
-    .filter(({ role }) => role === 'user');
-  const isAlone = kind === 'context' && (questions.length < 2 || questions.at(-1)?.id === chat.from);
+  const isAlone = kind === 'context' && !canDrop(chat, turn);
   const { problems } = texts();
   const showsMessage = message !== undefined && ['request', 'server', 'model', 'limit'].includes(kind);
   return (
