@@ -1,5 +1,4 @@
-import type { Readable } from 'node:stream';
-import { pipeline } from 'node:stream/promises';
+import { finished, type Readable } from 'node:stream';
 import { Busboy, type BusboyFileStream, type BusboyInstance } from '@fastify/busboy';
 import { badRequest } from '../http/errors.js';
 
@@ -31,26 +30,47 @@ export async function readForm(
   const fail = (error: unknown) => failed.abort(error);
   const parser = open(contentType);
   let files = Promise.resolve();
-  parser.on('file', (name: string, body: BusboyFileStream, filename: string) => {
+  // What the parser calls must not throw: nobody is there to catch what it would.
+  parser.on('file', (name: string | undefined, body: BusboyFileStream, filename: string) => {
     // Where the form ends too early, the parser tells it of the form as a whole; whoever reads the file has to hear of it.
     body.on('error', () => {});
     failed.signal.addEventListener('abort', () => body.destroy(failed.signal.reason as Error), { once: true });
-    files = files.then(() => onFile({ name, filename, body })).catch(fail);
+    if (name === undefined) fail(malformed('a file has no name'));
+    else files = files.then(() => onFile({ name, filename, body })).catch(fail);
   });
-  parser.on('field', (name: string, value: string, isNameCut: boolean, isValueCut: boolean) => {
-    const shown = name.slice(0, 100);
-    if (isNameCut || isValueCut) fail(badRequest(`The field '${shown}' is too long.`, shown));
+  parser.on('field', (name: string | undefined, value: string, isNameCut: boolean, isValueCut: boolean) => {
+    const shown = name?.slice(0, 100);
+    if (name === undefined) fail(malformed('a part has no name'));
+    else if (isNameCut || isValueCut) fail(badRequest(`The field '${shown}' is too long.`, shown));
     else fields.set(name, value);
   });
   parser.on('partsLimit', () => fail(malformed(`it has more than ${MOST_PARTS} parts`)));
   try {
-    await pipeline(source, parser, { signal: failed.signal });
+    await parsed(source, parser, failed.signal);
   } catch (error) {
     if (!failed.signal.aborted) fail(malformed((error as Error).message));
   }
   await files;
   if (failed.signal.aborted) throw failed.signal.reason;
   return fields;
+}
+
+/**
+ * Resolves once the form is complete. The parser takes nothing behind a form's last line, so that a source that goes on would
+ * never come to its end in a pipeline: what is left of it is read and thrown away.
+ */
+function parsed(source: Readable, parser: BusboyInstance, signal: AbortSignal): Promise<void> {
+  return new Promise<void>((resolve, reject) => {
+    parser.once('finish', resolve).on('error', reject);
+    finished(source, (error) => {
+      if (error) reject(error);
+    });
+    signal.addEventListener('abort', () => reject(signal.reason), { once: true });
+    source.pipe(parser);
+  }).finally(() => {
+    source.unpipe(parser);
+    source.resume();
+  });
 }
 
 function open(contentType: string): BusboyInstance {
