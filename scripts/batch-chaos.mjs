@@ -18,6 +18,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { loadModel } from '../dist/esm.mjs';
+import { randomOf } from './random.mjs';
 
 const { values } = parseArgs({
   options: {
@@ -34,18 +35,7 @@ const directory = mkdtempSync(path.join(tmpdir(), 'chatglm-batch-chaos-'));
 const kills = { worker: 0, server: 0, redis: 0 };
 let pauses = 0;
 
-/** A generator of numbers from 0 to 1 that a seed determines (mulberry32). */
-function randomFrom(seed) {
-  let state = seed >>> 0;
-  return () => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let mixed = Math.imul(state ^ (state >>> 15), state | 1);
-    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
-  };
-}
-const random = randomFrom(Number(values.seed));
-const pick = (list) => list[Math.floor(random() * list.length)];
+const { next: random, of: pick } = randomOf(Number(values.seed));
 
 /** A process that is started again and again. */
 class Program {

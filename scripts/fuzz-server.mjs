@@ -16,6 +16,7 @@ import { monitorEventLoopDelay } from 'node:perf_hooks';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
+import { randomOf } from './random.mjs';
 
 const script = fileURLToPath(import.meta.url);
 const root = path.dirname(path.dirname(script));
@@ -236,24 +237,6 @@ async function measureIdle(count, port, stateOf, url) {
     heapMB: Math.round((full.heapUsed - empty.heapUsed) / 1e5) / 10,
     lagP99Ms: Math.round(lagP99Ms * 10) / 10,
     lagMaxMs: Math.round(lagMaxMs * 10) / 10,
-  };
-}
-
-/** Numbers that a seed decides (mulberry32). */
-function randomOf(seed) {
-  let state = seed >>> 0;
-  const next = () => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let t = state;
-    t = Math.imul(t ^ (t >>> 15), t | 1);
-    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
-    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
-  };
-  return {
-    next,
-    below: (n) => Math.floor(next() * n),
-    chance: (p) => next() < p,
-    of: (list) => list[Math.floor(next() * list.length)],
   };
 }
 

@@ -11,6 +11,7 @@ import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { fromOpenAI, loadModel } from '../dist/esm.mjs';
+import { randomOf } from './random.mjs';
 
 const { values } = parseArgs({
   options: {
@@ -24,23 +25,6 @@ const { values } = parseArgs({
 const { default: OpenAI } = await import('openai');
 const minutes = Number(values.minutes);
 const streams = Number(values.streams);
-
-/** Numbers that a seed decides (mulberry32). */
-function randomOf(seed) {
-  let state = seed >>> 0;
-  const next = () => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let t = state;
-    t = Math.imul(t ^ (t >>> 15), t | 1);
-    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
-    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
-  };
-  return {
-    below: (n) => Math.floor(next() * n),
-    chance: (p) => next() < p,
-    of: (list) => list[Math.floor(next() * list.length)],
-  };
-}
 
 // --- Requests, and what the facade says to them.
 

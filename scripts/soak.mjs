@@ -11,6 +11,7 @@ import path from 'node:path';
 import { monitorEventLoopDelay } from 'node:perf_hooks';
 import { parseArgs } from 'node:util';
 import { ChatGLMError, loadModel, loadSyntheticModel } from '../dist/esm.mjs';
+import { randomOf } from './random.mjs';
 
 const { values } = parseArgs({
   options: {
@@ -33,24 +34,6 @@ const load = (options) =>
     : loadSyntheticModel({ shape: values.synthetic, ...options });
 /** On a GPU, batches of other sizes round otherwise, so an answer may leave the one that was computed alone. */
 const isExact = values.device === 'cpu';
-
-/** Numbers that a seed decides (mulberry32). */
-function randomOf(seed) {
-  let state = seed >>> 0;
-  const next = () => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let t = state;
-    t = Math.imul(t ^ (t >>> 15), t | 1);
-    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
-    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
-  };
-  return {
-    next,
-    below: (n) => Math.floor(next() * n),
-    chance: (p) => next() < p,
-    of: (list) => list[Math.floor(next() * list.length)],
-  };
-}
 
 const seed = Number(values.seed);
 const model = await load({ ...common, kvCacheTokens: Number(values['kv-tokens']), maxQueue: 1000 });

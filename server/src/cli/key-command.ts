@@ -2,6 +2,7 @@ import { createKey, hashOfKey, toServerKey } from '../access/key.js';
 import { keyLine } from '../access/key-file.js';
 import { type OptionSpecs, optionLines, readArguments, UsageError } from './arguments.js';
 import { note, print } from './output.js';
+import { isAnswered } from './running.js';
 
 const options = {
   weight: {
@@ -34,10 +35,7 @@ const help = [
 
 export async function run(args: readonly string[]): Promise<void> {
   const { options: given, positionals } = readArguments(options, args);
-  if (given.help) {
-    print(help);
-    return;
-  }
+  if (isAnswered(given, help)) return;
   const [name, extra] = positionals;
   if (name === undefined) throw new UsageError('NAME is missing: whose key it is');
   if (extra !== undefined) throw new UsageError(`unexpected argument ${JSON.stringify(extra)}`);

@@ -10,13 +10,8 @@ interface Command {
 const commands: Readonly<Record<string, () => Promise<Command>>> = {
   serve: () => import('./serve.js'),
   key: () => import('./key-command.js'),
-  worker: () => loadWorker(),
+  worker: () => import('./worker.js'),
 };
-
-async function loadWorker(): Promise<Command> {
-  const file = './worker.js';
-  return (await import(file)) as Command;
-}
 
 async function main(args: readonly string[]): Promise<void> {
   const [name = '', ...rest] = args;

@@ -8,6 +8,7 @@ import { VERSION } from '../version.js';
 import { type OptionSpecs, type OptionValues, optionLines, readArguments } from './arguments.js';
 import { type McpServer, startMcp } from './mcp.js';
 import { print } from './output.js';
+import { isAnswered, isLoaded, untilSignal } from './running.js';
 
 const listening = {
   host: { kind: 'text', about: 'Address to listen on; 0.0.0.0 is all of the machine (default: 127.0.0.1)' },
@@ -125,14 +126,7 @@ type LogValues = OptionValues<Pick<typeof running, 'log-level' | 'log-format' | 
 
 export async function run(args: readonly string[]): Promise<void> {
   const { options: given, positionals } = readArguments(options, args);
-  if (given.help) {
-    print(help);
-    return;
-  }
-  if (given.version) {
-    print(VERSION);
-    return;
-  }
+  if (isAnswered(given, help)) return;
   const servers = await startAll(given.mcp ?? []);
   try {
     await serve(given, positionals, servers);
@@ -147,7 +141,11 @@ async function serve(given: Given, positionals: readonly string[], mcp: readonly
   const served = toModels([...(given.model ?? []), ...positionals], toLoadOptions(given));
   const logger = toLogOptions(given);
   const server = createServer({ ...toServerOptions(given, mcp), model: served, logger });
-  const isShutDown = shutDownOnSignals(server, mcp);
+  const isShutDown = untilSignal(async () => {
+    await server.close();
+    await Promise.all(mcp.map((each) => each.close()));
+  });
+  process.on('SIGHUP', () => server.reload());
   let url: string;
   try {
     url = await server.listen({ host, port });
@@ -155,15 +153,7 @@ async function serve(given: Given, positionals: readonly string[], mcp: readonly
     await server.close();
     throw listenError(error as NodeJS.ErrnoException, host, port);
   }
-  try {
-    await server.preload();
-  } catch (error) {
-    // Asked to end while it loaded.
-    if (server.isDraining) return await isShutDown;
-    await server.close();
-    const { cause } = error as { cause?: unknown };
-    throw cause ?? error;
-  }
+  if (!(await isLoaded(server))) return await isShutDown;
   if (logger.pretty) print(banner(server, url, host));
   await isShutDown;
 }
@@ -193,26 +183,6 @@ function banner(server: Server, url: string, host: string): string {
   return ['', `chatglm-server ${VERSION}`, ...rows.map(([name = '', value]) => `  ${name.padEnd(7)}${value}`), ''].join(
     '\n',
   );
-}
-
-/** Resolves when the server has been shut down by a signal. */
-function shutDownOnSignals(server: Server, mcp: readonly McpServer[]): Promise<void> {
-  return new Promise((resolve, reject) => {
-    const isSecond = () => server.isDraining;
-    const onSignal = (signal: NodeJS.Signals) => {
-      // What a shell gives for a process that a signal has ended.
-      if (isSecond()) process.exit(signal === 'SIGINT' ? 130 : 143);
-      const closed = server.close().then(async () => {
-        await Promise.all(mcp.map((each) => each.close()));
-        // Whatever an interpreter or a client library left open does not keep the process.
-        setTimeout(() => process.exit(), 1000).unref();
-      });
-      closed.then(resolve, reject);
-    };
-    process.on('SIGTERM', onSignal);
-    process.on('SIGINT', onSignal);
-    process.on('SIGHUP', () => server.reload());
-  });
 }
 
 async function startAll(commands: readonly string[]): Promise<McpServer[]> {

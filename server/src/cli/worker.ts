@@ -3,6 +3,7 @@ import { createServer } from '../server.js';
 import { VERSION } from '../version.js';
 import { type OptionSpecs, optionLines, readArguments, UsageError } from './arguments.js';
 import { print } from './output.js';
+import { isAnswered, isLoaded, untilSignal } from './running.js';
 import { models, running, toLoadOptions, toLogOptions, toModels } from './serve.js';
 
 const work = {
@@ -35,14 +36,7 @@ const help = [
 
 export async function run(args: readonly string[]): Promise<void> {
   const { options: given, positionals } = readArguments(options, args);
-  if (given.help) {
-    print(help);
-    return;
-  }
-  if (given.version) {
-    print(VERSION);
-    return;
-  }
+  if (isAnswered(given, help)) return;
   const { redis } = given;
   if (redis === undefined) throw new UsageError('a worker needs --redis URL');
   if (!/^(rediss?|unix):/.test(redis)) throw new UsageError(`--redis must be a URL such as redis://127.0.0.1:6379`);
@@ -61,29 +55,11 @@ export async function run(args: readonly string[]): Promise<void> {
   });
   await server.app.ready();
   let worker: BatchWorker | undefined;
-  const ended = new Promise<void>((resolve, reject) => {
-    let isEnding = false;
-    const onSignal = (signal: NodeJS.Signals) => {
-      // What a shell gives for a process that a signal has ended.
-      if (isEnding) process.exit(signal === 'SIGINT' ? 130 : 143);
-      isEnding = true;
-      const end = async () => {
-        await worker?.close(given['shutdown-timeout'] ?? 30_000);
-        await server.close();
-        setTimeout(() => process.exit(), 1000).unref();
-      };
-      end().then(resolve, reject);
-    };
-    process.on('SIGTERM', onSignal);
-    process.on('SIGINT', onSignal);
-  });
-  try {
-    await server.preload();
-  } catch (error) {
+  const ended = untilSignal(async () => {
+    await worker?.close(given['shutdown-timeout'] ?? 30_000);
     await server.close();
-    const { cause } = error as { cause?: unknown };
-    throw cause ?? error;
-  }
+  });
+  if (!(await isLoaded(server))) return await ended;
   const names = server.models.list().flatMap(({ id, aliases }) => [id, ...aliases]);
   const { BatchWorker } = await import('../batch/worker.js');
   worker = new BatchWorker({ app: server.app, redis, models: names, concurrency, log: server.app.log });
