@@ -2,15 +2,13 @@ import { AIMessage, HumanMessage, SystemMessage, ToolMessage, type UsageMetadata
 import { tool } from '@langchain/core/tools';
 import { ChatOpenAI, OpenAI } from '@langchain/openai';
 import { z } from 'zod';
-import { endless, type Served, serve } from './support/served';
+import { endless, GREETING, type Served, serve } from './support/served';
 
 let served: Served;
 beforeAll(async () => {
   served = await serve();
 });
 afterAll(() => served.close());
-
-const GREETING = '你好👋！我是人工智能助手 ChatGLM-Tiny，很高兴见到你，欢迎问我任何问题。';
 
 function chat(options: object = {}): ChatOpenAI {
   return new ChatOpenAI({

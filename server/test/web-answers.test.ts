@@ -1,29 +1,16 @@
 /// <reference lib="dom" />
-import type { Browser, BrowserContextOptions, Page } from 'playwright-core';
-import { answered, importAnswer, importJson, launchBrowser, Visitor } from './support/page';
+import { answered, importAnswer, importJson, visits } from './support/page';
 import { type Served, serve } from './support/served';
 
 // How answers are shown, whatever a model writes. Texts come into the page by its own import.
 
-let browser: Browser;
 let served: Served;
 beforeAll(async () => {
-  [browser, served] = await Promise.all([launchBrowser(), serve()]);
+  served = await serve();
 });
-afterAll(async () => {
-  await browser?.close();
-  await served?.close();
-});
+afterAll(() => served?.close());
 
-let visitor: Visitor;
-const visit = async (options: BrowserContextOptions = {}): Promise<Page> => {
-  visitor = await Visitor.create(browser, options);
-  return await visitor.open(served.url);
-};
-afterEach(async () => {
-  expect(visitor.complaints).toEqual([]);
-  await visitor.context.close();
-});
+const { visit } = visits(() => served.url);
 
 describe('Markdown', () => {
   it('has headings, lists, quotes, emphasis and links', async () => {

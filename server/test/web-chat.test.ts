@@ -1,12 +1,11 @@
 /// <reference lib="dom" />
 import { defineTool } from 'node-chatglm';
-import type { Browser, BrowserContextOptions, Page } from 'playwright-core';
-import { answered, ask, launchBrowser, Visitor } from './support/page';
+import type { Page } from 'playwright-core';
+import { answered, ask, visits } from './support/page';
 import { type Served, serve } from './support/served';
 
 // The page with the real server and the embedded model, in Chromium.
 
-let browser: Browser;
 let served: Served;
 /** The tool `get_time` gives its answer once this was called. */
 let openGate: () => void = () => {};
@@ -33,26 +32,16 @@ beforeAll(async () => {
       },
     }),
   ];
-  [browser, served] = await Promise.all([launchBrowser(), serve({ tools })]);
+  served = await serve({ tools });
 });
 afterAll(async () => {
-  await browser?.close();
   await served?.close();
 });
 
-let visitor: Visitor;
-const visit = async (options: BrowserContextOptions = {}, settings: object = {}): Promise<Page> => {
-  visitor = await Visitor.create(browser, options);
-  await visitor.context.addInitScript((some) => {
-    localStorage['chatglm.settings'] ??= JSON.stringify({ temperature: 0, topP: 1, ...some });
-  }, settings);
-  return await visitor.open(served.url);
-};
-afterEach(async () => {
+const { visit } = visits(() => served.url);
+afterEach(() => {
   openGate();
   gate = undefined;
-  expect(visitor.complaints).toEqual([]);
-  await visitor.context.close();
 });
 
 const close = () => {

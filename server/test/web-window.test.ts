@@ -1,13 +1,12 @@
 /// <reference lib="dom" />
 import { readFileSync } from 'node:fs';
 import { defineTool } from 'node-chatglm';
-import type { Browser, BrowserContextOptions, Page } from 'playwright-core';
-import { answered, ask, importJson, launchBrowser, Visitor } from './support/page';
+import type { Page } from 'playwright-core';
+import { answered, ask, importJson, visits } from './support/page';
 import { type Served, serve } from './support/served';
 
 // What the page keeps, and for whom it is: conversations, windows, languages, themes, sizes, keyboards.
 
-let browser: Browser;
 let served: Served;
 beforeAll(async () => {
   const city = { type: 'object', properties: { city: { type: 'string' } }, required: ['city'] } as const;
@@ -19,25 +18,13 @@ beforeAll(async () => {
       execute: () => ({ weather: '晴', temperature: 21 }),
     }),
   ];
-  [browser, served] = await Promise.all([launchBrowser(), serve({ tools })]);
+  served = await serve({ tools });
 });
 afterAll(async () => {
-  await browser?.close();
   await served?.close();
 });
 
-let visitor: Visitor;
-const visit = async (options: BrowserContextOptions = {}, settings: object = {}): Promise<Page> => {
-  visitor = await Visitor.create(browser, options);
-  await visitor.context.addInitScript((some) => {
-    localStorage['chatglm.settings'] ??= JSON.stringify({ temperature: 0, topP: 1, ...some });
-  }, settings);
-  return await visitor.open(served.url);
-};
-afterEach(async () => {
-  expect(visitor.complaints).toEqual([]);
-  await visitor.context.close();
-});
+const { visit, visitor } = visits(() => served.url);
 
 const titles = (page: Page) => page.locator('.chats .chat-title').allInnerTexts();
 const menu = async (page: Page, title: string, item: string) => {
@@ -135,7 +122,7 @@ describe('what the browser keeps', () => {
 
   it('shows in two windows what each of them does', async () => {
     const page = await visit();
-    const other = await visitor.open(served.url);
+    const other = await visitor().open(served.url);
     await ask(page, 'What is the capital of France?');
     await other.locator('.chats .chat').click();
     expect(await answered(other)).toBe('The capital of France is Paris.');
@@ -265,7 +252,7 @@ describe('keyboard', () => {
 
   it('does not send while an input method composes', async () => {
     const page = await visit();
-    const session = await visitor.context.newCDPSession(page);
+    const session = await visitor().context.newCDPSession(page);
     await page.focus('#question');
     await session.send('Input.imeSetComposition', { text: 'ni hao', selectionStart: 6, selectionEnd: 6 });
     // The Enter of an input method is a key of code 229.

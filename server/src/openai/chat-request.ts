@@ -7,6 +7,17 @@ import { badRequest } from '../http/errors.js';
 import { kindOf, optional, shown } from '../http/validation.js';
 import type { ServerSettings } from '../options.js';
 
+/** Fields for streaming, which chat completions and completions share. */
+export const STREAM_SCHEMA = {
+  stream: optional.boolean,
+  stream_options: {
+    type: 'object',
+    nullable: true,
+    additionalProperties: false,
+    properties: { include_usage: optional.boolean, include_obfuscation: optional.boolean },
+  },
+};
+
 /** Fields for sampling, which chat completions and completions share. */
 export const SAMPLING_SCHEMA = {
   temperature: optional.number(0, 2),
@@ -78,13 +89,7 @@ export const CHAT_SCHEMA = {
   properties: {
     model: optional.string,
     messages: { type: 'array', minItems: 1 },
-    stream: optional.boolean,
-    stream_options: {
-      type: 'object',
-      nullable: true,
-      additionalProperties: false,
-      properties: { include_usage: optional.boolean, include_obfuscation: optional.boolean },
-    },
+    ...STREAM_SCHEMA,
     ...SAMPLING_SCHEMA,
     max_tokens: optional.integer(1, MOST_TOKENS),
     max_completion_tokens: optional.integer(1, MOST_TOKENS),

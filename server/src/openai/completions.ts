@@ -15,6 +15,7 @@ import {
   IGNORED_OF_OTHERS,
   readFormat,
   SAMPLING_SCHEMA,
+  STREAM_SCHEMA,
   withSeed,
 } from './chat-request.js';
 import { CompletionWriter, type Echo, finishReason, TextLogprobs } from './completion-answer.js';
@@ -31,13 +32,7 @@ const COMPLETION_SCHEMA = {
   properties: {
     model: optional.string,
     prompt: optional.any,
-    stream: optional.boolean,
-    stream_options: {
-      type: 'object',
-      nullable: true,
-      additionalProperties: false,
-      properties: { include_usage: optional.boolean, include_obfuscation: optional.boolean },
-    },
+    ...STREAM_SCHEMA,
     ...SAMPLING_SCHEMA,
     max_tokens: optional.integer(0, MOST_TOKENS),
     n_predict: optional.integer(-1, MOST_TOKENS),

@@ -176,3 +176,39 @@ export class Writer {
     this.#response.write(`data: ${JSON.stringify(chunk)}\n\n`);
   }
 }
+
+/** What the tests of a file visit the page with. */
+export interface Visits {
+  /** Who visits in the test that runs. */
+  visitor(): Visitor;
+  /** Opens the page anew, with settings that are kept already. */
+  visit(options?: BrowserContextOptions, settings?: object): Promise<Page>;
+}
+
+/** Gives each test of a file a visitor of its own, who may not have complained at the test's end. */
+export function visits(url: () => string): Visits {
+  let browser: Browser | undefined;
+  let visitor: Visitor | undefined;
+  beforeAll(async () => {
+    browser = await launchBrowser();
+  });
+  afterEach(async () => {
+    const left = visitor;
+    visitor = undefined;
+    expect(left?.complaints ?? []).toEqual([]);
+    await left?.context.close();
+  });
+  afterAll(async () => {
+    await browser?.close();
+  });
+  return {
+    visitor: () => visitor as Visitor,
+    async visit(options = {}, settings = {}) {
+      visitor = await Visitor.create(browser as Browser, options);
+      await visitor.context.addInitScript((some) => {
+        localStorage['chatglm.settings'] ??= JSON.stringify({ temperature: 0, topP: 1, ...some });
+      }, settings);
+      return await visitor.open(url());
+    },
+  };
+}

@@ -92,3 +92,9 @@ export const weatherTool = {
     parameters: { type: 'object', properties: { city: { type: 'string' } }, required: ['city'] },
   },
 } as const;
+
+/** Fields of requests whose answers are always the same. */
+export const greedy = { model: 'chatglm-tiny', temperature: 0 } as const;
+export const hello = [{ role: 'user', content: '你好' }] as const satisfies OpenAI.ChatCompletionMessageParam[];
+/** The greedy answer to {@link hello}. */
+export const GREETING = '你好👋！我是人工智能助手 ChatGLM-Tiny，很高兴见到你，欢迎问我任何问题。';
